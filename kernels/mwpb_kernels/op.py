@@ -1,0 +1,181 @@
+"""The record that every fused op is made of, and the dispatch between its implementations.
+
+An op has one schema, `mwpb::name`. Its reference in plain PyTorch serves every device; the native library
+replaces it on the CPU and Triton on CUDA, through PyTorch's own dispatcher. Tests and benchmarks find the ops
+by their records, so an op is covered by existing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # Triton has no build for this platform: the decorated kernels are then never launched
+    triton = SimpleNamespace(
+        jit=lambda f: f,
+        cdiv=lambda a, b: -(-a // b),
+        next_power_of_2=lambda n: 1 << max(n - 1, 0).bit_length(),
+    )
+    tl = SimpleNamespace(constexpr=None)
+    HAS_TRITON = False
+else:
+    HAS_TRITON = True
+
+LIBRARY = torch.library.Library("mwpb", "DEF")
+OPS: dict[str, Op] = {}
+LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+IMAGE_DTYPES = (torch.float32, torch.float64)
+
+_forced_reference = os.environ.get("MWPB_IMPL", "") == "reference"
+if os.environ.get("MWPB_IMPL", "reference") != "reference":
+    raise ImportError(f"MWPB_IMPL={os.environ['MWPB_IMPL']!r}: the only value is 'reference'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compile:
+    """A Triton kernel and the types with which it is compiled ahead of time, to check registers and spills."""
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int = 4
+    max_registers: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One fused op.
+
+    schema: PyTorch schema without the namespace. reference: plain PyTorch, any device. fake: shapes only.
+    samples: yields argument tuples for a device. bytes_moved: bytes that must move for the given arguments.
+    triton: launcher with the same arguments; never handed float64. setup_context, backward: as `torch.library.register_autograd`
+    takes them; an op without a backward gives outputs that carry no gradient. differentiable: positions of the
+    arguments for which gradients exist. mutates: positions of the arguments written in place.
+    """
+
+    schema: str
+    reference: Callable[..., Any]
+    fake: Callable[..., Any]
+    samples: Callable[[torch.device], Iterator[tuple[Any, ...]]]
+    bytes_moved: Callable[..., int]
+    triton: Callable[..., Any] | None = None
+    setup_context: Callable[..., None] | None = None
+    backward: Callable[..., Any] | None = None
+    differentiable: tuple[int, ...] = ()
+    mutates: tuple[int, ...] = ()
+    compiles: tuple[Compile, ...] = ()
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.schema.split("(")[0])
+        LIBRARY.define(self.schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.impl(self.name, self.reference, "CompositeExplicitAutograd")
+        if self.triton is not None and HAS_TRITON:
+            LIBRARY.impl(self.name, self.on_cuda, "CUDA")
+        torch.library.register_fake(f"mwpb::{self.name}", self.fake, lib=LIBRARY)
+        if self.backward is not None:
+            torch.library.register_autograd(
+                f"mwpb::{self.name}", self.backward, setup_context=self.setup_context, lib=LIBRARY
+            )
+        else:  # constants of the attack: no gradient flows, and dispatch stays out of Python
+            LIBRARY.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
+        OPS[self.name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        if _forced_reference:
+            return self.reference(*args)
+        return self.dispatched(*args)
+
+    def on_cuda(self, *args: Any) -> Any:
+        """Triton, but for float64: that is the oracle's type and stays with the reference."""
+        assert self.triton is not None
+        return (self.reference if has_float64(args) else self.triton)(*args)
+
+    @property
+    def dispatched(self) -> Any:
+        """The overload registered with PyTorch's dispatcher."""
+        return getattr(torch.ops.mwpb, self.name).default
+
+
+def has_float64(args: tuple[Any, ...]) -> bool:
+    """Whether a tensor among the arguments holds float64."""
+    return any(isinstance(a, torch.Tensor) and a.dtype == torch.float64 for a in args)
+
+
+@contextlib.contextmanager
+def force_reference(enabled: bool = True) -> Iterator[None]:
+    """Run every op of this package as its plain PyTorch reference inside the block (for debugging)."""
+    global _forced_reference
+    before, _forced_reference = _forced_reference, enabled
+    try:
+        yield
+    finally:
+        _forced_reference = before
+
+
+def load_native() -> str | None:
+    """Load the native CPU library built for this processor; the file's name, or None where there is none."""
+    level = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "baseline")
+    path = Path(__file__).parent / f"libmwpb_{level}.so"
+    if not path.exists():
+        return None
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:  # built against an incompatible PyTorch, or for another platform
+        import warnings
+
+        warnings.warn(f"{path.name} cannot be loaded ({error}); CPU ops use the slower reference", stacklevel=2)
+        return None
+    return path.name
+
+
+def implementation(name: str, device: torch.device | str = "cpu") -> str:
+    """Which implementation of op `name` runs on `device`: 'reference', 'native' or 'triton'.
+
+    Raises KeyError for an unknown op.
+    """
+    if name not in OPS:
+        raise KeyError(f"no op {name!r}; the ops are {', '.join(sorted(OPS))}")
+    device = torch.device(device)
+    if _forced_reference:
+        return "reference"
+    if device.type == "cuda" and HAS_TRITON and OPS[name].triton is not None:
+        return "triton"
+    if device.type == "cpu" and torch._C._dispatch_has_kernel_for_dispatch_key(f"mwpb::{name}", "CPU"):
+        return "native"
+    return "reference"
+
+
+def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Refuse what the logit ops cannot take, from metadata alone (no synchronisation)."""
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits must be (B, C) with C >= 2, not {tuple(logits.shape)}")
+    if logits.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"logits must be float32, bfloat16, float16 or float64, not {logits.dtype}")
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels must be ({logits.shape[0]},), not {tuple(labels.shape)}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, not {labels.dtype}")
+    check_device(logits, labels)
+
+
+def check_device(first: torch.Tensor, *others: torch.Tensor) -> None:
+    """Refuse tensors on different devices."""
+    for other in others:
+        if other.device != first.device:
+            raise ValueError(f"tensors on different devices: {first.device} and {other.device}")
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which an op computes on `dtype`: float64 for float64, float32 for the others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,109 @@
+"""Counter-based random numbers: Philox 4x32-10 as a function of (seed, stream, sample index, element).
+
+Whatever is random for a sample is a function of the run's seed, the epoch (folded into the seed) and the
+sample's index in its data set. So it is the same on every device and implementation, eager or captured, and
+after any resume; there is no generator state. Source: Salmon, Moraes, Dror and Shaw, "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011.
+
+The counter's four words are (group, index low, index high, stream); element 4 * group + w of a sample, in the
+row-major order of its logical shape, takes word w. The key is the seed's 64 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mwpb_kernels.op import tl, triton
+
+STREAM_CROP, STREAM_UNIFORM, STREAM_GAUSSIAN, STREAM_L2, STREAM_ORDER = 1, 2, 3, 4, 5
+
+_MASK = 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+
+
+def derive_seed(seed: int, *words: int) -> int:
+    """A 63-bit seed that is a fixed function of `seed` and the further words (an epoch, a purpose).
+
+    The mixing is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+    """
+    state = _splitmix(seed & (2**64 - 1))
+    for word in words:
+        state = _splitmix(state ^ _splitmix(word & (2**64 - 1)))
+    return state & (2**63 - 1)
+
+
+def _splitmix(z: int) -> int:
+    z = (z + 0x9E3779B97F4A7C15) & (2**64 - 1)
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return z ^ (z >> 31)
+
+
+def _mul_hi_lo(a: torch.Tensor, m: int) -> tuple[torch.Tensor, torch.Tensor]:
+    # int64 wraps, so the low word is right as it is; the high word is put together from 16-bit halves
+    high = ((a >> 16) * m + (((a & 0xFFFF) * m) >> 16)) >> 16
+    return high, (a * m) & _MASK
+
+
+def philox_words(index: torch.Tensor, seed: torch.Tensor, stream: int, groups: int = 1) -> torch.Tensor:
+    """The random words of samples.
+
+    index: (B,) int64 sample indices. seed: one-element int64 tensor on the same device. stream: separates
+    the uses of one seed. groups: how many counters a sample takes. Returns (B, groups, 4) int64 tensor of
+    words in [0, 2**32).
+    """
+    seed = seed.reshape(())
+    group = torch.arange(groups, device=index.device, dtype=torch.int64)
+    c0, c1 = torch.broadcast_tensors(group[None, :], (index & _MASK)[:, None])
+    c2 = ((index >> 32) & _MASK)[:, None].expand_as(c0)
+    c3 = torch.full_like(c0, stream)
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(10):
+        h0, l0 = _mul_hi_lo(c0, _M0)
+        h1, l1 = _mul_hi_lo(c2, _M1)
+        c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def uniform_words(words: torch.Tensor) -> torch.Tensor:
+    """Words as float32 in [0, 1), multiples of 2**-24: exact on every implementation."""
+    return (words >> 8).to(torch.float32) * 2.0**-24
+
+
+def normal_words(words: torch.Tensor) -> torch.Tensor:
+    """Words (..., 4) as float32 standard normals (..., 4) by Box and Muller, pairs (0, 1) and (2, 3)."""
+    pairs = words.unflatten(-1, (2, 2)) >> 8
+    radius = torch.sqrt(-2.0 * torch.log((pairs[..., 0] + 1).to(torch.float32) * 2.0**-24))
+    angle = pairs[..., 1].to(torch.float32) * (2.0 * torch.pi * 2.0**-24)
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)
+
+
+@triton.jit
+def philox_block(seed, stream, index, group):
+    """Triton: the four uint32 words at int64 `index` and `group` (broadcastable) for scalar int64 `seed`."""
+    c0 = group.to(tl.uint32)
+    c1 = (index & 0xFFFFFFFF).to(tl.uint32)
+    c2 = ((index >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    c0, c1 = tl.broadcast(c0, c1)
+    c0, c2 = tl.broadcast(c0, c2)
+    c3 = tl.zeros_like(c0) + stream.to(tl.uint32)
+    k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
+    k1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    m0 = tl.full((), 0xD2511F53, tl.uint32)
+    m1 = tl.full((), 0xCD9E8D57, tl.uint32)
+    w0 = tl.full((), 0x9E3779B9, tl.uint32)
+    w1 = tl.full((), 0xBB67AE85, tl.uint32)
+    for _ in tl.static_range(10):
+        h0 = tl.umulhi(c0, m0)
+        l0 = c0 * m0
+        h1 = tl.umulhi(c2, m1)
+        l1 = c2 * m1
+        c0 = h1 ^ c1 ^ k0
+        c1 = l1
+        c2 = h0 ^ c3 ^ k1
+        c3 = l0
+        k0 = k0 + w0
+        k1 = k1 + w1
+    return c0, c1, c2, c3
