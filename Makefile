@@ -1,0 +1,51 @@
+# make train: set up, then train, attack and show MWPB-AT on an embedded data set
+# make test:  set up with the development tools, then run the whole test suite
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
+
+.PHONY: train test test-slow lint bench setup setup-dev clean
+.DELETE_ON_ERROR:
+
+train: setup
+	$(BIN)/mwpb-fast train digits.mwpb_at
+
+test: setup-dev
+	$(BIN)/python -m pytest
+
+test-slow: setup-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: setup-dev
+	$(BIN)/ruff check . && $(BIN)/mypy
+
+bench: setup-dev
+	$(BIN)/mwpb-fast bench kernels
+
+setup: $(VENV)/.built
+setup-dev: $(VENV)/.built $(VENV)/.dev
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "mwpb-fast needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.venv requirements/run.lock
+	$(PIP) -r requirements/run.lock
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements/dev.lock requirements/peers.lock
+	$(PIP) -r requirements/dev.lock
+	$(PIP) --no-deps -r requirements/peers.lock
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.run $(BUILD_FILES)
+	$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info kernels/mwpb_kernels/*.so

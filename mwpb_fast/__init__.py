@@ -1,0 +1,1 @@
+"""Adversarial training with margin-weighted perturbation budgets, at full speed."""

@@ -1,0 +1,1 @@
+"""Attacks: pure functions from images to adversarial images. One file an attack."""

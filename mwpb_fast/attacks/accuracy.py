@@ -1,0 +1,34 @@
+"""Which images a model still gets right under an attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from mwpb_fast.lazy import torch
+
+if TYPE_CHECKING:
+    from mwpb_fast.engine.net import Net
+
+Perturb = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+
+
+def correct(
+    net: Net,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    perturb: Perturb | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> torch.Tensor:
+    """(N,) boolean on the CPU: is the prediction right after perturb(x, y, index) -> x_adv?
+
+    batches: of x, y, index as loaders give them; perturb None: on the natural images. tick: called with the
+    number of images after each batch. Logits that are not finite count as wrong.
+    """
+    flags = [torch.zeros(0, dtype=torch.bool)]
+    for x, y, index in batches:
+        logits = net.logits(x if perturb is None else perturb(x, y, index))
+        right = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
+        flags.append(right.cpu())
+        if tick is not None:
+            tick(len(y))
+    return torch.cat(flags)

@@ -1,0 +1,82 @@
+"""Projected gradient descent in per-sample balls: Algorithm 1, lines 8 to 15 (Madry et al. 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal
+
+from mwpb_fast.lazy import ops, torch
+
+if TYPE_CHECKING:
+    from mwpb_fast.attacks.inner import Inner
+    from mwpb_fast.engine.net import Net
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """norm: of the balls. steps: K. step_ratio: step size as a share of the sample's radius, unless step_size
+    fixes it. start: Gaussian noise of standard deviation sigma (TRADES), uniform in the ball, or the image
+    itself."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    steps: int = 10
+    step_ratio: Fraction = Fraction(1, 4)
+    step_size: Fraction | None = None
+    start: Literal["gaussian", "uniform", "none"] = "gaussian"
+    sigma: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, not {self.steps}")
+        if self.sigma < 0:
+            raise ValueError(f"sigma must not be negative, not {self.sigma}")
+
+    def build(self) -> PGD:
+        return PGD(self)
+
+
+@dataclass(frozen=True)
+class PGD:
+    """attack(net, x, y, clean, radius, inner, key, index) -> x_adv, in the ball of each sample and in [0, 1]."""
+
+    config: Config
+
+    def __call__(
+        self,
+        net: Net,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        clean: torch.Tensor | None,
+        radius: torch.Tensor,
+        inner: Inner,
+        key: torch.Tensor,
+        index: torch.Tensor,
+    ) -> torch.Tensor:
+        """x: (B, C, H, W) float32 in [0, 1]. y, index: (B,) int64. clean: logits of x or None. radius: (B,)
+        float32. key: one-element int64 tensor, the seed of the start's noise. Returns a new tensor like x."""
+        with torch.no_grad():
+            x_adv = self.start(x, radius, key, index)
+            step_size = self.step_size(radius)
+            step = ops.linf_step_ if self.config.norm == "linf" else ops.l2_step_
+            for _ in range(self.config.steps):
+                gradient = net.input_grad(x_adv, lambda logits: inner(logits, clean, y))
+                step(x_adv, gradient, x, radius, step_size)
+        return x_adv
+
+    def start(
+        self, x: torch.Tensor, radius: torch.Tensor, key: torch.Tensor, index: torch.Tensor
+    ) -> torch.Tensor:
+        """The first iterate: a new tensor, clamped to [0, 1]."""
+        if self.config.start == "gaussian":
+            return ops.gaussian_start(x, self.config.sigma, key, index)
+        if self.config.start == "uniform":
+            uniform = ops.uniform_start if self.config.norm == "linf" else ops.l2_start
+            return uniform(x, radius, key, index)
+        return x.clone()
+
+    def step_size(self, radius: torch.Tensor) -> torch.Tensor:
+        """Step of each sample, (B,)."""
+        if self.config.step_size is not None:
+            return torch.full_like(radius, float(self.config.step_size))
+        return radius * float(self.config.step_ratio)

@@ -1,0 +1,87 @@
+"""Checkpoints that survive what happens to files: written atomically, verified by SHA-256, never unpickled.
+
+A checkpoint is `<kind>-<epoch>-<batch>.pt` with a sidecar in the format of sha256sum. The sidecar is written
+first; a file whose bytes do not match it is passed over for the one before. Contents are tensors and plain
+types only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mwpb_fast.files import write_atomically
+
+
+class CheckpointError(ValueError):
+    """What is wrong with a checkpoint, in one line that names the file."""
+
+
+def save(folder: Path, kind: str, epoch: int, batch: int, state: dict[str, Any], keep: int = 2) -> Path:
+    """Save `state` as a checkpoint of `kind` and remove all but the newest `keep` of that kind.
+
+    Raises CheckpointError where the file cannot be written; earlier checkpoints are then untouched.
+    """
+    path = folder / f"{kind}-{epoch:05d}-{batch:07d}.pt"
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    try:
+        digest = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+        write_atomically(_sidecar(path), digest.encode())
+        write_atomically(path, content)
+        for old in existing(folder, kind)[keep:]:
+            old.unlink(missing_ok=True)
+            _sidecar(old).unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def existing(folder: Path, kind: str) -> list[Path]:
+    """Checkpoint files of a kind, newest first."""
+    return sorted(folder.glob(f"{kind}-?????-???????.pt"), reverse=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The state in one checkpoint, on the CPU. Raises CheckpointError for a damaged or foreign file."""
+    try:
+        content = path.read_bytes()
+        expected = _sidecar(path).read_text().split()[:1]
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{_sidecar(path)}: not a SHA-256 sidecar") from error
+    if expected != [hashlib.sha256(content).hexdigest()]:
+        raise CheckpointError(f"{path}: damaged: its SHA-256 is not that of {_sidecar(path).name}")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # any parse failure of foreign bytes means the same to the user
+        raise CheckpointError(f"{path}: not a checkpoint of this program") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a checkpoint of this program")
+    return state
+
+
+def read_newest(folder: Path, kind: str) -> tuple[Path, dict[str, Any]] | None:
+    """The newest undamaged checkpoint of a kind, or None where there is no file of that kind.
+
+    Raises CheckpointError where there are files and all of them are damaged.
+    """
+    problems: list[str] = []
+    for path in existing(folder, kind):
+        try:
+            return path, read(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    return None
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".pt.sha256")

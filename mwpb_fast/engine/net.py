@@ -1,0 +1,63 @@
+"""A model as an attack sees it: logits without a graph, and the gradient of its input alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+
+from mwpb_fast.engine.precision import Precision
+
+
+class Net(Protocol):
+    """What attacks ask of a model; images are float32 (B, C, H, W) in [0, 1]."""
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, classes), without a graph."""
+        ...
+
+    def input_grad(
+        self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Gradient with respect to x, like x, of the loss whose gradient at the logits is dlogits(logits)."""
+        ...
+
+
+class EagerNet:
+    """The model itself, run eagerly: the oracle of any faster engine, and what serves every model.
+
+    Only the input's gradient is asked of autograd, so no weight gradient is computed. Modules keep whatever
+    mode they are in; `module_mode` sets it.
+    """
+
+    def __init__(self, model: torch.nn.Module, precision: Precision) -> None:
+        self.model = model
+        self.precision = precision
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), self.precision.autocast():
+            return self.model(x)
+
+    def input_grad(
+        self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        with torch.enable_grad(), self.precision.autocast():
+            leaf = x.detach().requires_grad_()
+            logits = self.model(leaf)
+        (gradient,) = torch.autograd.grad(logits, leaf, dlogits(logits.detach()))
+        return gradient
+
+
+@contextlib.contextmanager
+def module_mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
+    """Every module in train or eval mode inside the block, and each as it was after it."""
+    modules = list(model.modules())
+    before = [module.training for module in modules]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, before, strict=True):
+            module.training = mode

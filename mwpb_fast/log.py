@@ -1,0 +1,154 @@
+"""What a run tells: a JSONL file as the truth, TensorBoard, a line an epoch, and progress while it works."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mwpb_fast.files import write_atomically
+from mwpb_fast.lazy import ops, torch
+
+
+class RunLog:
+    """metrics.jsonl of a run folder, one object an epoch, mirrored to TensorBoard where it is installed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._board: Any = None
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            return
+        self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def forget_from(self, epoch: int) -> None:
+        """Drop the records of `epoch` and later ones: a resumed run writes them again."""
+        kept = [r for r in read_records(self.path) if r["epoch"] < epoch]
+        write_atomically(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one epoch's record."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._board is not None:
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and name != "epoch":
+                    self._board.add_scalar(name, value, record["epoch"])
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file; a last line cut short by a crash is passed over."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    on_cuda = device.type == "cuda"
+    return {
+        "mwpb-fast": version("mwpb-fast"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if on_cuda else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "ops": {op: ops.implementation(op, device) for op in sorted(ops.OPS)},
+    }
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def epoch_line(record: dict[str, Any], epochs: int) -> str:
+    """One epoch's record in one line."""
+    accuracy = f"natural {record['natural']:5.2f} % robust {record['robust']:5.2f} %" if "robust" in record else ""
+    return (
+        f"epoch {record['epoch']:3d}/{epochs} {record['phase']:6s} loss {record['loss']:.4f} {accuracy} "
+        f"radius {record['radius_min']:.4f} {record['radius_mean']:.4f} {record['radius_max']:.4f} "
+        f"lr {record['learning_rate']:.2g} {record['images_per_second']:,.0f} images/s"
+    )
+
+
+def progress(total: int, label: str, unit: str = "images", every: float = 10.0) -> Progress:
+    """Progress over `total` units: a bar with rate and time left on a terminal, a plain line every `every`
+    seconds otherwise."""
+    return Progress(total, label, unit, every)
+
+
+class Progress:
+    """Context manager; call advance(n, note) as work is done."""
+
+    def __init__(self, total: int, label: str, unit: str, every: float) -> None:
+        self.total, self.label, self.unit, self.every = total, label, unit, every
+        self.done = 0
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        self.started = self.shown = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f}%"),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total, note="")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return self.done / max(time.monotonic() - self.started, 1e-9)
+
+    def advance(self, n: int, note: str = "") -> None:
+        """`n` more units are done; `note` is shown beside the rate."""
+        self.done += n
+        text = f"{self.rate:,.0f} {self.unit}/s {note}".rstrip()
+        if self._bar is not None:
+            self._bar.update(self._task, advance=n, note=text)
+        elif time.monotonic() - self.shown > self.every:
+            self.shown = time.monotonic()
+            left = (self.total - self.done) / max(self.rate, 1e-9)
+            line = f"{self.label}: {self.done}/{self.total}, {text}, {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
+
+
+def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """Lines of a plain text table, columns aligned."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in (header, ["-" * w for w in widths], *rows):
+        cells = zip(row, widths, strict=True)
+        yield "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(cells))

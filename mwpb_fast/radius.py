@@ -1,0 +1,19 @@
+"""Radii as users write them: 8/255 stays 8/255, exactly, in recipes, checkpoints and results."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+
+def parse_radius(text: str | float | int | Fraction) -> Fraction:
+    """`8/255`, `0.031`, a number or a Fraction as an exact Fraction in the units of images in [0, 1].
+
+    Raises ValueError for anything else, for a negative radius and for one above 1000.
+    """
+    try:
+        value = Fraction(str(text)) if isinstance(text, float) else Fraction(text)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{text!r} is not a radius: write 8/255 or 0.031") from error
+    if not 0 <= value <= 1000:
+        raise ValueError(f"{text} is not a radius: it must lie in [0, 1000]; 8/255 means eight grey levels")
+    return value

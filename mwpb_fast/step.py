@@ -1,0 +1,84 @@
+"""One training step: Algorithm 1 of the MWPB paper.
+
+The step is handed a budget, an attack, an objective and a weight perturbation, and imports none of them. It
+has no branch on a tensor's value and never waits for the device: a loss or gradient that is not finite is kept
+from the weights on the device itself, and counted there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from mwpb_fast.engine.net import Net, module_mode
+from mwpb_fast.engine.precision import Precision
+
+
+class StepResult(NamedTuple):
+    """loss: scalar. radius: (B,). finite: scalar boolean; False where the step left the weights alone."""
+
+    loss: torch.Tensor
+    radius: torch.Tensor
+    finite: torch.Tensor
+
+
+@dataclass
+class Step:
+    """step(x, y, index, key, budget) trains `model` on one batch."""
+
+    model: torch.nn.Module
+    net: Net
+    attack: Callable[..., torch.Tensor]
+    objective: Any
+    perturb: Callable[..., Any]
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    attack_training: bool = False
+
+    def __post_init__(self) -> None:
+        self.scaler = self.precision.scaler()
+        self.buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+
+    def __call__(
+        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, key: torch.Tensor, budget: Any
+    ) -> StepResult:
+        """x: (B, C, H, W) float32 in [0, 1]. y, index: (B,) int64. key: one-element int64 tensor, the seed of
+        the attack's noise. budget: from logits and labels to radii."""
+        model, objective = self.model, self.objective
+        with module_mode(model, training=self.attack_training):
+            clean = self.net.logits(x) if budget.uses_logits or objective.uses_clean else None
+            radius = budget(clean, y)
+            x_adv = self.attack(self.net, x, y, clean, radius, objective.inner, key, index)
+
+        model.train()
+        saved = [buffer.clone() for buffer in self.buffers]
+        with self.perturb(model, objective, x, x_adv, y):
+            with self.precision.autocast():
+                loss = objective.outer(model, x, x_adv, y)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            finite = self.update(loss)
+        for buffer, before in zip(self.buffers, saved, strict=True):
+            torch.where(finite, buffer, before, out=buffer)
+        return StepResult(loss.detach(), radius, finite)
+
+    def update(self, loss: torch.Tensor) -> torch.Tensor:
+        """The optimiser's step, left out on the device where loss or gradient is not finite; returns finite.
+
+        fp16 gradients may overflow in the ordinary course of loss scaling: there the scaler leaves the step out.
+        """
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return torch.isfinite(loss.detach())
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
+        # the protocol by which torch.amp's own scaler tells a fused optimiser to leave a step out
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        return finite

@@ -1,0 +1,299 @@
+"""A training run: epochs and phases around the step, validation, checkpoints, stopping and going on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mwpb_kernels as ops
+import torch
+import yaml
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mwpb_fast import checkpoint, data
+from mwpb_fast.attacks import pgd
+from mwpb_fast.attacks.accuracy import correct
+from mwpb_fast.attacks.inner import cross_entropy
+from mwpb_fast.config import Config, ConfigError, to_dict
+from mwpb_fast.engine.net import EagerNet, module_mode
+from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.files import write_atomically
+from mwpb_fast.log import RunLog, environment, epoch_line, progress
+from mwpb_fast.models import build_model
+from mwpb_fast.optim import learning_rate, make_optimizer
+from mwpb_fast.signals import Interrupted, StopRequest, stop_requests
+from mwpb_fast.step import Step, StepResult
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; one line."""
+
+
+def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
+    """Train `config` in `folder` and return the last epoch's record.
+
+    A folder that holds an earlier part of the same run is continued, exactly; with resume=False it is begun
+    anew. Writes config.yaml, environment.json, metrics.jsonl, radii.json, tensorboard/ and checkpoints/.
+    Raises ConfigError, DataError or CheckpointError for what the user can mend, TrainingError where too many
+    steps were not finite, Interrupted after SIGTERM or SIGINT.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        for kind in ("last", "best"):
+            for old in checkpoint.existing(folder / "checkpoints", kind):
+                old.unlink()
+    with stop_requests() as request:
+        trainer = Trainer(config, folder, request, quiet)
+        with trainer.precision.mode():
+            return trainer.train()
+
+
+class Trainer:
+    """Everything that one run holds. Its state is the model, the optimiser and the position in the data."""
+
+    def __init__(self, config: Config, folder: Path, request: StopRequest, quiet: bool = False) -> None:
+        self.config, self.folder, self.request, self.quiet = config, folder, request, quiet
+        self.precision = make_precision(config.precision)
+        device = self.precision.device
+        self.images = data.load_split(config.data, "train")
+        self.train_index, val_index = data.split_indices(self.images.labels, config.data)
+        self.val_index = val_index
+        self.loader = data.make_loader(
+            self.images, config.data, seed=config.seed, device=device, train_index=self.train_index
+        )
+        self.normalize = self.images.statistics(self.train_index) if config.model.normalize else None
+        torch.manual_seed(ops.derive_seed(config.seed))
+        try:
+            model = build_model(
+                config.model.name,
+                num_classes=self.images.num_classes,
+                channels=self.images.channels,
+                normalize=self.normalize,
+            )
+        except ValueError as error:
+            raise ConfigError(f"model.name: {error}") from error
+        self.model = model.to(device=device, memory_format=self.precision.memory_format)  # type: ignore[call-overload]
+        self.ema: AveragedModel | None = None
+        if config.optim.ema:
+            average = get_ema_multi_avg_fn(config.optim.ema)
+            self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.warmup, self.budget = config.warmup.build(), config.budget.build()
+        self.step = Step(
+            model=self.model,
+            net=EagerNet(self.model, self.precision),
+            attack=config.attack.build(),
+            objective=config.objective.build(),
+            perturb=config.perturbation.build(),
+            optimizer=make_optimizer(self.model, config.optim),
+            precision=self.precision,
+            attack_training=config.attack_mode == "train",
+        )
+        self.epoch, self.batch = 1, 0
+        self.best: dict[str, Any] = {}
+        self.trace = self._new_trace()
+
+    # the run --------------------------------------------------------------------------------------------------
+    def train(self) -> dict[str, Any]:
+        """From wherever the run stands to its last epoch."""
+        self._claim_folder()
+        log = RunLog(self.folder)
+        log.forget_from(self.epoch)
+        record: dict[str, Any] = {}
+        try:
+            while self.epoch <= self.config.epochs:
+                record = self._train_epoch()
+                record |= self._validate()
+                log.write(record)
+                self._finish_epoch(record)
+            if not checkpoint.existing(self.folder / "checkpoints", "best"):
+                self._save("best")
+            self._write_radii()
+        finally:
+            log.close()
+            self.loader.close()
+        return record
+
+    def _train_epoch(self) -> dict[str, Any]:
+        epoch, config = self.epoch, self.config
+        warm = epoch <= config.warmup_epochs
+        budget = self.warmup if warm else self.budget
+        rate = learning_rate(config.optim, epoch)
+        for group in self.step.optimizer.param_groups:
+            group["lr"] = rate
+        key = torch.tensor([ops.derive_seed(config.seed, epoch)], device=self.precision.device)
+        label = f"epoch {epoch}/{config.epochs}"
+        started, first = time.monotonic(), self.batch
+        with progress(len(self.loader) * config.data.batch_size, label) as bar:
+            bar.advance(first * config.data.batch_size)
+            looked = started
+            for x, y, index in self.loader.epoch(epoch, start=first):
+                x = x.contiguous(memory_format=self.precision.memory_format)
+                result = self.step(x, y, index, key, budget)
+                if self.ema is not None:
+                    self.ema.update_parameters(self.model)
+                self.trace[self.batch] = _row(result)
+                self.batch += 1
+                note = ""
+                if time.monotonic() - looked > 1.0:  # the only wait for the device within an epoch
+                    looked = time.monotonic()
+                    note = f"loss {self.trace[self.batch - 1, 0].item():.3f}"
+                    self._check_finite()
+                bar.advance(len(y), note)
+                if self.request.number:
+                    self._interrupt()
+        trace = self._check_finite()
+        seconds = time.monotonic() - started
+        good = trace[trace[:, 4] > 0]
+        return {
+            "epoch": epoch,
+            "phase": "warmup" if warm else "main",
+            "loss": good[:, 0].mean().item(),
+            "radius_min": trace[:, 1].min().item(),
+            "radius_mean": trace[:, 2].mean().item(),
+            "radius_max": trace[:, 3].max().item(),
+            "learning_rate": rate,
+            "images_per_second": (self.batch - first) * config.data.batch_size / seconds,
+            "seconds": seconds,
+            "bad_steps": int((trace[:, 4] == 0).sum()),
+        }
+
+    def _check_finite(self) -> torch.Tensor:
+        trace = self.trace[: self.batch].cpu()
+        bad = (trace[:, 4] == 0).nonzero().flatten().tolist()
+        if len(bad) > self.config.max_bad_steps:
+            raise TrainingError(
+                f"epoch {self.epoch}: loss or gradient not finite in {len(bad)} steps (batches {bad[:10]} ...); "
+                "the weights are those of the last good step"
+            )
+        return trace
+
+    def _validate(self) -> dict[str, Any]:
+        evaluation, device = self.config.evaluation, self.precision.device
+        due = self.epoch % evaluation.validate_every == 0 or self.epoch == self.config.epochs
+        if not due or len(self.val_index) == 0:
+            return {}
+        model = self.model if self.ema is None else self.ema.module
+        net = EagerNet(model, self.precision)
+        attack = pgd.Config(start="uniform").build()
+        key = torch.tensor([ops.derive_seed(0, self.epoch)], device=device)
+
+        def perturb(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            radius = torch.full(y.shape, float(evaluation.eps), device=device)
+            return attack(net, x, y, None, radius, cross_entropy, key, index)
+
+        with module_mode(model, training=False):
+            natural = correct(net, self._plain_batches(self.val_index), tick=self._tick)
+            robust = correct(net, self._plain_batches(self.val_index), perturb, self._tick)
+        return {"natural": 100 * natural.float().mean().item(), "robust": 100 * robust.float().mean().item()}
+
+    def _finish_epoch(self, record: dict[str, Any]) -> None:
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.trace = self._new_trace()
+        score = (record.get("robust", -1.0), record.get("natural", -1.0))
+        if "robust" in record and score > (self.best.get("robust", -1.0), self.best.get("natural", -1.0)):
+            self.best = {k: record[k] for k in ("epoch", "natural", "robust")}
+            self._save("best")
+        self._save("last")
+        if not self.quiet:
+            print(epoch_line(record, self.config.epochs), flush=True)
+
+    # state ----------------------------------------------------------------------------------------------------
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, in tensors and plain types."""
+        return {
+            "config": to_dict(self.config),
+            "classes": list(self.images.classes),
+            "channels": self.images.channels,
+            "normalize": self.normalize,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "best": self.best,
+            "trace": self.trace,
+            "model": self.model.state_dict(),
+            "optimizer": self.step.optimizer.state_dict(),
+            "scaler": self.step.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "averaged": 0 if self.ema is None else int(self.ema.n_averaged),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.model.load_state_dict(state["model"])
+        self.step.optimizer.load_state_dict(state["optimizer"])
+        if self.step.scaler.is_enabled():
+            self.step.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+            self.ema.n_averaged.fill_(state["averaged"])
+        self.epoch, self.batch, self.best = state["epoch"], state["batch"], state["best"]
+        self.trace = state["trace"].to(self.precision.device)
+
+    def _save(self, kind: str) -> None:
+        state = self.state()
+        epoch, batch = self.epoch, self.batch
+        if kind == "best":
+            # what is evaluated: the averaged weights where there are any, named after the epoch that made them
+            weights = state["ema"] or state["model"]
+            state = {k: state[k] for k in ("config", "classes", "channels", "normalize", "best")}
+            epoch, batch = epoch - 1, 0
+            state |= {"epoch": epoch, "model": weights}
+        checkpoint.save(self.folder / "checkpoints", kind, epoch, batch, state, keep=1 if kind == "best" else 2)
+
+    def _claim_folder(self) -> None:
+        path, mine = self.folder / "config.yaml", to_dict(self.config)
+        found = checkpoint.read_newest(self.folder / "checkpoints", "last")
+        if found is not None:
+            theirs = found[1]["config"]
+            free = ("evaluation", "epochs", "recipe")
+            differing = sorted(k for k in {*mine, *theirs} - {*free} if mine.get(k) != theirs.get(k))
+            if differing:
+                raise ConfigError(
+                    f"{self.folder} holds a run with other settings ({', '.join(differing)}); "
+                    "take another --out, or --no-resume to begin anew"
+                )
+            self.load_state(found[1])
+            if not self.quiet and self.epoch <= self.config.epochs:
+                print(f"resuming from {found[0].name}", flush=True)
+        else:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        write_atomically(path, yaml.safe_dump(mine, sort_keys=False).encode())
+        write_atomically(
+            self.folder / "environment.json", json.dumps(environment(self.precision.device), indent=1).encode()
+        )
+
+    def _interrupt(self) -> None:
+        self._save("last")
+        raise Interrupted(self.request.number)
+
+    def _tick(self, images: int) -> None:
+        if self.request.number:
+            self._interrupt()
+
+    def _new_trace(self) -> torch.Tensor:
+        return torch.zeros(len(self.loader), 5, device=self.precision.device)
+
+    def _plain_batches(self, index: torch.Tensor) -> Iterator[data.Batch]:
+        return data.eval_batches(self.images, self.precision.device, self.config.evaluation.batch_size, index)
+
+    def _write_radii(self) -> None:
+        found = checkpoint.read_newest(self.folder / "checkpoints", "best")
+        assert found is not None
+        self.model.load_state_dict(found[1]["model"])
+        net, radii = EagerNet(self.model, self.precision), []
+        with module_mode(self.model, training=False):
+            for x, y, _ in self._plain_batches(self.train_index):
+                radii.append(self.budget(net.logits(x), y).cpu())
+        content = {
+            "epoch": found[1]["epoch"],
+            "budget": to_dict(self.config)["budget"],
+            "radii": torch.cat(radii).tolist(),
+        }
+        write_atomically(self.folder / "radii.json", json.dumps(content).encode())
+
+
+def _row(result: StepResult) -> torch.Tensor:
+    radius = result.radius
+    return torch.stack((result.loss.float(), radius.min(), radius.mean(), radius.max(), result.finite.float()))
