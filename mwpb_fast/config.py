@@ -278,9 +278,9 @@ def _parse(start: Config, overrides: list[dict[str, Any]], arguments: list[str])
     try:
         namespace = parser.get_defaults()
         for override in overrides:
-            namespace = parser.parse_object(override, cfg_base=namespace)
+            namespace = parser.parse_object(override, namespace=namespace)
         namespace = parser.parse_args(arguments, namespace=namespace)
-        built = parser.instantiate_classes(namespace)
+        built = parser.instantiate(namespace)
         return Config(**{name: built[name] for name in hints})
     except (jsonargparse.ArgumentError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(" ".join(str(error).split())) from error

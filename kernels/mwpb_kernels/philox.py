@@ -29,7 +29,7 @@ def derive_seed(seed: int, *words: int) -> int:
     """
     state = _splitmix(seed & (2**64 - 1))
     for word in words:
-        state = _splitmix(state ^ _splitmix(word & (2**64 - 1)))
+        state = _splitmix(state ^ (word & (2**64 - 1)))
     return state & (2**63 - 1)
 
 

@@ -1,0 +1,191 @@
+"""Standard AutoAttack (Croce and Hein, ICML 2020) through its authors' package, pyautoattack.
+
+The four attacks run one after the other on the images that survive, exactly as that package's standard version
+runs them; only the bookkeeping is ours: the flags after each attack, the warnings as data, and no trace left in
+the process (random generators, loggers, trace function).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from mwpb_fast.config import ConfigError
+from mwpb_fast.lazy import torch
+
+COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
+TARGETS = 9
+MIN_CLASSES = 4
+SQUARE_MARGIN = 0.002
+_NORMS = {"linf": "Linf", "l2": "L2"}
+_WARNINGS = {
+    "randomized defense": "randomized",
+    "probability distribution": "softmax_output",
+    "zero gradient": "zero_gradients",
+    "dynamic defense": "dynamic",
+}
+
+
+@dataclass(frozen=True)
+class AutoAttackResult:
+    """x_adv: like x, the adversarial image where one was found and the natural one elsewhere. after: flags
+    (B,) boolean of the images still right on the natural images ("clean") and after each component. warnings:
+    kind -> message; zero gradients are counted over the 9 targets. deviations: from the standard version."""
+
+    x_adv: torch.Tensor
+    after: dict[str, torch.Tensor]
+    warnings: dict[str, str]
+    deviations: tuple[str, ...]
+
+    @property
+    def correct(self) -> torch.Tensor:
+        """(B,) boolean: right on the natural image and under all four attacks."""
+        return self.after[COMPONENTS[-1]]
+
+
+def package_version() -> str:
+    """The version of pyautoattack. Raises ConfigError, naming the extra, where it is missing."""
+    _package()
+    return version("pyautoattack")
+
+
+def deviations(num_classes: int) -> tuple[str, ...]:
+    """How the attack on a model of so many classes departs from the standard. Raises ConfigError below 4."""
+    if num_classes < MIN_CLASSES:
+        raise ConfigError(
+            f"AutoAttack's targeted DLR loss needs at least {MIN_CLASSES} classes, the model has {num_classes}: "
+            "leave aa out of evaluation.attacks"
+        )
+    if num_classes <= TARGETS:
+        return (f"{num_classes - 1} target classes instead of {TARGETS}",)
+    return ()
+
+
+def autoattack(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    seed: int = 0,
+    batch_size: int = 250,
+    components: Sequence[str] = COMPONENTS,
+) -> AutoAttackResult:
+    """Attack a batch.
+
+    model: images (B, C, H, W) float32 to logits (B, classes) float32, in eval mode, on x's device, its weights
+    frozen (FAB would otherwise gather their gradients). x: float32 in [0, 1]. y: (B,) int64. eps: radius in the
+    units of x. batch_size: images at once; the random draws depend on it. Raises ConfigError
+    where pyautoattack is missing or the classes are too few.
+    """
+    package = _package()
+    x = x.contiguous()
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in x.split(batch_size)])
+    departures = deviations(logits.shape[1])
+    alive = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
+    x_adv, after = x.clone(), {"clean": alive.clone()}
+    with _contained(package, x.device) as messages:
+        adversary = package.AutoAttack(
+            model,
+            norm=_NORMS[norm],
+            eps=eps,
+            seed=seed,
+            version="standard",
+            device=x.device,
+        )
+        targets = min(TARGETS, logits.shape[1] - 1)
+        adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
+        for component in components:
+            index = alive.nonzero().flatten()
+            if len(index):
+                # the package's own loop over survivors, one attack at a time, so that each one's flags are seen
+                adversary.attacks_to_run = [component]
+                found, labels = adversary.run_standard_evaluation(x[index], y[index], batch_size=batch_size)
+                x_adv[index] = found
+                alive[index] = labels == y[index]
+            after[component] = alive.clone()
+    return AutoAttackResult(x_adv, after, classify(messages), departures)
+
+
+def classify(messages: Sequence[str]) -> dict[str, str]:
+    """Warnings of pyautoattack by kind: randomized, softmax_output, zero_gradients, dynamic or other."""
+    found: dict[str, str] = {}
+    zeros = 0
+    for message in messages:
+        kind = next((kind for text, kind in _WARNINGS.items() if text in message), "other")
+        if kind == "zero_gradients" and (count := re.search(r"\d+", message)):
+            zeros += int(count[0])
+            message = f"{zeros} starting points of the targeted attack have zero gradient"
+        found[kind] = message.partition(" See ")[0].strip()
+    return found
+
+
+def square_warning(after: dict[str, float]) -> dict[str, str]:
+    """AutoAttack's last check, from accuracies in [0, 1] over the whole set: the black-box attack should find
+    next to nothing (0.2 %) that the gradient attacks did not."""
+    if not {"square", "fab-t"} <= after.keys() or after["square"] >= after["fab-t"] - SQUARE_MARGIN:
+        return {}
+    drop = 100 * (after["fab-t"] - after["square"])
+    return {"square": f"Square, which uses no gradients, took another {drop:.2f} %: they may be masked"}
+
+
+def _package() -> Any:
+    try:
+        import pyautoattack
+    except ImportError as error:
+        raise ConfigError(
+            "the attack aa needs pyautoattack: install mwpb-fast[eval], or leave aa out of evaluation.attacks"
+        ) from error
+    return pyautoattack
+
+
+class _Collect(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _contained(package: Any, device: torch.device) -> Iterator[list[str]]:
+    """Collects the package's warnings, and undoes what it does to the process."""
+    logger, collect = logging.getLogger("auto-attack"), _Collect()
+    before = (logger.level, logger.propagate, logger.disabled, logger.handlers[:])
+    checks: Any = sys.modules[f"{package.__name__}.checks"]
+    original = checks.check_dynamic
+    manager = logging.root.manager
+    silenced = manager.disable
+
+    def check_dynamic(*args: Any, **kwargs: Any) -> None:
+        # it counts calls in a module global and leaves no trace function behind, not even a debugger's
+        checks.funcs.update(dict.fromkeys(checks.funcs, 0))
+        trace = sys.gettrace()
+        try:
+            original(*args, **kwargs)
+        finally:
+            sys.settrace(trace)
+
+    logger.handlers = [collect]
+    logger.propagate, logger.disabled = False, False
+    logger.setLevel(logging.WARNING)
+    logging.disable(logging.NOTSET)
+    checks.check_dynamic = check_dynamic
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield collect.messages
+    finally:
+        checks.check_dynamic = original
+        logging.disable(silenced)
+        logger.setLevel(before[0])
+        logger.propagate, logger.disabled, logger.handlers = before[1:]

@@ -1,0 +1,116 @@
+"""One evaluation's model, images and setting, checked before anything long is begun."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mwpb_kernels as ops
+import torch
+
+from mwpb_fast.attacks.sharded import ShardedAttack, Watched
+from mwpb_fast.attacks.suite import Setting, check_images, find_attack
+from mwpb_fast.config import EvaluationConfig
+from mwpb_fast.engine.frozen import EvaluationError, check_model, frozen, full_float32, hash_model
+from mwpb_fast.engine.precision import Precision
+from mwpb_fast.log import environment
+
+NORM = "linf"
+
+
+class Job:
+    """A checked model and the images to attack.
+
+    pixels: (N, C, H, W) uint8, or float in [0, 1]. labels: (N,) int64 on the CPU. index: (n,) int64, which of
+    them to attack. folder: for shard files, or None. tick: called before every forward pass, may raise. Raises
+    EvaluationError and ConfigError for what cannot be evaluated.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        pixels: torch.Tensor,
+        labels: torch.Tensor,
+        index: torch.Tensor,
+        config: EvaluationConfig,
+        precision: Precision,
+        folder: Path | None,
+        seed: int,
+        tick: Callable[[], None],
+    ) -> None:
+        attacks = [find_attack(name) for name in config.attacks]
+        if not attacks or len(index) == 0:
+            raise EvaluationError("nothing to evaluate: evaluation.attacks is empty, or there are no images")
+        check_model(model, precision)
+        self.pixels = pixels if pixels.dtype == torch.uint8 else check_images(pixels)
+        self.labels, self.index, self.precision, self.folder = labels, index, precision, folder
+        self.model = Watched(model, precision.memory_format, tick)
+        with torch.no_grad():
+            classes = model(self.load(index[:1])[0]).shape[1]
+        if int(labels.min()) < 0 or int(labels.max()) >= classes:
+            raise EvaluationError(f"labels reach {int(labels.max())}, the model has {classes} classes")
+        self.packages = {name: version for attack in attacks for name, version in attack.needs(classes).items()}
+        self.setting = Setting(
+            eps=config.eps,
+            step_size=config.step_size,
+            precision=precision,
+            norm=NORM,
+            seed=seed,
+            batch_size=config.batch_size,
+        )
+        self.model_hash, self.data_hash = hash_model(model), self._hash_data()
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """The state in which attacks run: weights frozen, full float32, the precision's own mode."""
+        with frozen(self.model), self.precision.mode(), full_float32(), torch.enable_grad():
+            yield
+
+    def load(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (n, C, H, W) float32 and labels (n,) on the device."""
+        device = self.precision.device
+        x, y = self.pixels[index.to(self.pixels.device)].to(device), self.labels[index].to(device)
+        if x.dtype == torch.uint8:
+            rows, key = torch.arange(len(x), device=device), torch.zeros(1, dtype=torch.int64, device=device)
+            x = ops.crop_flip(x.contiguous(memory_format=torch.channels_last), rows, key, pad=0, flip=False)
+        return x, y
+
+    def attack(self, name: str) -> ShardedAttack:
+        """The attack of that name on the chosen images."""
+        key = {
+            "model": self.model_hash,
+            "data": self.data_hash,
+            "device": self.precision.device.type,
+            "torch": str(torch.__version__),
+            "packages": self.packages,
+        }
+        return ShardedAttack(name, self.index, self.load, self.setting, self.folder, key)
+
+    def describe(self) -> dict[str, Any]:
+        """What the numbers depend on."""
+        setting = self.setting
+        return {
+            "n": len(self.index),
+            "eps": str(setting.eps),
+            "eps_float": float(setting.eps),
+            "step_size": str(setting.step_size),
+            "step_size_float": float(setting.step_size),
+            "norm": setting.norm,
+            "seed": setting.seed,
+            "batch_size": setting.batch_size,
+            "dtype": str(setting.precision.dtype).removeprefix("torch."),
+            "model_sha256": self.model_hash,
+            "data_sha256": self.data_hash,
+            "environment": environment(setting.precision.device) | self.packages,
+        }
+
+    def _hash_data(self) -> str:
+        pixels = self.pixels
+        digest = hashlib.sha256(str((tuple(pixels.shape), str(pixels.dtype))).encode())
+        for part in self.index.split(1000):
+            chosen = pixels[part.to(pixels.device)].cpu().contiguous()
+            digest.update(chosen.numpy().tobytes() + self.labels[part].numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,166 @@
+"""An attack over many images, in shards of at most 250 whose results are files there whole or not at all.
+
+A killed evaluation goes on from the shards that are there, and several processes can share the work, since a
+shard's result depends on nothing but its key and number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mwpb_fast.attacks.suite import Outcome, Setting, find_attack
+from mwpb_fast.files import write_atomically
+
+SHARD = 250
+Report = Callable[[int], None]
+
+
+def split(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The shards of (n,) image numbers: as few as hold at most 250 each, and even."""
+    return torch.tensor_split(index, max(1, math.ceil(len(index) / SHARD)))
+
+
+class Watched(torch.nn.Module):
+    """The model on images in the run's layout; `tick` is called before each forward pass and may raise."""
+
+    def __init__(self, model: torch.nn.Module, layout: torch.memory_format, tick: Callable[[], None]) -> None:
+        super().__init__()
+        self.inside, self.layout, self.tick = model, layout, tick
+        self.training = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.tick()
+        return self.inside(x.contiguous(memory_format=self.layout))
+
+
+@dataclass
+class ShardedAttack:
+    """One attack on the images numbered `index`.
+
+    load: from image numbers to x (n, C, H, W) float32 in [0, 1] and y (n,) on the device. key: whatever results
+    depend on besides the setting; a file with another key is not taken. folder None: nothing is kept.
+    """
+
+    name: str
+    index: torch.Tensor
+    load: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    setting: Setting
+    folder: Path | None
+    key: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        setting, self.attack = self.setting, find_attack(self.name)
+        self.shards = split(self.index)
+        key = self.key | {
+            "attack": self.name,
+            "eps": str(setting.eps),
+            "step_size": str(setting.step_size) if self.attack.stepped else None,
+            "norm": setting.norm,
+            "seed": setting.seed,
+            "batch_size": setting.batch_size,
+            "dtype": str(setting.precision.dtype),
+        }
+        self.digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        self.records: dict[int, dict[str, Any]] = {}
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Numbers of the shards that have no result yet."""
+        return [number for number in range(len(self.shards)) if self.read(number) is None]
+
+    def run(self, model: Watched, shards: Iterable[int], report: Report = lambda images: None) -> None:
+        """Attack those of `shards` that have no result. report: called with the number of images newly done."""
+        for number in shards:
+            index = self.shards[number]
+            counter = _Counter(len(index), report)
+            if self.read(number) is None:
+                outcome, seconds = self._attack(model, index, counter)
+                self.write(number, outcome, seconds)
+            counter.reach(1.0)
+
+    def _attack(self, model: Watched, index: torch.Tensor, counter: _Counter) -> tuple[Outcome, float]:
+        expected = self.attack.passes * math.ceil(len(index) / self.setting.batch_size)
+        passes, tick = 0, model.tick
+
+        def count() -> None:
+            nonlocal passes
+            tick()
+            counter.reach(min(passes / expected, 1.0))
+            passes += 1
+
+        started = time.monotonic()
+        x, y = self.load(index)
+        model.tick = count
+        try:
+            outcome = self.attack.run(model, x, y, index.to(x.device), self.setting)
+        finally:
+            model.tick = tick
+        return outcome, time.monotonic() - started
+
+    # shard files ----------------------------------------------------------------------------------------------
+    def path(self, shard: int) -> Path | None:
+        """Where the result of a shard is kept."""
+        return self.folder and self.folder / f"{self.name}-{self.digest[:12]}-{shard:05d}.json"
+
+    def write(self, shard: int, outcome: Outcome, seconds: float) -> None:
+        """Keep a shard's result."""
+        record = {
+            "key": self.digest,
+            "shard": shard,
+            "flags": bits(outcome.correct),
+            "after": {name: bits(flags) for name, flags in outcome.after.items()},
+            "warnings": outcome.warnings,
+            "deviations": list(outcome.deviations),
+            "seconds": round(seconds, 3),
+        }
+        self.records[shard] = record
+        path = self.path(shard)
+        if path is not None:
+            write_atomically(path, json.dumps(record).encode())
+
+    def read(self, shard: int) -> dict[str, Any] | None:
+        """The result of a shard, or None where there is none that can be used."""
+        path, count = self.path(shard), len(self.shards[shard])
+        if shard in self.records or path is None:
+            return self.records.get(shard)
+        try:
+            record = json.loads(path.read_bytes())
+            flags = [record["flags"], *record["after"].values()]
+            fits = (
+                record["key"] == self.digest
+                and record["shard"] == shard
+                and all(len(text) == count and set(text) <= {"0", "1"} for text in flags)
+                and isinstance(record["seconds"], float)
+                and isinstance(record["warnings"], dict)
+                and isinstance(record["deviations"], list)
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        if fits:
+            self.records[shard] = record
+        return record if fits else None
+
+
+class _Counter:
+    def __init__(self, images: int, report: Report) -> None:
+        self.images, self.report, self.done = images, report, 0
+
+    def reach(self, share: float) -> None:
+        new = int(self.images * share) - self.done
+        if new:
+            self.done += new
+            self.report(new)
+
+
+def bits(flags: torch.Tensor) -> str:
+    """(n,) boolean as a string of 0 and 1."""
+    return "".join("1" if flag else "0" for flag in flags.tolist())

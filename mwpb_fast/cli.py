@@ -1,0 +1,117 @@
+"""The command line: `mwpb-fast COMMAND ...`.
+
+What the user can mend ends with one line on stderr and exit status 2, what the machine or the run could not do
+with 1, a signal with 128 plus its number. MWPB_DEBUG=1 or --debug shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from mwpb_fast.commands import COMMANDS
+from mwpb_fast.config import ConfigError
+from mwpb_fast.signals import Interrupted
+
+# by name, since the modules that raise them are imported only where they are needed
+STATUS = {
+    "mwpb_fast.config.ConfigError": 2,
+    "mwpb_fast.data.dataset.DataError": 2,
+    "mwpb_fast.checkpoint.CheckpointError": 2,
+    "mwpb_fast.train.TrainingError": 1,
+    "torch.OutOfMemoryError": 1,
+}
+
+
+def usage() -> str:
+    """What `mwpb-fast --help` shows."""
+    lines = ["usage: mwpb-fast COMMAND ...", ""]
+    lines += ["Adversarial training with margin-weighted perturbation budgets.", ""]
+    lines += [f"  {name + ' ' + words:28s}{command.__doc__}" for name, (words, command) in COMMANDS.items()]
+    return "\n".join([*lines, "", "`mwpb-fast COMMAND --help` tells more. --version; --debug shows tracebacks."])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words or os.environ.get("MWPB_DEBUG") == "1"
+    words = [word for word in words if word != "--debug"]
+    try:
+        with _terminable():
+            status = _dispatch(words)
+            sys.stdout.flush()
+            return status
+    except SystemExit as leave:  # argparse, after --help
+        return int(leave.code or 0)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        status = _status(error)
+        if debug or status == 0:
+            raise
+        print(f"mwpb-fast: {_message(error)}", file=sys.stderr)
+        return status
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"mwpb-fast {version('mwpb-fast')}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise ConfigError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+    if os.getcwd() not in sys.path:  # a dotted path may name a module of the user's own; last, so it hides nothing
+        sys.path.append(os.getcwd())
+    return COMMANDS[words[0]][1](words[1:])
+
+
+def _status(error: BaseException) -> int:
+    """The exit status that an error means; 0 for one that nobody foresaw."""
+    if isinstance(error, Interrupted):
+        return 128 + error.number
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    known = [STATUS.get(f"{kind.__module__}.{kind.__qualname__}", 0) for kind in type(error).__mro__]
+    return max(*known, int(isinstance(error, OSError)))
+
+
+def _message(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, Interrupted):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by SIGINT"
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"error: {text}"
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM as an exception, so that what is open is closed; training looks after it by itself."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Interrupted(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

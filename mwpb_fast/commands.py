@@ -1,0 +1,288 @@
+"""The commands of the command line: each takes its words and returns the exit status.
+
+Options are read, and refused, before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mwpb_fast import options
+from mwpb_fast.config import ConfigError, EvaluationConfig, all_recipes, from_dict, load
+from mwpb_fast.options import Parser
+from mwpb_fast.radius import parse_radius
+
+
+def train(arguments: Sequence[str]) -> int:
+    """train a recipe, attack its best checkpoint, show the result"""
+    parser = Parser(
+        "train",
+        "Train a recipe, or go on with an earlier run of it; then attack its best checkpoint, draw the learning\n"
+        "curves and show the accuracies.",
+        "Any value of the configuration is set by an option of its name:\n"
+        "  mwpb-fast train digits.mwpb_at --epochs 6 --budget.eps 24/255 --objective mart --objective.beta 6\n"
+        "`mwpb-fast train RECIPE --help` lists them with that recipe's values.",
+    )
+    add = parser.add_argument
+    add("recipe", nargs="?", metavar="RECIPE", help="such as table1.mwpb_at; `mwpb-fast recipes` lists them")
+    own = [
+        add("--config", type=Path, action="append", default=[], metavar="FILE.yaml",
+            help="values in place of the recipe's; a run's config.yaml repeats that run"),
+        add("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/RECIPE)"),
+        add("--no-resume", action="store_true", help="begin anew where the folder holds a run"),
+        add("--no-evaluate", action="store_true", help="do not attack the trained model"),
+        add("--quiet", action="store_true", help="no line for each epoch"),
+    ]  # fmt: skip
+    asked = [word for word in arguments if word in ("-h", "--help")]
+    given, overrides = parser.parse_with_overrides(own, [word for word in arguments if word not in asked])
+    files = {path: options.read_yaml(path) for path in given.config}
+    name = given.recipe or next((str(c["recipe"]) for c in files.values() if "recipe" in c), "")
+    if asked:
+        print(parser.format_help())
+        if name:
+            print(options.listing(options.configure(name, files, overrides)))
+        return 0
+    if not name:
+        parser.error("which recipe?")
+    config = options.configure(name, files, overrides)
+    folder = given.out or Path("runs") / config.recipe
+    if config.epochs <= config.warmup_epochs:
+        _note(f"{config.epochs} epochs end within the warm-up of {config.warmup_epochs}")
+
+    from mwpb_fast import train as training
+
+    training.run(config, folder, resume=not given.no_resume, quiet=given.quiet)
+    if not given.no_evaluate:
+        from mwpb_fast.evaluate import evaluate_run, format_table
+
+        print(format_table(evaluate_run(folder)))
+    try:
+        _draw([folder], folder)
+    except ConfigError as error:  # no matplotlib: the run is none the worse
+        _note(str(error))
+    return 0
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """attack a run's checkpoint, or a file of weights"""
+    parser = Parser(
+        "evaluate",
+        "Attack a run's checkpoint, show the accuracies and save them as JSON beside it.",
+        "A file of weights from elsewhere needs a recipe that says what model and data set it belongs to:\n"
+        "  mwpb-fast evaluate weights.pt --recipe table1.at --model.name resnet-18 --attacks natural,pgd20",
+    )
+    add = parser.add_argument
+    add("target", type=Path, metavar="RUN|FILE", help="a run's folder, a checkpoint of one, or weights")
+    own = [
+        add("--attacks", metavar="A,B,...", help="of natural, pgdN, cwN, aa (default: the run's)"),
+        add("--eps", metavar="8/255", help="radius (default: the run's)"),
+        add("--step-size", metavar="1/255", help="of PGD and CW (default: the run's)"),
+        add("--subset", type=int, metavar="N", help="attack N test images only: a preview"),
+        add("--which", choices=["best", "last"], default="best", help="of a run's checkpoints (default: best)"),
+        add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N (default: the run's)"),
+        add("--data-dir", type=Path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
+        add("--recipe", metavar="RECIPE", help="of a file of weights; changed by options as in train"),
+        add("--accept-warnings", action="store_true", help="exit with 0 although AutoAttack doubts its result"),
+    ]
+    given, overrides = parser.parse_with_overrides(own, arguments)
+    if overrides and not given.recipe:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    config = options.configure(given.recipe, {}, overrides) if given.recipe else None
+    changes: dict[str, Any] = {"subset": given.subset}
+    changes["attacks"] = tuple(given.attacks.split(",")) if given.attacks is not None else None
+    try:
+        for name in ("eps", "step_size"):
+            changes[name] = parse_radius(getattr(given, name)) if getattr(given, name) is not None else None
+        evaluation = dataclasses.replace(
+            config.evaluation if config else _evaluation_of(given.target),
+            **{name: value for name, value in changes.items() if value is not None},
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    options.check_attacks(evaluation)
+
+    from mwpb_fast.evaluate import evaluate_run, format_table
+
+    result = evaluate_run(
+        given.target,
+        evaluation,
+        which=given.which,
+        data_dir=given.data_dir,
+        device=given.device,
+        config=config,
+    )
+    print(format_table(result))
+    if result["warnings"] and not given.accept_warnings:
+        _note("AutoAttack doubts this result; --accept-warnings to let it pass")
+        return 1
+    return 0
+
+
+def data(arguments: Sequence[str]) -> int:
+    """prepare data sets, or list them"""
+    parser = Parser("data", "Data sets: `data list` shows them, `data prepare NAME` makes one ready.")
+    add = parser.add_argument
+    add("verb", choices=["list", "prepare"], metavar="list|prepare", help="what to do")
+    add("name", nargs="?", metavar="NAME", help="of the set to prepare")
+    add("--dir", type=Path, default=Path("data"), help="holds the prepared sets (default: data)")
+    add("--from", "--data-dir", dest="source", type=Path, metavar="PATH",
+        help="the set's archive or folder; without it the set is downloaded, and checked by SHA-256")  # fmt: skip
+    add("--encoded", action="store_true", help="keep the image files too, for --data.loader dali to decode")
+    add("--offline", action="store_true", help="never download")
+    given = parser.parse_intermixed_args(arguments)
+
+    from mwpb_fast.data.prepare import find_set, known_sets, prepare
+
+    if given.verb == "list":
+        for name in known_sets():
+            print(f"{name:14s}{_state(name, given.dir):26s}{_first_line(find_set(name).__doc__)}")
+        return 0
+    if not given.name:
+        parser.error("which data set?")
+    find_set(given.name)
+    with _downloads() as tell:
+        meta = prepare(given.name, source=given.source, dir=given.dir, encoded=given.encoded,
+                       offline=given.offline, progress=tell)  # fmt: skip
+    counts = " and ".join(f"{split['count']:,} {name}" for name, split in meta["splits"].items())
+    where = "embedded" if "embedded" in meta else f"in {given.dir / given.name}"
+    print(f"{given.name}: {counts} images, {where}")
+    return 0
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """say what this machine has, and what is missing"""
+    parser = Parser("doctor", "Devices, the implementation of each op, packages: what is there, what is missing.")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    given = parser.parse_args(arguments)
+    from mwpb_fast.doctor import report
+
+    print(report(given.json))
+    return 0
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """run a benchmark of a checkout's bench/ folder"""
+    folder = Path(__file__).resolve().parents[1] / "bench"
+    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    parser = Parser("bench", f"Run a script of the checkout's bench/ folder: {', '.join(names) or 'none here'}.")
+    add = parser.add_argument
+    add("name", nargs="?", default="kernels", metavar="NAME", help="of the script (default: kernels)")
+    add("rest", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments")
+    given = parser.parse_args(arguments)
+    if not names:
+        raise ConfigError("bench needs a checkout of the repository: the package is installed without its scripts")
+    if given.name not in names:
+        raise ConfigError(f"no benchmark {given.name!r}; there are {', '.join(names)}")
+    return subprocess.run([sys.executable, str(folder / f"{given.name}.py"), *given.rest]).returncode
+
+
+def plot(arguments: Sequence[str]) -> int:
+    """draw learning curves and radii of one or more runs"""
+    parser = Parser("plot", "Draw curves.png and radii.png; several runs share the pictures.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: the folder of a single run)")
+    given = parser.parse_intermixed_args(arguments)
+    if given.out is None and len(given.runs) > 1:
+        parser.error("several runs: say where to with --out DIR")
+    _draw(given.runs, given.out or given.runs[0])
+    return 0
+
+
+def recipes(arguments: Sequence[str]) -> int:
+    """list the recipes"""
+    parser = Parser("recipes", "The recipes: each is a whole configuration, to be trained as it is or changed.")
+    parser.parse_args(arguments)
+    module = ""
+    for name in all_recipes():
+        stem, _, function = name.rpartition(".")
+        source = load("recipes", stem)
+        if stem != module:
+            print(f"{'' if not module else chr(10)}{_first_line(source.__doc__)}")
+            module = stem
+        print(f"  {name:24s}{_first_line(vars(source)[function].__doc__)}")
+    return 0
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "train": ("RECIPE", train),
+    "evaluate": ("RUN|CHECKPOINT", evaluate),
+    "data": ("list|prepare NAME", data),
+    "plot": ("RUN...", plot),
+    "recipes": ("", recipes),
+    "doctor": ("", doctor),
+    "bench": ("[NAME]", bench),
+}
+
+
+def _evaluation_of(target: Path) -> EvaluationConfig:
+    """How the run to which a folder or checkpoint belongs is to be evaluated; the defaults for a bare file."""
+    if not target.exists():
+        raise ConfigError(f"{target}: does not exist")
+    path = target / "config.yaml" if target.is_dir() else target.parent.parent / "config.yaml"
+    if not path.exists():
+        if target.is_dir():
+            raise ConfigError(f"{path}: missing; is {target} the folder of a run?")
+        return EvaluationConfig()
+    content = options.read_yaml(path)
+    try:
+        return from_dict(content).evaluation
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _draw(runs: Sequence[Path], folder: Path) -> None:
+    from mwpb_fast import plots
+
+    for run in runs:
+        if line := plots.read_run(run).radii_line():
+            print(line if len(runs) == 1 else f"{run}: {line}")
+    for path in plots.write(runs, folder):
+        print(f"drawn: {path}")
+
+
+def _state(name: str, folder: Path) -> str:
+    """Whether a data set is at hand."""
+    from mwpb_fast.data.prepare import find_set
+
+    if hasattr(find_set(name), "images"):
+        return "embedded"
+    try:
+        splits = json.loads((folder / name / "meta.json").read_text())["splits"]
+        return f"{splits['train']['count']:,} + {splits['test']['count']:,} images"
+    except FileNotFoundError:
+        return "not prepared"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "damaged"
+
+
+@contextlib.contextmanager
+def _downloads() -> Iterator[Callable[[str, int, int], None]]:
+    """A callback (file, bytes done, bytes in all) that shows the progress of one file after another."""
+    from mwpb_fast.log import Progress, progress
+
+    bars: dict[str, Progress] = {}
+    with contextlib.ExitStack() as stack:
+
+        def tell(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                stack.close()
+                bars[name] = stack.enter_context(progress(total >> 20, name, "MiB"))
+            bars[name].advance((done >> 20) - bars[name].done)
+
+        yield tell
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]
+
+
+def _note(text: str) -> None:
+    print(f"mwpb-fast: {text}", file=sys.stderr)

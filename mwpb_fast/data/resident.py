@@ -1,0 +1,68 @@
+"""The resident loader: all images as uint8 on the device, each batch by one gather-crop-flip-scale op."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mwpb_fast.data.dataset import Batch, Config, Images, Plan
+from mwpb_fast.lazy import ops, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ResidentLoader:
+    """Batches of `images` from memory of `device`.
+
+    seed: the run's. train_index: (n,) int64 positions to train on, None for all. augment: False for the
+    images as they are, in the same order.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        config: Config,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        train_index: Tensor | None = None,
+        augment: bool = True,
+    ) -> None:
+        self._plan = Plan(images, config, seed, train_index, augment)
+        self._device = torch.device(device)
+        self._images = images.images.to(self._device)
+        self._labels = images.labels.to(self._device)
+
+    def __len__(self) -> int:
+        return self._plan.batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The epoch's batches from batch `start` on."""
+        return self._batches(self._plan.epoch(epoch, start), self._plan.key(epoch).to(self._device))
+
+    def _batches(self, indices: list[Tensor], key: Tensor) -> Iterator[Batch]:
+        if not indices:
+            return
+        plan, mode = self._plan, self._plan.config.pad_mode
+        whole = torch.cat(indices).to(self._device)  # one transfer for the epoch
+        for index in whole.split([len(part) for part in indices]):
+            x = ops.crop_flip(self._images, index, key, pad=plan.pad, pad_mode=mode, flip=plan.flip)
+            yield Batch(x, self._labels[index], index)
+
+    def close(self) -> None:
+        """Nothing to stop; here for the loaders' common interface."""
+
+
+def eval_batches(
+    images: Images, device: torch.device | str = "cpu", batch_size: int = 256, index: Tensor | None = None
+) -> Iterator[Batch]:
+    """All images (or those at `index`, (n,) int64) as they are, in order; the last batch may be smaller."""
+    device = torch.device(device)
+    index = torch.arange(len(images)) if index is None else index.cpu()
+    key = torch.zeros(1, dtype=torch.int64, device=device)
+    for part in index.split(batch_size):
+        pixels = images.images[part].contiguous(memory_format=torch.channels_last).to(device)
+        rows = torch.arange(len(part), device=device)
+        x = ops.crop_flip(pixels, rows, key, pad=0, flip=False)
+        yield Batch(x, images.labels[part].to(device), part.to(device))

@@ -1,0 +1,70 @@
+"""A model as an evaluation wants it: checked, its weights fixed, in true float32, and known by its hash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mwpb_fast.config import ConfigError
+from mwpb_fast.lazy import torch
+
+if TYPE_CHECKING:
+    from mwpb_fast.engine.precision import Precision
+
+
+class EvaluationError(ConfigError):
+    """Why an evaluation cannot be done or trusted, in one line."""
+
+
+def check_model(model: torch.nn.Module, precision: Precision) -> None:
+    """Raises EvaluationError for a model in train mode, with weights not in float32, or on another device."""
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        raise EvaluationError(
+            f"{training[0]} is in train mode: batch normalisation would depend on its batch; "
+            "call model.eval() before evaluating"
+        )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise EvaluationError(f"{name} is {tensor.dtype}: call model.float(), evaluation is done in float32")
+        if tensor.device.type != precision.device.type:
+            raise EvaluationError(f"the model is on {tensor.device}, the evaluation on {precision.device}")
+
+
+def hash_model(model: torch.nn.Module) -> str:
+    """SHA-256 of the structure, weights and buffers (those too that are not in the state dict)."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def frozen(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block no weight asks for a gradient."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Inside the block float32 convolutions and products are not rounded to TF32 or bfloat16 within."""
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.conv, backends.mkldnn.matmul)
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value

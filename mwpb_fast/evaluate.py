@@ -1,0 +1,314 @@
+"""Attacks over a test set: sharded, resumable, in float32, and with all that a result depends on on record."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mwpb_fast import checkpoint, data
+from mwpb_fast.attacks.job import Job
+from mwpb_fast.attacks.score import score, summary
+from mwpb_fast.attacks.suite import find_attack
+from mwpb_fast.config import Config, ConfigError, EvaluationConfig, from_dict, to_dict
+from mwpb_fast.crew import Crew, crew, orphaned
+from mwpb_fast.engine.precision import Precision, make_precision
+from mwpb_fast.files import write_atomically
+from mwpb_fast.log import progress, table
+from mwpb_fast.models import build_model, load_weights, read_checkpoint
+from mwpb_fast.signals import Interrupted, stop_requests
+
+FORMAT = 1
+NORM = "linf"
+TestSet = data.Images | tuple[torch.Tensor, torch.Tensor]
+Help = Callable[[int], AbstractContextManager[Crew]]
+
+
+def evaluate(
+    model: torch.nn.Module,
+    images: TestSet,
+    config: EvaluationConfig,
+    precision: Precision,
+    *,
+    folder: Path | None = None,
+    seed: int = 0,
+    show: bool = True,
+    about: dict[str, Any] | None = None,
+    tick: Callable[[], None] = lambda: None,
+    help: Help = lambda unfinished: nullcontext(Crew()),
+) -> dict[str, Any]:
+    """Attack `model` on a test set by the attacks of `config` and return what came out, in plain types.
+
+    model: in eval mode, float32 weights, on the precision's device; it is left as it was. images: a data set's
+    Images, or (x, y) with x (N, C, H, W) float in [0, 1] and y (N,) int64. folder: keeps finished shards, so
+    that the same call goes on after a kill; the result goes to the same path with .json; None for neither.
+    about: more entries of the result. tick: called before every forward pass, may raise to stop. help: given
+    the number of unfinished shards of the long attacks, the processes that do their part of them by `work`.
+
+    The result holds for each attack the accuracy in percent, its 95 % Wilson interval and a flag 0 or 1 for each
+    image; under "worst" the same for being right under every attack that was run; under "warnings" what makes
+    it doubtful. Raises EvaluationError and ConfigError, in one line.
+    """
+    job, preview = _job(model, images, config, precision, folder, seed, tick)
+    with job.ready():
+        attacks = {name: job.attack(name) for name in config.attacks}
+        long = [attack for attack in attacks.values() if attack.attack.long]
+        with help(sum(len(attack.unfinished) for attack in long)) as others:
+            for attack in attacks.values():
+                share = 1 + others.count if attack in long else 1
+                mine = range(0, len(attack.shards), share)
+                with progress(len(job.index), attack.name) if show else nullcontext() as bar:
+                    report = bar.advance if bar else lambda images: None
+                    attack.run(job.model, mine, report)
+                    if share > 1:
+                        others.wait(tick)
+                        attack.run(job.model, [n for n in range(len(attack.shards)) if n not in mine], report)
+    results = {name: summary(attack) for name, attack in attacks.items()}
+    worst = map(min, zip(*(result["flags"] for result in results.values()), strict=True))
+    result = {
+        "format": FORMAT,
+        **(about or {}),
+        **job.describe(),
+        "preview": preview,
+        "attacks": results,
+        "worst": score("".join(worst)),
+        "warnings": {k: v for r in results.values() for k, v in r.get("warnings", {}).items()},
+    }
+    if folder is not None:
+        write_atomically(Path(f"{folder}.json"), (json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def work(
+    model: torch.nn.Module,
+    images: TestSet,
+    config: EvaluationConfig,
+    precision: Precision,
+    *,
+    folder: Path,
+    seed: int,
+    part: int,
+    parts: int,
+    tick: Callable[[], None],
+) -> None:
+    """What one of a crew does: its part, from 1 to parts - 1, of the shards of `evaluate`'s long attacks."""
+    job, _ = _job(model, images, config, precision, folder, seed, tick)
+    with job.ready():
+        for name in config.attacks:
+            if find_attack(name).long:
+                attack = job.attack(name)
+                attack.run(job.model, range(part, len(attack.shards), parts))
+
+
+def _job(
+    model: torch.nn.Module,
+    images: TestSet,
+    config: EvaluationConfig,
+    precision: Precision,
+    folder: Path | None,
+    seed: int,
+    tick: Callable[[], None],
+) -> tuple[Job, bool]:
+    pixels, labels = (images.images, images.labels) if isinstance(images, data.Images) else images
+    index, preview = choose(labels, config.subset)
+    return Job(model, pixels, labels.cpu(), index, config, precision, folder, seed, tick), preview
+
+
+def choose(labels: torch.Tensor, subset: int) -> tuple[torch.Tensor, bool]:
+    """The numbers of the images to attack, (n,) int64, and whether they are only a part of them: `subset` of
+    them, stratified by class, since many sets lie sorted by class; all for 0."""
+    if not 0 < subset < len(labels):
+        return torch.arange(len(labels)), False
+    return data.stratified_order(labels.cpu())[:subset].sort().values, True
+
+
+def evaluate_run(
+    target: Path,
+    evaluation: EvaluationConfig | None = None,
+    which: str = "best",
+    data_dir: Path | str | None = None,
+    *,
+    device: str | None = None,
+    config: Config | None = None,
+    seed: int = 0,
+    processes: int | None = None,
+    show: bool = True,
+) -> dict[str, Any]:
+    """Evaluate a run folder's best or last checkpoint, one checkpoint, or a file of weights, on the test split.
+
+    evaluation, data_dir, device: instead of the run's own. config: says the model and data set of a bare file of
+    weights. processes: how many share the long attacks on the CPU; as many as there are threads if None. The
+    result goes to evaluation-<which>.json in the run folder, beside the file for a file; finished shards are
+    kept in the folder of the same name, and the same call goes on from them. Raises ConfigError, DataError and
+    CheckpointError for what the user can mend, and Interrupted after SIGTERM or SIGINT.
+    """
+    saved = _read(Path(target), which, config)
+    setup = _Setup(saved, evaluation, data_dir, device, config)
+    job = {
+        "target": str(target),
+        "which": which,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "device": device,
+        "seed": seed,
+        "config": to_dict(replace(setup.config, evaluation=setup.evaluation)),
+    }
+    threads = torch.get_num_threads()
+
+    @contextlib.contextmanager
+    def help(unfinished: int) -> Iterator[Crew]:
+        hands = min(threads, unfinished) if processes is None else processes
+        if setup.precision.device.type != "cpu" or min(hands, unfinished) < 2:
+            yield Crew()
+            return
+        parts = [json.dumps(job | {"part": part, "parts": hands}) for part in range(1, hands)]
+        each = max(1, threads // hands)
+        torch.set_num_threads(each)
+        try:
+            with crew("from mwpb_fast.evaluate import assist; assist()", parts, each) as helpers:
+                yield helpers
+        finally:
+            torch.set_num_threads(threads)
+
+    with stop_requests() as request:
+
+        def tick() -> None:
+            if request.number:
+                raise Interrupted(request.number)
+
+        return evaluate(
+            setup.model,
+            setup.images,
+            setup.evaluation,
+            setup.precision,
+            folder=saved.results,
+            seed=seed,
+            show=show,
+            about=saved.about | setup.about,
+            tick=tick,
+            help=help,
+        )
+
+
+def assist() -> None:
+    """What a helper process of `evaluate_run` does: the part that the first argument gives, in JSON."""
+    job, parent = json.loads(sys.argv[1]), int(sys.argv[2])
+    config = from_dict(job["config"])
+    saved = _read(Path(job["target"]), job["which"], config)
+    setup = _Setup(saved, config.evaluation, job["data_dir"], job["device"], config)
+
+    def tick() -> None:
+        if orphaned(parent):
+            raise SystemExit(1)
+
+    work(
+        setup.model,
+        setup.images,
+        setup.evaluation,
+        setup.precision,
+        folder=saved.results,
+        seed=job["seed"],
+        part=job["part"],
+        parts=job["parts"],
+        tick=tick,
+    )
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A file with weights. config: of the run that wrote it, or the given one. results: see evaluate's folder."""
+
+    state: dict[str, Any]
+    config: Config
+    results: Path
+    about: dict[str, Any]
+
+
+def _read(target: Path, which: str, config: Config | None) -> _Saved:
+    if target.is_dir():
+        found = checkpoint.read_newest(target / "checkpoints", which)
+        if found is None:
+            raise checkpoint.CheckpointError(f"{target}: no {which} checkpoint in it; train it first")
+        (path, state), results = found, target / f"evaluation-{which}"
+    else:
+        path, results = target, target.parent / f"evaluation-{target.stem}"
+        try:
+            state = read_checkpoint(path)
+        except ValueError as error:
+            raise checkpoint.CheckpointError(str(error)) from error
+    own = isinstance(state.get("config"), dict) and "model" in state
+    if not own and config is None:
+        raise checkpoint.CheckpointError(f"{path}: holds weights only; say which model and data set they are for")
+    about: dict[str, Any] = {"checkpoint": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    if own:
+        config = from_dict(state["config"])
+        text = json.dumps(state["config"], sort_keys=True)
+        about |= {"recipe": config.recipe, "epoch": state["epoch"], "which": which if target.is_dir() else None}
+        about |= {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    assert config is not None
+    return _Saved(state, config, results, about)
+
+
+class _Setup:
+    """Model, test split and precision of an evaluation by `evaluate_run`."""
+
+    def __init__(
+        self,
+        saved: _Saved,
+        evaluation: EvaluationConfig | None,
+        data_dir: Path | str | None,
+        device: str | None,
+        given: Config | None,
+    ) -> None:
+        self.config = config = saved.config
+        self.evaluation = evaluation or config.evaluation
+        for name in self.evaluation.attacks:
+            find_attack(name)
+        asked = config.precision if device is None else replace(config.precision, device=device)
+        self.precision = make_precision(replace(asked, dtype="fp32"))
+        where = config.data if data_dir is None else replace(config.data, dir=str(data_dir))
+        self.images = data.load_split(where, "test")
+        state = saved.state
+        normalize = state.get("normalize")
+        if "config" not in state and config.model.normalize:
+            train = data.load_split(where, "train")
+            normalize = train.statistics(data.split_indices(train.labels, where)[0])
+        if list(state.get("classes", self.images.classes)) != list(self.images.classes):
+            raise ConfigError(f"{self.images.origin}: its classes are not those of the checkpoint")
+        try:
+            self.model = build_model(
+                config.model.name,
+                num_classes=self.images.num_classes,
+                channels=self.images.channels,
+                normalize=normalize,
+            )
+            load_weights(self.model, state.get("ema") or state.get("model") or state)
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"{saved.about['checkpoint']}: {error}") from error
+        self.model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
+        self.about = {"model": config.model.name, "data": config.data.name, "split": "test"}
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """The result as text for a terminal: attack, accuracy, interval; then what to know about them."""
+    rows = [
+        [name, f"{attack['accuracy']:.2f} %", "{:.2f} to {:.2f}".format(*attack["interval"])]
+        for name, attack in [*result["attacks"].items(), ("worst of these", result["worst"])]
+    ]
+    lines = list(table(["attack", "accuracy", "95 % interval"], rows))
+    what = f"{result['n']} images, {result['norm']} eps {result['eps']}, step {result['step_size']}"
+    lines.append(what + (", a preview: not the whole test set" if result["preview"] else ""))
+    for name, attack in result["attacks"].items():
+        if attack.get("after"):
+            steps = ", ".join(f"{stage} {accuracy:.2f}" for stage, accuracy in attack["after"].items())
+            lines.append(f"{name}, accuracy after each part: {steps}")
+        lines += [f"{name} departs from the standard: {text}" for text in attack.get("deviations", [])]
+    lines += [f"warning ({kind}): {warning['message']}" for kind, warning in result["warnings"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,279 @@
+"""From the words of a command line to a checked configuration, with errors that say what to write instead.
+
+A recipe's values are overridden by YAML files and then by options named after the configuration's fields:
+`--objective mart` changes an axis, `--budget.eps 8/255` a value. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mwpb_fast.config import (
+    AXES,
+    Config,
+    ConfigError,
+    EvaluationConfig,
+    all_recipes,
+    axis_name,
+    load,
+    names,
+    recipe,
+    resolve,
+)
+
+FIELDS = [field.name for field in dataclasses.fields(Config) if field.name != "recipe"]
+NAME = r"[\w-]+(\.[\w-]+)*"
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list such as [1, 2]",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, and with its complaints as ConfigError."""
+
+    def __init__(self, command: str, doc: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=f"mwpb-fast {command}",
+            description=doc,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def parse_with_overrides(
+        self, own: Sequence[argparse.Action], arguments: Sequence[str]
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """What this parser's options `own` say, and the overrides of the configuration's values."""
+        names = [name for action in own for name in action.option_strings]
+        words, overrides = split(arguments, [*names, "--help"])
+        return self.parse_intermixed_args(words), overrides
+
+
+def split(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own words (the options `own` and whatever is no option), and the overrides as
+    `--name=value`. Raises ConfigError for an override without a value."""
+    mine: list[str] = []
+    overrides: list[str] = []
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        name, equals, _ = word.partition("=")
+        if not word.startswith("--") or name in own:
+            mine.append(word)
+        elif equals or (name[2:].partition(".")[0] not in FIELDS and (not queue or queue[0].startswith("--"))):
+            overrides.append(word)
+        elif not queue:
+            raise ConfigError(f"{word} wants a value")
+        else:
+            overrides.append(f"{word}={queue.pop(0)}")
+    return mine, overrides
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError, naming the file, where there is none."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "not text"
+        raise ConfigError(f"{path}{place}: not YAML ({reason})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds no options; write lines such as `epochs: 10`")
+    return content
+
+
+def configure(name: str, files: Mapping[Path, dict[str, Any]], overrides: Sequence[str]) -> Config:
+    """The recipe's configuration with the files' and then the command line's overrides, checked.
+
+    Raises ConfigError or DataError, one line, also for a model or data set that there is not.
+    """
+    config = find_recipe(name)
+    for path, content in files.items():
+        values = {key: value for key, value in content.items() if key != "recipe"}
+        try:
+            _check_shape(config, values)
+            config = _resolve(config, values, [])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    # axes first, so that the options of the new ones are known to the messages about the rest
+    axes = [word for word in overrides if word.removeprefix("--").partition("=")[0] in AXES]
+    rest = [word for word in overrides if word not in axes]
+    for word in axes:
+        field, _, value = word.removeprefix("--").partition("=")
+        _check_axis(field, value)
+    config = _resolve(config, {}, axes)
+    config = _resolve(config, {}, [_checked(config, word) for word in rest])
+    _check_names(config)
+    return config
+
+
+def _resolve(config: Config, values: dict[str, Any], words: list[str]) -> Config:
+    try:
+        return resolve(config, [values], words)
+    except ConfigError as error:
+        raise ConfigError(explain(str(error), config)) from error
+
+
+def find_recipe(name: str) -> Config:
+    """The configuration of a recipe, with a suggestion where there is none of that name."""
+    if not re.fullmatch(NAME, name) or any(part.startswith("_") for part in name.split(".")):
+        raise ConfigError(f"{name!r} is not a recipe's name, such as table1.mwpb_at (all: mwpb-fast recipes)")
+    try:
+        return recipe(name)
+    except ConfigError as error:
+        close = difflib.get_close_matches(name.replace("-", "_"), all_recipes(), n=3, cutoff=0.5)
+        if "." not in name or not close:
+            raise ConfigError(f"{error} (all: mwpb-fast recipes)") from error
+        raise ConfigError(f"no recipe {name!r}; did you mean {' or '.join(close)}?") from error
+
+
+def values_of(config: Config) -> Iterator[tuple[str, Any]]:
+    """Name and value of every option, as `budget.eps` and 8/255; an axis itself as its module's name."""
+    for field in FIELDS:
+        value = getattr(config, field)
+        if field in AXES:
+            yield field, axis_name(AXES[field], value)
+        if not dataclasses.is_dataclass(value):
+            yield field, value
+            continue
+        for inner in dataclasses.fields(value):
+            yield f"{field}.{inner.name}", getattr(value, inner.name)
+
+
+def listing(config: Config) -> str:
+    """The options of a configuration with their values, and what each group says of itself."""
+    shown = [(key, f"  --{key} {_show(value)}") for key, value in values_of(config)]
+    lines = [f"options and their values in {config.recipe}:", *_documentation(Config)]
+    lines += [line for key, line in shown if key in FIELDS and key not in AXES]
+    for field in FIELDS:
+        value = getattr(config, field)
+        if not dataclasses.is_dataclass(value):
+            continue
+        title = f"  {field}"
+        if field in AXES:
+            title = f"  --{field} {axis_name(AXES[field], value)}    one of: {', '.join(_choices(AXES[field]))}"
+        lines += ["", title]
+        lines += _documentation(type(value))
+        lines += [line for key, line in shown if key.startswith(f"{field}.")]
+    return "\n".join(lines)
+
+
+def explain(message: str, config: Config) -> str:
+    """jsonargparse's message in the user's terms; one that is not recognised stays as it is."""
+    unknown = re.match(r"unrecognized arguments: --([\w.]+)", message)
+    unknown = unknown or re.match(r"Option '([^']+)' is not accepted", message)
+    grouped = re.match(r"Group '([^']+)' does not accept option '([^']+)'", message)
+    if unknown or grouped:
+        return _unknown(unknown[1] if unknown else f"{grouped[1]}.{grouped[2]}", config)  # type: ignore[index]
+    found = re.match(r'Parser key "([^"]+)": (.*)', message)
+    if not found:
+        return message
+    key, reason = found[1], found[2]
+    if typed := re.match(r"Expected a <class '(\w+)'>. Got value: (.*)", reason):
+        reason = f"{typed[2]} is not {_KINDS.get(typed[1], typed[1])}"
+    elif choice := re.match(r"Expected a typing.Literal\[(.*)\]. Got value: (.*)", reason):
+        reason = f"{choice[2]} is not one of {choice[1]}".replace("'", "")
+    elif group := re.match(r"Unable to load config '(.*)' - ", reason):
+        reason = f"{group[1]} is not a group of options"
+    elif union := re.search(r"Union subtypes.*Given value: (.*)", reason):
+        reason = f"{union[1]} is not a value of this option"
+    return f"{key}: {reason.removeprefix('Not of type Fraction: ')}"
+
+
+def _unknown(name: str, config: Config) -> str:
+    known = [key for key, _ in values_of(config)]
+    like = [key for key in known if ("." in key) == ("." in name)]
+    close = difflib.get_close_matches(name, like, n=1, cutoff=0.6)
+    if close:
+        return f"no option {name!r}; did you mean {close[0]}?"
+    group = name.partition(".")[0]
+    if group not in FIELDS:
+        return f"no option {name!r}; there are {', '.join(FIELDS)}"
+    mine = [key for key in known if key.startswith(f"{group}.")]
+    title = f"{group} {axis_name(AXES[group], getattr(config, group))}" if group in AXES else group
+    return f"no option {name!r}; {title} has {', '.join(mine) or 'no options'}"
+
+
+def check_attacks(config: EvaluationConfig) -> None:
+    """Refuse an attack that there is not."""
+    from mwpb_fast.attacks.suite import find_attack
+
+    for name in config.attacks:
+        find_attack(name)
+
+
+def _check_shape(config: Config, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if value is None:
+            raise ConfigError(f"{key} has no value")
+        if dataclasses.is_dataclass(getattr(config, str(key), None)) and not isinstance(value, (Mapping, str)):
+            raise ConfigError(f"{key}: {value} is not a group of options")
+        axis = value.get("name") if isinstance(value, Mapping) else value
+        if key in AXES and axis is not None:
+            _check_axis(key, str(axis))
+
+
+def _check_names(config: Config) -> None:
+    from mwpb_fast.data.prepare import find_set
+    from mwpb_fast.models import parse_name
+
+    try:
+        parse_name(config.model.name)
+    except ValueError as error:
+        raise ConfigError(f"model.name: {error}") from error
+    find_set(config.data.name)
+    check_attacks(config.evaluation)
+
+
+def _checked(config: Config, word: str) -> str:
+    """The override, refused unless it names an option in full; `--optim.drops=8,9` as `--optim.drops=[8,9]`."""
+    key, _, value = word.removeprefix("--").partition("=")
+    known = dict(values_of(config))
+    if key not in known and key not in FIELDS:
+        raise ConfigError(_unknown(key, config))
+    if isinstance(known.get(key), tuple) and not value.startswith("["):
+        return f"--{key}=[{value}]"
+    return word
+
+
+def _check_axis(field: str, name: str) -> None:
+    kind = AXES[field]
+    outside = "." in name and re.fullmatch(NAME, name) and hasattr(load(kind, name), "Config")
+    if not outside and name not in _choices(kind):
+        raise ConfigError(f"no {name!r} among the {kind}: {', '.join(_choices(kind))}")
+
+
+def _choices(kind: str) -> list[str]:
+    return [name for name in names(kind) if hasattr(load(kind, name), "Config")]
+
+
+def _documentation(group: type) -> list[str]:
+    return [f"    {line}".rstrip() for line in inspect.cleandoc(group.__doc__ or "").splitlines()]
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    if isinstance(value, Fraction) and 255 % value.denominator == 0:
+        return f"{value * 255}/255"
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

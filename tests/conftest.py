@@ -1,0 +1,56 @@
+"""What every test shares: Triton's interpreter where there is no GPU, seeds, marks, the real data."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+# Before anything imports Triton, which reads the variable once. With a GPU the real kernels are tested, unless
+# the interpreter is asked for by setting the variable.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Each test starts from the same state of every generator, so its order among others does not matter."""
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real images: MWPB_SHARED_DATA, else shared/data beside the checkout; skips where absent."""
+    path = Path(os.environ.get("MWPB_SHARED_DATA") or ROOT.parent / "shared" / "data")
+    if not path.is_dir():
+        pytest.skip(f"no folder {path}; MWPB_SHARED_DATA names it")
+    return path
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Every uninitialised tensor holds NaN (the largest value for integers) during the test.
+
+    The filling happens inside PyTorch's allocation functions, so it also reaches what native ops allocate
+    through the stable ABI (new_empty, empty_like): whatever an op does not write shows up as NaN.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,170 @@
+"""The step: Algorithm 1 against a plain re-derivation, its guard, and the modes that it must restore."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mwpb_kernels as ops
+import pytest
+import torch
+
+from mwpb_fast.attacks import pgd
+from mwpb_fast.budgets import fixed, margin
+from mwpb_fast.config import OptimConfig, PrecisionConfig, load
+from mwpb_fast.engine.net import EagerNet, module_mode
+from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.models import build_model
+from mwpb_fast.optim import learning_rate, make_optimizer
+from mwpb_fast.perturbations import none
+from mwpb_fast.step import Step
+
+CPU = make_precision(PrecisionConfig(device="cpu"))
+EPS = 8 / 255
+
+
+def make_step(objective: str, attack: pgd.Config | None = None, **options: Any) -> Step:
+    torch.manual_seed(5)
+    model = build_model("smallresnet-4", num_classes=10, channels=3)
+    return Step(
+        model=model,
+        net=EagerNet(model, CPU),
+        attack=(attack or pgd.Config(steps=3)).build(),
+        objective=load("objectives", objective).Config().build(),
+        perturb=none.Config().build(),
+        optimizer=make_optimizer(model, OptimConfig(lr=0.1)),
+        precision=CPU,
+        **options,
+    )
+
+
+def batch(n: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.rand(n, 3, 8, 8, generator=generator)
+    y = torch.randint(10, (n,), generator=generator)
+    return x, y, torch.arange(100, 100 + n), torch.tensor([ops.derive_seed(1, 2)])
+
+
+def test_the_step_is_algorithm_1() -> None:
+    """Every line written out once more in plain PyTorch, in float64 where the radius is made."""
+    step, (x, y, index, key) = make_step("at"), batch()
+    model = make_step("at").model
+    budget = margin.Config(alpha=0.58).build()
+    result = step(x, y, index, key, budget)
+
+    model.eval()
+    p = model(x).double().softmax(1)
+    own = p[torch.arange(8), y]
+    others = p.clone()
+    others[torch.arange(8), y] = -1
+    radius = (torch.exp(0.58 * (own - others.max(1).values)) * EPS).detach()
+    torch.testing.assert_close(result.radius.double(), radius, rtol=1e-5, atol=0)
+    r = result.radius.view(-1, 1, 1, 1)
+    x_adv = ops.gaussian_start(x, 0.001, key, index)
+    for _ in range(3):
+        leaf = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(
+            torch.nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf
+        )
+        moved = x_adv + r / 4 * gradient.sign()
+        x_adv = torch.minimum(torch.maximum(moved, x - r), x + r).clamp(0, 1)
+    model.train()
+    loss = torch.nn.functional.cross_entropy(model(x_adv), y)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    loss.backward()
+    optimizer.step()
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-4)
+    for (name, ours), theirs in zip(step.model.state_dict().items(), model.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("objective", ["at", "trades", "mart"])
+@pytest.mark.parametrize("alpha", [0.0, 0.58])
+def test_radii_lie_in_the_reachable_interval(objective: str, alpha: float) -> None:
+    step, (x, y, index, key) = make_step(objective), batch(32)
+    radius = step(x, y, index, key, margin.Config(alpha=alpha).build()).radius
+    assert radius.min() >= math.exp(-alpha) * EPS * (1 - 1e-6)
+    assert radius.max() <= math.exp(alpha) * EPS * (1 + 1e-6)
+    if alpha == 0:
+        assert (radius == torch.tensor(EPS)).all()
+
+
+@pytest.mark.parametrize("objective", ["at", "trades", "mart"])
+def test_a_step_that_is_not_finite_leaves_the_model_alone(objective: str) -> None:
+    step, (x, y, index, key) = make_step(objective), batch()
+    budget = fixed.Config().build()
+    assert step(x, y, index, key, budget).finite
+    before = {k: v.clone() for k, v in step.model.state_dict().items()}
+    momentum = [s["momentum_buffer"].clone() for s in step.optimizer.state.values()]
+    poisoned = x.clone()
+    poisoned[3, 1, 2, 2] = math.nan
+    result = step(poisoned, y, index, key, budget)
+    assert not result.finite
+    for name, value in step.model.state_dict().items():
+        if value.is_floating_point():
+            assert torch.equal(value, before[name]), name
+    for kept, state in zip(momentum, step.optimizer.state.values(), strict=True):
+        assert torch.equal(kept, state["momentum_buffer"])
+    assert step(x, y, index, key, budget).finite
+
+
+def test_a_finite_loss_with_an_infinite_gradient_leaves_the_weights_alone() -> None:
+    step, (x, y, index, key) = make_step("at"), batch()
+    weight = next(step.model.parameters())
+    weight.register_hook(lambda g: g * math.inf)
+    before = weight.detach().clone()
+    result = step(x, y, index, key, fixed.Config().build())
+    assert torch.isfinite(result.loss)
+    assert not result.finite
+    assert torch.equal(weight, before)
+
+
+def test_the_attack_runs_in_eval_mode_and_leaves_no_gradient_behind() -> None:
+    seen: list[bool] = []
+    step, (x, y, index, key) = make_step("trades"), batch()
+    handle = step.model.register_forward_hook(lambda m, i, o: seen.append(m.training))
+    step(x, y, index, key, margin.Config().build())
+    handle.remove()
+    assert seen == [False] + [False] * 3 + [True, True]  # margin, three attack steps, natural and adversarial
+
+
+def test_train_mode_attacks_are_a_switch() -> None:
+    seen: list[bool] = []
+    step, (x, y, index, key) = make_step("at", attack_training=True), batch()
+    step.model.register_forward_hook(lambda m, i, o: seen.append(m.training))
+    step(x, y, index, key, fixed.Config().build())
+    assert seen == [True] * 3 + [True]  # AT with a fixed budget needs no clean forward
+
+
+def test_module_mode_restores_every_module() -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Dropout())
+    model[0].eval()
+    with pytest.raises(RuntimeError, match="stop"), module_mode(model, training=False):
+        assert not any(m.training for m in model.modules())
+        raise RuntimeError("stop")
+    assert [m.training for m in model.modules()] == [True, False, True]
+
+
+def test_noise_depends_on_seed_epoch_and_sample_alone() -> None:
+    x, y, index, key = batch()
+    start = pgd.Config(steps=0).build()
+    one = start.start(x, torch.full((8,), EPS), key, index)
+    order = torch.randperm(8)
+    shuffled = start.start(x[order], torch.full((8,), EPS), key, index[order])
+    assert torch.equal(one[order], shuffled)
+    other = start.start(x, torch.full((8,), EPS), torch.tensor([ops.derive_seed(1, 3)]), index)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"), [(1, 0.1), (79, 0.1), (80, 0.01), (89, 0.01), (90, 0.001), (110, 0.001)]
+)
+def test_the_learning_rate_drops_in_the_named_epochs(epoch: int, expected: float) -> None:
+    assert learning_rate(OptimConfig(), epoch) == pytest.approx(expected)
+
+
+def test_the_wrong_apex_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mwpb_fast.config import ConfigError
+
+    with pytest.raises(ConfigError, match="apex"):
+        make_optimizer(torch.nn.Linear(1, 1), OptimConfig(fused="apex"))

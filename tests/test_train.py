@@ -1,0 +1,179 @@
+"""Whole runs on digits: what they leave behind, exact resumption, stopping, and failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mwpb_fast import checkpoint, train
+from mwpb_fast.config import Config, ConfigError, from_dict, recipe, resolve
+from mwpb_fast.log import read_records
+from mwpb_fast.signals import Interrupted
+
+TINY = ["--epochs=2", "--warmup_epochs=1", "--data.subset=200", "--model.name=smallresnet-4", "--attack.steps=2"]
+
+
+def tiny(*options: str) -> Config:
+    return resolve(recipe("digits.mwpb_at"), [], [*TINY, *options])
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    found = checkpoint.read_newest(folder / "checkpoints", "last")
+    assert found is not None
+    return found[1]
+
+
+def assert_same(one: Any, other: Any, where: str = "state") -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    else:
+        assert one == other, where
+
+
+def test_a_run_leaves_its_records(tmp_path: Path) -> None:
+    config = tiny()
+    record = train.run(config, tmp_path, quiet=True)
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert [r["epoch"] for r in records] == [1, 2]
+    assert [r["phase"] for r in records] == ["warmup", "main"]
+    assert records[-1] == record
+    for r in records:
+        assert math.isfinite(r["loss"])
+        assert {"natural", "robust", "learning_rate", "images_per_second"} <= r.keys()
+        assert 0 <= r["robust"] <= r["natural"] <= 100
+    assert records[0]["radius_min"] == records[0]["radius_max"] == pytest.approx(16 / 255)
+    low, high = math.exp(-0.58) * 32 / 255, math.exp(0.58) * 32 / 255
+    assert low * (1 - 1e-6) <= records[1]["radius_min"] < records[1]["radius_max"] <= high * (1 + 1e-6)
+    assert from_dict(yaml.safe_load((tmp_path / "config.yaml").read_text())) == config
+    radii = json.loads((tmp_path / "radii.json").read_text())
+    assert len(radii["radii"]) == 200
+    assert radii["budget"]["eps"] == "32/255"
+    assert all(low * (1 - 1e-6) <= r <= high * (1 + 1e-6) for r in radii["radii"])
+    assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__
+
+
+class StopAfter:
+    """A stop request that comes true after so many looks at it."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    @property
+    def number(self) -> int:
+        self.looks -= 1
+        return signal.SIGTERM if self.looks < 0 else 0
+
+
+@pytest.mark.parametrize("objective", ["at", "trades", "mart"])
+@pytest.mark.parametrize("cut", [1, 3, 4, 5])
+def test_a_stopped_run_goes_on_byte_for_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, cut: int
+) -> None:
+    config = tiny(f"--objective={objective}", "--data.subset=192", "--optim.ema=0.9")
+    train.run(config, tmp_path / "whole", quiet=True)
+    trainer = train.Trainer(config, tmp_path / "cut", StopAfter(cut), quiet=True)  # type: ignore[arg-type]
+    with pytest.raises(Interrupted):
+        trainer.train()
+    train.run(config, tmp_path / "cut", quiet=True)
+    whole, resumed = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
+    assert_same(whole, resumed)
+    timeless = [
+        [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in read_records(f)]
+        for f in (tmp_path / "whole/metrics.jsonl", tmp_path / "cut/metrics.jsonl")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_two_runs_are_equal_and_another_seed_is_not(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train.run(tiny(f"--seed={seed}", "--epochs=1"), tmp_path / name, quiet=True)
+    a, b, c = (final_state(tmp_path / name)["model"] for name in "abc")
+    assert_same(a, b)
+    assert not torch.equal(a["linear.weight"], c["linear.weight"])
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    train.run(tiny("--epochs=1"), tmp_path, quiet=True)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    train.run(tiny("--epochs=1"), tmp_path, quiet=True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    train.run(tiny("--epochs=1"), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match=r"other settings \(seed\)"):
+        train.run(tiny("--epochs=1", "--seed=9"), tmp_path, quiet=True)
+    train.run(tiny("--epochs=1", "--seed=9"), tmp_path, resume=False, quiet=True)
+    assert final_state(tmp_path)["config"]["seed"] == 9
+
+
+def test_a_loss_that_stays_nan_ends_the_run_and_spares_the_weights(tmp_path: Path) -> None:
+    config = tiny("--optim.lr=1e30", "--max_bad_steps=1", "--epochs=6", "--data.batch_size=16")
+    with pytest.raises(train.TrainingError, match="not finite"):
+        train.run(config, tmp_path, quiet=True)
+
+
+def test_the_oracle_agrees_with_the_fused_ops(tmp_path: Path) -> None:
+    train.run(tiny("--epochs=1"), tmp_path / "fused", quiet=True)
+    train.run(tiny("--epochs=1", "--precision.oracle=true"), tmp_path / "oracle", quiet=True)
+    fused, oracle = (read_records(tmp_path / n / "metrics.jsonl")[0] for n in ("fused", "oracle"))
+    assert fused["loss"] == pytest.approx(oracle["loss"], rel=1e-3)
+    a, b = (final_state(tmp_path / n)["model"]["conv1.weight"] for n in ("fused", "oracle"))
+    torch.testing.assert_close(a, b, rtol=0, atol=5e-3)
+
+
+def test_the_averaged_model_is_what_is_kept_as_best(tmp_path: Path) -> None:
+    train.run(tiny("--epochs=1", "--optim.ema=0.5"), tmp_path, quiet=True)
+    last, best = final_state(tmp_path), checkpoint.read_newest(tmp_path / "checkpoints", "best")
+    assert best is not None
+    assert_same(best[1]["model"], last["ema"])
+    assert not torch.equal(last["ema"]["linear.weight"], last["model"]["linear.weight"])
+
+
+def test_normalisation_is_saved_with_the_run(tmp_path: Path) -> None:
+    train.run(tiny("--epochs=1", "--model.normalize=true"), tmp_path, quiet=True)
+    mean, std = final_state(tmp_path)["normalize"]
+    assert 0.2 < mean[0] < 0.4
+    assert 0.3 < std[0] < 0.5
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_checkpoint_and_leave(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    command = [sys.executable, "-m", "mwpb_fast.cli", "train", "digits.mwpb_at", "--out", str(tmp_path)]
+    options = ["--epochs=500", "--warmup_epochs=1", "--model.name=smallresnet-4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    deadline = time.monotonic() + 60
+    while not checkpoint.existing(tmp_path / "checkpoints", "last"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    asked = time.monotonic()
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == status, error
+    assert time.monotonic() - asked < 20
+    assert b"goes on from here" in error
+    assert final_state(tmp_path)["epoch"] >= 1
+
+
+def test_the_paper_schedule_changes_budget_after_the_warm_up(tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny(), epochs=3, warmup_epochs=2)
+    train.run(config, tmp_path, quiet=True)
+    assert [r["phase"] for r in read_records(tmp_path / "metrics.jsonl")] == ["warmup", "warmup", "main"]
