@@ -16,15 +16,17 @@ import torch
 
 from mwpb_fast import checkpoint, data
 from mwpb_fast.attacks.job import Job
-from mwpb_fast.attacks.score import score, summary
+from mwpb_fast.attacks.score import format_table, score, summary
 from mwpb_fast.attacks.suite import find_attack
 from mwpb_fast.config import Config, ConfigError, EvaluationConfig, from_dict, to_dict
 from mwpb_fast.crew import Crew, crew, orphaned
 from mwpb_fast.engine.precision import Precision, make_precision
 from mwpb_fast.files import write_atomically
-from mwpb_fast.log import progress, table
+from mwpb_fast.log import progress
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 from mwpb_fast.signals import Interrupted, stop_requests
+
+__all__ = ["assist", "evaluate", "evaluate_run", "format_table", "work"]
 
 FORMAT = 1
 NORM = "linf"
@@ -294,21 +296,3 @@ class _Setup:
             raise checkpoint.CheckpointError(f"{saved.about['checkpoint']}: {error}") from error
         self.model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
         self.about = {"model": config.model.name, "data": config.data.name, "split": "test"}
-
-
-def format_table(result: dict[str, Any]) -> str:
-    """The result as text for a terminal: attack, accuracy, interval; then what to know about them."""
-    rows = [
-        [name, f"{attack['accuracy']:.2f} %", "{:.2f} to {:.2f}".format(*attack["interval"])]
-        for name, attack in [*result["attacks"].items(), ("worst of these", result["worst"])]
-    ]
-    lines = list(table(["attack", "accuracy", "95 % interval"], rows))
-    what = f"{result['n']} images, {result['norm']} eps {result['eps']}, step {result['step_size']}"
-    lines.append(what + (", a preview: not the whole test set" if result["preview"] else ""))
-    for name, attack in result["attacks"].items():
-        if attack.get("after"):
-            steps = ", ".join(f"{stage} {accuracy:.2f}" for stage, accuracy in attack["after"].items())
-            lines.append(f"{name}, accuracy after each part: {steps}")
-        lines += [f"{name} departs from the standard: {text}" for text in attack.get("deviations", [])]
-    lines += [f"warning ({kind}): {warning['message']}" for kind, warning in result["warnings"].items()]
-    return "\n".join(lines)

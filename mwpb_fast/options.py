@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -113,6 +114,7 @@ def configure(name: str, files: Mapping[Path, dict[str, Any]], overrides: Sequen
         try:
             _check_shape(config, values)
             config = _resolve(config, values, [])
+            _check_finite(config)  # a YAML file can say .nan; the command line cannot
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
     # axes first, so that the options of the new ones are known to the messages about the rest
@@ -231,6 +233,12 @@ def _check_shape(config: Config, values: Mapping[str, Any]) -> None:
         axis = value.get("name") if isinstance(value, Mapping) else value
         if key in AXES and axis is not None:
             _check_axis(key, str(axis))
+
+
+def _check_finite(config: Config) -> None:
+    for key, value in values_of(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}: {value} is not a finite number")
 
 
 def _check_names(config: Config) -> None:

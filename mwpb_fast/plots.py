@@ -236,7 +236,7 @@ def _line_kinds(axis: Axes) -> None:
     from matplotlib.lines import Line2D
 
     kinds = [Line2D([], [], color=INK, linestyle=style) for style in ("--", "-")]
-    axis.legend(kinds, ["natural", "robust (PGD-10)"], loc="lower right")
+    axis.legend(kinds, ["natural", "robust (PGD-10)"], loc="best")
 
 
 def _labelled(runs: list[Run], folders: Sequence[Path]) -> list[Run]:

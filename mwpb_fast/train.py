@@ -105,7 +105,7 @@ class Trainer:
         try:
             while self.epoch <= self.config.epochs:
                 record = self._train_epoch()
-                record |= self._validate()
+                record |= self.validate()
                 log.write(record)
                 self._finish_epoch(record)
             if not checkpoint.existing(self.folder / "checkpoints", "best"):
@@ -170,7 +170,8 @@ class Trainer:
             )
         return trace
 
-    def _validate(self) -> dict[str, Any]:
+    def validate(self) -> dict[str, Any]:
+        """Natural and PGD-10 accuracy in % on the held-out images; nothing where none are due or held out."""
         evaluation, device = self.config.evaluation, self.precision.device
         due = self.epoch % evaluation.validate_every == 0 or self.epoch == self.config.epochs
         if not due or len(self.val_index) == 0:

@@ -1,4 +1,4 @@
-"""What every test shares: Triton's interpreter where there is no GPU, seeds, marks, the real data."""
+"""What every test shares: Triton's interpreter where there is no GPU, seeds, marks, poison, the real data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ if not torch.cuda.is_available():
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "unpoisoned: op tests for which filling new memory with NaN costs too much")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked slow run when asked for: by `-m slow` (or any -m), or by naming one with `::`."""
+    if not config.option.markexpr and not any("::" in a for a in config.args):
+        slow = [item for item in items if "slow" in item.keywords]
+        items[:] = [item for item in items if "slow" not in item.keywords]
+        config.hook.pytest_deselected(items=slow)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -173,6 +173,8 @@ def test_command_line_is_refused_in_one_line(word: str) -> None:
         ("data: 3\n", "data: 3 is not a group of options"),
         ("3: 4\n", "3"),
         ("optim: {lr: fast}\n", "optim.lr: fast is not a number"),
+        ("optim: {lr: .nan}\n", "optim.lr: nan is not a finite number"),
+        ("objective: {name: mart, beta: .inf}\n", "objective.beta: inf is not a finite number"),
         ("- 1\n", "holds no options"),
         ("", "holds no options"),
         ("a: [1\n", "not YAML"),

@@ -104,7 +104,7 @@ def test_every_sample_stays_in_its_ball_and_in_the_pixel_range(norm: str, dtype:
     distance = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
     assert (distance <= radius.double() * (1 + 1e-6) + 1e-7).all()
     assert x_adv.dtype == torch.float32
-    assert 0 <= x_adv.min()
+    assert x_adv.min() >= 0
     assert x_adv.max() <= 1
 
 

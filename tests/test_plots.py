@@ -28,7 +28,7 @@ def make_run(folder: Path, name: str = "digits.mwpb_at", epochs: int = 30, image
     with (folder / "metrics.jsonl").open("w") as file:
         for epoch in range(1, epochs + 1):
             record: dict[str, Any] = {"epoch": epoch, "phase": "main", "loss": 2 / epoch, "learning_rate": 0.05}
-            record |= {f"radius_{key}": EPS * math.exp(alpha * m) for key, m in (("min", -1), ("mean", 0), ("max", 1))}
+            record |= {f"radius_{k}": EPS * math.exp(alpha * m) for k, m in (("min", -1), ("mean", 0), ("max", 1))}
             if epoch % 2 == 0:
                 record |= {"natural": 90.0, "robust": 60.0}
             file.write(json.dumps(record) + "\n")

@@ -6,20 +6,43 @@ Each op has a plain PyTorch reference (every device), a native implementation (C
 
 from __future__ import annotations
 
+from mwpb_kernels.augment import crop_flip, crop_flip_params
+from mwpb_kernels.awp import awp_perturb_, awp_restore_
+from mwpb_kernels.boosted import boosted_ce
+from mwpb_kernels.l2 import l2_start, l2_step_
+from mwpb_kernels.linf import linf_step_
+from mwpb_kernels.logit_grads import ce_grad, cw_grad, dlr_grad, kl_grad
+from mwpb_kernels.losses import kl_div
 from mwpb_kernels.margin import deviation_radius, margin, margin_radius
 from mwpb_kernels.op import OPS, force_reference, implementation, load_native
 from mwpb_kernels.philox import derive_seed, philox_words
+from mwpb_kernels.start import gaussian_start, uniform_start
 
 native_library = load_native()
 
 __all__ = [
     "OPS",
+    "awp_perturb_",
+    "awp_restore_",
+    "boosted_ce",
+    "ce_grad",
+    "crop_flip",
+    "crop_flip_params",
+    "cw_grad",
     "derive_seed",
     "deviation_radius",
+    "dlr_grad",
     "force_reference",
+    "gaussian_start",
     "implementation",
+    "kl_div",
+    "kl_grad",
+    "l2_start",
+    "l2_step_",
+    "linf_step_",
     "margin",
     "margin_radius",
     "native_library",
     "philox_words",
+    "uniform_start",
 ]

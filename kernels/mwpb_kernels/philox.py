@@ -15,7 +15,7 @@ import torch
 
 from mwpb_kernels.op import tl, triton
 
-STREAM_CROP, STREAM_UNIFORM, STREAM_GAUSSIAN, STREAM_L2, STREAM_ORDER = 1, 2, 3, 4, 5
+STREAM_CROP, STREAM_UNIFORM, STREAM_GAUSSIAN, STREAM_L2, STREAM_ORDER, STREAM_L2_RADIUS = 1, 2, 3, 4, 5, 6
 
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -67,28 +67,28 @@ def philox_words(index: torch.Tensor, seed: torch.Tensor, stream: int, groups: i
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
-def uniform_words(words: torch.Tensor) -> torch.Tensor:
-    """Words as float32 in [0, 1), multiples of 2**-24: exact on every implementation."""
-    return (words >> 8).to(torch.float32) * 2.0**-24
+def uniform_words(words: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Words as numbers in [0, 1), multiples of 2**-24: exact on every implementation and in both types."""
+    return (words >> 8).to(dtype) * 2.0**-24
 
 
-def normal_words(words: torch.Tensor) -> torch.Tensor:
-    """Words (..., 4) as float32 standard normals (..., 4) by Box and Muller, pairs (0, 1) and (2, 3)."""
+def normal_words(words: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Words (..., 4) as standard normals (..., 4) by Box and Muller, pairs (0, 1) and (2, 3)."""
     pairs = words.unflatten(-1, (2, 2)) >> 8
-    radius = torch.sqrt(-2.0 * torch.log((pairs[..., 0] + 1).to(torch.float32) * 2.0**-24))
-    angle = pairs[..., 1].to(torch.float32) * (2.0 * torch.pi * 2.0**-24)
+    radius = torch.sqrt(-2.0 * torch.log((pairs[..., 0] + 1).to(dtype) * 2.0**-24))
+    angle = pairs[..., 1].to(dtype) * (2.0 * torch.pi * 2.0**-24)
     return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)
 
 
 @triton.jit
 def philox_block(seed, stream, index, group):
-    """Triton: the four uint32 words at int64 `index` and `group` (broadcastable) for scalar int64 `seed`."""
+    """Triton: the four uint32 words at int64 `index` and `group` (broadcastable) for a scalar int64 `seed`."""
     c0 = group.to(tl.uint32)
     c1 = (index & 0xFFFFFFFF).to(tl.uint32)
     c2 = ((index >> 32) & 0xFFFFFFFF).to(tl.uint32)
     c0, c1 = tl.broadcast(c0, c1)
     c0, c2 = tl.broadcast(c0, c2)
-    c3 = tl.zeros_like(c0) + stream.to(tl.uint32)
+    c3 = tl.zeros_like(c0) + (group * 0 + stream).to(tl.uint32)
     k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     k1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
     m0 = tl.full((), 0xD2511F53, tl.uint32)
@@ -107,3 +107,32 @@ def philox_block(seed, stream, index, group):
         k0 = k0 + w0
         k1 = k1 + w1
     return c0, c1, c2, c3
+
+
+@triton.jit
+def uniform_block(word):
+    """Triton: a uint32 word as float32 in [0, 1), exactly."""
+    return (word >> 8).to(tl.float32) * 5.9604644775390625e-8  # 2**-24
+
+
+@triton.jit
+def normal_block(a, b):
+    """Triton: two float32 standard normals from two uint32 words.
+
+    Sine and cosine of a turn by Cephes' polynomials: the library's functions carry a slow path, and a stack, for
+    large angles.
+    """
+    u = ((a >> 8) + 1).to(tl.float32) * 5.9604644775390625e-8
+    radius = tl.sqrt(-2.0 * tl.log(u))
+    turn = uniform_block(b)
+    quarter = tl.floor(turn * 4.0 + 0.5)
+    x = (turn - quarter * 0.25) * 6.283185307179586  # in [-pi/4, pi/4]; the difference is exact
+    z = x * x
+    sine = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * x + x
+    cosine = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0
+    q = quarter.to(tl.int32)
+    first = tl.where((q & 1) == 1, cosine, sine)
+    second = tl.where((q & 1) == 1, sine, cosine)
+    sine = tl.where((q & 2) == 2, -first, first)
+    cosine = tl.where(((q + 1) & 2) == 2, -second, second)
+    return radius * cosine, radius * sine

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.attacks.autoattack import square_warning
+from mwpb_fast.log import table
 
 if TYPE_CHECKING:
     from mwpb_fast.attacks.sharded import ShardedAttack
@@ -26,7 +27,8 @@ def wilson(successes: int, n: int, z: float = NORMAL_QUANTILE) -> tuple[float, f
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # the ends are exact; rounding is not
+    return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
 
 
 def summary(attack: ShardedAttack) -> dict[str, Any]:
@@ -47,3 +49,21 @@ def summary(attack: ShardedAttack) -> dict[str, Any]:
     warnings |= {kind: {"message": message, "shards": []} for kind, message in late.items()}
     deviations = sorted({text for record in records for text in record["deviations"]})
     return result | {"after": after, "warnings": warnings, "deviations": deviations}
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """The result as text for a terminal: attack, accuracy, interval; then what to know about them."""
+    rows = [
+        [name, f"{attack['accuracy']:.2f} %", "{:.2f} to {:.2f}".format(*attack["interval"])]
+        for name, attack in [*result["attacks"].items(), ("worst of these", result["worst"])]
+    ]
+    lines = list(table(["attack", "accuracy", "95 % interval"], rows))
+    what = f"{result['n']} images, {result['norm']} eps {result['eps']}, step {result['step_size']}"
+    lines.append(what + (", a preview: not the whole test set" if result["preview"] else ""))
+    for name, attack in result["attacks"].items():
+        if attack.get("after"):
+            steps = ", ".join(f"{stage} {accuracy:.2f}" for stage, accuracy in attack["after"].items())
+            lines.append(f"{name}, accuracy after each part: {steps}")
+        lines += [f"{name} departs from the standard: {text}" for text in attack.get("deviations", [])]
+    lines += [f"warning ({kind}): {warning['message']}" for kind, warning in result["warnings"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,206 @@
+// l2.py's ops on the CPU. Norms are summed in a type that squares of the operands neither over- nor underflow.
+#include "noise.h"
+
+#include <type_traits>
+
+namespace mwpb {
+namespace {
+
+template <class A> using sum_t = std::conditional_t<std::is_same_v<A, double>, long double, double>;
+
+// Sum of value(i)^2 over [0, count), always in the same order.
+template <class S, class F> inline S sum_squares(int64_t count, F&& value) {
+  constexpr int lanes = 16;
+  S sums[lanes] = {};
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes)
+    for (int j = 0; j < lanes; ++j) {
+      S v = value(i + j);
+      sums[j] += v * v;
+    }
+  for (; i < count; ++i) {
+    S v = value(i);
+    sums[0] += v * v;
+  }
+  S sum = 0;
+  for (S s : sums) sum += s;
+  return sum;
+}
+
+// step_size * grad / |grad| is grad * scale * factor: a power of two first, since 1 / |grad| alone may overflow.
+template <class A> struct Move {
+  template <class S> static Move from(S squares, S step_size) {
+    S norm = std::sqrt(squares);
+    if (norm == 0) return {1, A(step_size * 0)};
+    if (!std::isfinite(norm)) return {1, std::numeric_limits<A>::quiet_NaN()};
+    int exponent = std::clamp(-int(std::ilogb(norm)), 1 - std::numeric_limits<A>::max_exponent, std::numeric_limits<A>::max_exponent - 1);
+    S scale = std::ldexp(S(1), exponent);
+    return {A(scale), A(step_size / (norm * scale))};
+  }
+  A scale, factor;
+};
+
+// The move as it is where it stays inside the ball, else the difference from x times factor.
+template <class T> struct Projection {
+  template <class S> static Projection from(S squares, S radius) {
+    S norm = std::sqrt(squares);
+    if (!std::isfinite(norm)) return {false, std::numeric_limits<T>::quiet_NaN()};
+    return {norm <= radius, T(radius / (norm == 0 ? S(1) : norm))};
+  }
+  bool inside;
+  T factor;
+};
+
+template <class T, class G> class Step {
+  using A = std::conditional_t<std::is_same_v<G, double>, double, T>;
+  using S = sum_t<A>;
+
+ public:
+  Step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Tensor& radius, const Tensor& step_size, double lo, double hi)
+      : pieces_({&x_adv, &grad, &x}), x_adv_(mutable_data<T>(x_adv)), grad_(data<G>(grad)), x_(data<T>(x)),
+        radius_(data<T>(radius)), radius_stride_(radius.stride(0)), step_(data<T>(step_size)),
+        step_stride_(step_size.stride(0)), lo_(T(lo)), hi_(T(hi)) {}
+
+  void run() const {
+    if (pieces_.empty()) return;
+    if (pieces_.count == 1) {  // a sample at a time, which stays in cache from one pass to the next
+      pieces_.for_samples(6, [&](int64_t i) {
+        auto move = Move<A>::from(grad_squares(i, 0), S(step_[i * step_stride_]));
+        write(i, 0, move, Projection<T>::from(delta_squares(i, 0, move), S(radius_[i * radius_stride_])));
+      });
+      return;
+    }
+    const int64_t batch = pieces_.batch, count = pieces_.count;
+    std::vector<S> partial(batch * count);
+    std::vector<Move<A>> moves(batch);
+    std::vector<Projection<T>> projections(batch);
+    auto total = [&](int64_t i) {
+      S sum = 0;
+      for (int64_t p = 0; p < count; ++p) sum += partial[i * count + p];
+      return sum;
+    };
+    pieces_.for_pieces(2, [&](int64_t i, int64_t p) { partial[i * count + p] = grad_squares(i, p); });
+    for (int64_t i = 0; i < batch; ++i) moves[i] = Move<A>::from(total(i), S(step_[i * step_stride_]));
+    pieces_.for_pieces(2, [&](int64_t i, int64_t p) { partial[i * count + p] = delta_squares(i, p, moves[i]); });
+    for (int64_t i = 0; i < batch; ++i) projections[i] = Projection<T>::from(total(i), S(radius_[i * radius_stride_]));
+    pieces_.for_pieces(2, [&](int64_t i, int64_t p) { write(i, p, moves[i], projections[i]); });
+  }
+
+ private:
+  static T moved(T a, G g, Move<A> move) { return a + T(A(widen(g)) * move.scale * move.factor); }
+
+  S grad_squares(int64_t i, int64_t p) const {
+    S sum = 0;
+    pieces_.runs(i, p, [&](const Offsets<3>& at, int64_t count, const Offsets<3>& stride) {
+      const G* g = grad_ + at[1];
+      if (stride[1] == 1) {
+        sum += sum_squares<S>(count, [=](int64_t e) { return S(widen(g[e])); });
+      } else {
+        sum += sum_squares<S>(count, [=, s = stride[1]](int64_t e) { return S(widen(g[e * s])); });
+      }
+    });
+    return sum;
+  }
+
+  S delta_squares(int64_t i, int64_t p, Move<A> move) const {
+    S sum = 0;
+    pieces_.runs(i, p, [&](const Offsets<3>& at, int64_t count, const Offsets<3>& stride) {
+      const T* a = x_adv_ + at[0];
+      const G* g = grad_ + at[1];
+      const T* c = x_ + at[2];
+      if (unit<3>(stride)) {
+        sum += sum_squares<S>(count, [=](int64_t e) { return S(T(moved(a[e], g[e], move) - c[e])); });
+      } else {
+        sum += sum_squares<S>(count, [=](int64_t e) {
+          return S(T(moved(a[e * stride[0]], g[e * stride[1]], move) - c[e * stride[2]]));
+        });
+      }
+    });
+    return sum;
+  }
+
+  void write(int64_t i, int64_t p, Move<A> move, Projection<T> projection) const {
+    const T lo = lo_, hi = hi_;
+    pieces_.runs(i, p, [&](const Offsets<3>& at, int64_t count, const Offsets<3>& stride) {
+      T* a = x_adv_ + at[0];
+      const G* g = grad_ + at[1];
+      const T* c = x_ + at[2];
+      elements<3>(count, stride, [=](int64_t ia, int64_t ig, int64_t ic) {
+        T there = moved(a[ia], g[ig], move);
+        T back = c[ic] + (there - c[ic]) * projection.factor;
+        a[ia] = clamp_between(projection.inside ? there : back, lo, hi);
+      });
+    });
+  }
+
+  Pieces<3> pieces_;
+  T* x_adv_;
+  const G* grad_;
+  const T* x_;
+  const T* radius_;
+  int64_t radius_stride_;
+  const T* step_;
+  int64_t step_stride_;
+  T lo_, hi_;
+};
+
+void l2_step_(Tensor x_adv, Tensor grad, Tensor x, Tensor radius, Tensor step_size, double lo, double hi) {
+  dispatch_image(x_adv, {&x, &radius, &step_size}, [&](auto image) {
+    dispatch_float(grad.scalar_type(), "grad", [&](auto tag) {
+      Step<decltype(image), decltype(tag)>(x_adv, grad, x, radius, step_size, lo, hi).run();
+    });
+  });
+}
+
+Tensor l2_start(Tensor x, Tensor radius, Tensor seed, Tensor index, double lo, double hi) {
+  Tensor out = torch::stable::empty_like(x);
+  NoiseLoop loop(out, x, seed, index);
+  dispatch_image(x, {&radius}, [&](auto tag) {
+    using T = decltype(tag);
+    T* to = mutable_data<T>(out);
+    const T* from = data<T>(x);
+    auto squares = [&](const NoiseLoop::Box& box, const T* noise) {
+      return sum_squares<double>(box.count, [=](int64_t e) { return double(noise[e]); });
+    };
+    auto scale = [&](int64_t i, double norm2) {
+      uint32_t words[4];
+      philox4x32(0, loop.index(i), loop.seed(), kStreamL2Radius, words);
+      double share = std::exp(std::log((double(words[0] >> 8) + 1) * 0x1p-24) / double(loop.elements()));
+      return T(double(data<T>(radius)[i * radius.stride(0)]) * share / (norm2 == 0 ? 1.0 : std::sqrt(norm2)));
+    };
+    auto add = [&](const NoiseLoop::Box& box, const T* noise, T s) { add_noise<T>(box, to, from, noise, s, T(lo), T(hi)); };
+    if (loop.boxes() == 1) {
+      loop.for_samples<T>([&](int64_t i, T* scratch) {
+        auto box = loop.box(i, 0);
+        const T* noise = loop.normal(i, box, kStreamL2, scratch);
+        add(box, noise, scale(i, squares(box, noise)));
+      });
+      return;
+    }
+    // The noise of a large sample is drawn twice, which costs less than memory for all of it.
+    std::vector<double> partial(loop.batch() * loop.boxes());
+    std::vector<T> scales(loop.batch());
+    loop.for_boxes<T>([&](int64_t i, int64_t b, T* scratch) {
+      auto box = loop.box(i, b);
+      partial[i * loop.boxes() + b] = squares(box, loop.normal(i, box, kStreamL2, scratch));
+    });
+    for (int64_t i = 0; i < loop.batch() && loop.boxes(); ++i) {
+      double sum = 0;
+      for (int64_t b = 0; b < loop.boxes(); ++b) sum += partial[i * loop.boxes() + b];
+      scales[i] = scale(i, sum);
+    }
+    loop.for_boxes<T>([&](int64_t i, int64_t b, T* scratch) {
+      auto box = loop.box(i, b);
+      add(box, loop.normal(i, box, kStreamL2, scratch), scales[i]);
+    });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace mwpb
+
+STABLE_TORCH_LIBRARY_IMPL(mwpb, CPU, m) {
+  m.impl("l2_step_", TORCH_BOX(&mwpb::l2_step_));
+  m.impl("l2_start", TORCH_BOX(&mwpb::l2_start));
+}

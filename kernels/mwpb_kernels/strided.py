@@ -1,0 +1,171 @@
+"""What the ops on batches of images share: their checks, and Triton loops over samples of any layout.
+
+A kernel sees a sample as up to three dimensions, merged from those of the tensors wherever all operands allow
+it; operands of equal dense layout become one flat run. More than three are rare and go through copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from mwpb_kernels.op import IMAGE_DTYPES, check_device, tl, triton
+
+MAX_DIMS = 3
+
+
+# checks ------------------------------------------------------------------------------------------------------
+def check_images(x: torch.Tensor, lo: float, hi: float) -> None:
+    """Refuse what is no batch of images, and an empty pixel range."""
+    if x.dim() < 1:
+        raise ValueError("x must be (B, ...), not a scalar")
+    if x.dtype not in IMAGE_DTYPES:
+        raise TypeError(f"x must be float32 or float64, not {x.dtype}")
+    if not lo <= hi:
+        raise ValueError(f"lo must not exceed hi, got lo={lo} and hi={hi}")
+
+
+def check_step(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, lo: float, hi: float) -> None:
+    """Refuse operands of an in-place attack step that do not fit together or must not be written."""
+    check_images(x, lo, hi)
+    for name, other in (("x_adv", x_adv), ("grad", grad)):
+        if other.shape != x.shape:
+            raise ValueError(f"{name} is {tuple(other.shape)}, but x is {tuple(x.shape)}")
+    if x_adv.dtype != x.dtype:
+        raise TypeError(f"x_adv is {x_adv.dtype}, but x is {x.dtype}")
+    if not grad.dtype.is_floating_point or grad.dtype.itemsize < 2:
+        raise TypeError(f"grad must be float32, bfloat16, float16 or float64, not {grad.dtype}")
+    check_device(x_adv, grad, x)
+    if torch.is_grad_enabled() and x_adv.requires_grad:
+        raise ValueError("x_adv requires grad and is written in place: pass x_adv.detach()")
+    if any(size > 1 and stride == 0 for size, stride in zip(x_adv.shape, x_adv.stride(), strict=True)):
+        raise ValueError("x_adv is expanded, so its elements share memory: pass x_adv.contiguous()")
+
+
+def per_sample(value: float | torch.Tensor, x: torch.Tensor, name: str) -> torch.Tensor:
+    """(B,) tensor in x's type from such a tensor or from one number, without synchronisation."""
+    if isinstance(value, torch.Tensor):
+        if value.shape != x.shape[:1]:
+            raise ValueError(f"{name} must be a number or ({x.shape[0]},), not {tuple(value.shape)}")
+        if not value.dtype.is_floating_point:
+            raise TypeError(f"{name} must be floating point, not {value.dtype}")
+        check_device(x, value)
+        return value.to(x.dtype)
+    if not value >= 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
+    return torch.full((1,), value, dtype=x.dtype, device=x.device).expand(x.shape[0])
+
+
+def column(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """(B,) values as (B, 1, ..., 1), to broadcast over x's samples."""
+    return values.view(-1, *(1,) * (x.dim() - 1))
+
+
+def mark_written(x_adv: torch.Tensor) -> torch.Tensor:
+    """Tell autograd of the write that the dispatcher did not see, so that stale saved tensors are an error."""
+    if not torch.compiler.is_compiling():  # a compiled graph writes through an op that autograd does see
+        torch.autograd.graph.increment_version(x_adv)
+    return x_adv
+
+
+# Triton ------------------------------------------------------------------------------------------------------
+@triton.jit
+def tile_of(n, blocks, BLOCK: tl.constexpr):
+    """This program's sample, its element numbers in the sample, and which of them exist."""
+    program = tl.program_id(0).to(tl.int64)
+    element = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+    return program // blocks, element, element < n
+
+
+@triton.jit
+def offset_of(
+    element, size_1, size_2, stride_0, stride_1, stride_2, FLAT: tl.constexpr, WIDE: tl.constexpr
+):
+    """int64 offsets of elements that are numbered through three dimensions; WIDE: numbers beyond 31 bits."""
+    if FLAT:
+        offset = element
+    else:
+        e = element if WIDE else element.to(tl.int32)
+        rest = e // size_2
+        offset = (
+            (rest // size_1).to(tl.int64) * stride_0
+            + (rest % size_1).to(tl.int64) * stride_1
+            + (e % size_2).to(tl.int64) * stride_2
+        )
+    return offset
+
+
+@triton.jit
+def clamp_between(v, low, high):
+    """As torch.clamp: high where low > high, NaN where anything is NaN."""
+    v = tl.where(v < low, low, v)
+    v = tl.where(v > high, high, v)
+    return tl.where((low != low) | (high != high), float("nan"), v)
+
+
+def merged_dims(
+    operands: Sequence[torch.Tensor], logical: bool = False
+) -> tuple[list[int], list[list[int]]]:
+    """Sizes and each operand's strides of a sample's dimensions, outermost first, merged where all allow it.
+
+    In the order of the first operand's memory, or in the logical order of the dimensions.
+    """
+    first = operands[0]
+    dims = [d for d in range(1, first.dim()) if first.shape[d] != 1]
+    if not logical:
+        dims.sort(key=first.stride, reverse=True)
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in operands]
+    for d in dims:
+        size = first.shape[d]
+        if sizes and all(s[-1] == t.stride(d) * size for s, t in zip(strides, operands, strict=True)):
+            sizes[-1] *= size
+            for s, t in zip(strides, operands, strict=True):
+                s[-1] = t.stride(d)
+        else:
+            sizes.append(size)
+            for s, t in zip(strides, operands, strict=True):
+                s.append(t.stride(d))
+    return sizes, strides
+
+
+def fits(*operands: torch.Tensor, logical: bool = False) -> bool:
+    """Whether a kernel can walk these operands as they lie."""
+    return len(merged_dims(operands, logical)[0]) <= MAX_DIMS
+
+
+def loop_arguments(
+    block: int, logical: bool = False, **operands: torch.Tensor
+) -> tuple[tuple[int], dict[str, Any]]:
+    """Grid, and the arguments of the loop over samples; an operand `a` gives a_ptr, a_b, a_0, a_1 and a_2."""
+    tensors = list(operands.values())
+    sizes, strides = merged_dims(tensors, logical)
+    flat = len(sizes) == 0 or (len(sizes) == 1 and all(s == [1] for s in strides))
+    missing = MAX_DIMS - len(sizes)
+    sizes = [1] * missing + sizes
+    n = sizes[0] * sizes[1] * sizes[2]
+    blocks = triton.cdiv(n, block)
+    arguments: dict[str, Any] = dict(
+        n=n,
+        blocks=blocks,
+        size_1=sizes[1],
+        size_2=sizes[2],
+        FLAT=flat,
+        WIDE=n + block >= 2**31,
+        BLOCK=block,
+    )
+    for (name, t), own in zip(operands.items(), strides, strict=True):
+        own = [0] * missing + own
+        arguments.update({f"{name}_ptr": t, f"{name}_b": t.stride(0), f"{name}_0": own[0]})
+        arguments.update({f"{name}_1": own[1], f"{name}_2": own[2]})
+    return (t.shape[0] * blocks,), arguments
+
+
+def loop_types(**operands: str) -> dict[str, str]:
+    """Ahead-of-time types of `loop_arguments`: element type by operand."""
+    types = dict.fromkeys(("n", "blocks", "size_1", "size_2"), "i32")
+    for name, t in operands.items():
+        types.update({f"{name}_ptr": f"*{t}", **{f"{name}_{d}": "i32" for d in ("b", 0, 1, 2)}})
+    return types

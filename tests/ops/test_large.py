@@ -1,0 +1,139 @@
+"""Addresses beyond 32 bits: strides past 2^31 in the ordinary run, more than 2^31 elements in the slow one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import NAMES, OPS, TRITON_DEVICE, compare, plain_copy, replace, samples, tensors, tree
+from draw import dimensions
+from mwpb_kernels.op import Op
+
+pytestmark = pytest.mark.unpoisoned  # the memory between the elements must stay untouched: it is only promised
+
+BEYOND = 2**31 + 64
+
+
+def spread(t: torch.Tensor, dim: int) -> torch.Tensor:
+    """A copy whose elements along `dim` reach beyond 2^31 elements. Untouched pages of it cost no memory."""
+    stride = list(t.contiguous().stride())
+    stride[dim] = BEYOND // (t.shape[dim] - 1) + 1
+    size = sum((n - 1) * s for n, s in zip(t.shape, stride, strict=True)) + 1
+    try:
+        out = torch.empty(size, dtype=t.dtype).as_strided(t.shape, stride)
+    except RuntimeError as error:
+        pytest.skip(f"the system does not promise {size * t.element_size() / 2**30:.0f} GiB: {error}")
+    return out.copy_(t)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strides_beyond_32_bits(name: str) -> None:
+    op = OPS[name]
+    args = next(s for s in samples(op, 4000) if all(t.shape[0] > 1 for t in tensors(s) if t.numel() > 1))
+    for position, argument in enumerate(args):
+        if not tensors(argument) or tensors(argument)[0].numel() < 2:
+            continue
+        for dim in range(tensors(argument)[0].dim()):
+            if tensors(argument)[0].shape[dim] < 2:
+                continue
+            changed = plain_copy(args)
+            if isinstance(argument, torch.Tensor):
+                changed = replace(changed, position, spread(argument, dim))
+            else:
+                changed = replace(changed, position, [spread(argument[0], dim), *changed[position][1:]])
+            expected = plain_copy(args)
+            reference = tensors(op.reference(*expected))
+            actual = tensors(op.dispatched(*changed))
+            for i in op.mutates:
+                reference += tensors(expected[i])
+                actual += [t.contiguous() for t in tensors(changed[i])]
+            compare(op, actual, reference, f"argument {position}, dimension {dim}")
+
+
+def available() -> int:
+    """Bytes of memory that can be had without swapping."""
+    if TRITON_DEVICE.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def batch_symbol(op: Op, args: tuple[Any, ...]) -> int:
+    """The dimension that counts samples: that of the labels or indices, else the first argument's first one."""
+    names = [a.name for a in op.dispatched._schema.arguments]
+    dims = dimensions(op, args)[0]
+    at = next((i for i, n in enumerate(names) if n in ("labels", "index")), 0)
+    return dims[at][0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", NAMES)
+def test_more_than_2_31_elements(name: str) -> None:
+    """Every sample the same (but for its index), so each row of the result is known from a few of them."""
+    op = OPS[name]
+    fitting = [s for s in samples(op) if all(t.numel() and t.dtype != torch.float64 for t in tensors(s))]
+    args = max(fitting, key=lambda s: sum(t.numel() for t in tensors(s)))
+    lists = [i for i, a in enumerate(args) if isinstance(a, list)]
+    if lists:
+        rows = BEYOND
+        few = tuple([a[0].reshape(-1)[:1].expand(5)] if i in lists else a for i, a in enumerate(args))
+    else:
+        symbol, dims = batch_symbol(op, args), iter(dimensions(op, args)[0])
+        shared = tree(lambda t: bool(d := next(dims)) and d[0] == symbol, args)
+        outs = tensors(op.reference(*plain_copy(args)))
+        batch = next(t.shape[0] for t, s in zip(tensors(args), tensors_like(shared, args), strict=True) if s)
+        widest = max(t.numel() // batch for t in (*outs, *tensors(args)) if t.shape[:1] == (batch,))
+        rows = BEYOND // widest + 5
+        few = tuple(a[:1].expand(5, *a.shape[1:]) if s is True else a for a, s in zip(args, shared, strict=True))
+    names = [a.name for a in op.dispatched._schema.arguments]
+
+    def grown(i: int, t: torch.Tensor) -> torch.Tensor:
+        if t.shape[:1] != (5,) or (not lists and shared[i] is not True):
+            return t
+        full = t[:1].to(TRITON_DEVICE).expand(rows, *t.shape[1:])
+        if names[i] == "index" and "images" not in names:
+            return torch.arange(rows, device=TRITON_DEVICE)
+        return full.clone() if i in op.mutates else full
+
+    size = max(t.numel() for t in tensors(few)) // 5 * rows
+    expected_bytes = sum(t.numel() // 5 * rows * t.element_size() for t in tensors(op.reference(*plain_copy(few))))
+    expected_bytes += sum(t.numel() // 5 * rows * t.element_size() for i in op.mutates for t in tensors(few[i]))
+    if "index" in names:
+        expected_bytes += rows * 8
+    if available() < 1.15 * expected_bytes:
+        pytest.skip(f"needs {expected_bytes / 2**30:.1f} GiB, {available() / 2**30:.1f} are free")
+    assert size >= 2**31 or any(t.numel() // 5 * rows >= 2**31 for t in tensors(op.reference(*plain_copy(few))))
+
+    many = tuple(tree(lambda t, i=i: grown(i, t), a) for i, a in enumerate(few))
+    actual = tensors(op.dispatched(*many))
+    for i in op.mutates:
+        actual += tensors(many[i])
+    for start in (0, rows // 2, rows - 5):
+        small = list(plain_copy(few))
+        for i, n in enumerate(names):
+            if n == "index" and "images" not in names:
+                small[i] = torch.arange(start, start + 5)
+        reference = tensors(op.reference(*small))
+        for i in op.mutates:
+            reference += tensors(small[i])
+        compare(op, [t[start : start + 5].cpu() for t in actual], reference, f"rows from {start}")
+
+
+def tensors_like(flags: Any, args: Any) -> list[bool]:
+    """The flags that stand where `args` has tensors, in order."""
+    found: list[bool] = []
+
+    def walk(flag: Any, arg: Any) -> None:
+        if isinstance(arg, torch.Tensor):
+            found.append(flag)
+        elif isinstance(arg, tuple | list):
+            for f, a in zip(flag, arg, strict=True):
+                walk(f, a)
+
+    walk(flags, args)
+    return found

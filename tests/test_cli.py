@@ -1,0 +1,393 @@
+"""The command line: exit statuses, one-line errors, and each command from end to end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mwpb_fast import cli, commands, doctor
+from mwpb_fast.config import ConfigError, all_recipes
+from mwpb_fast.data.dataset import DataError
+from mwpb_fast.signals import Interrupted
+
+TINY = ["--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--precision.device", "cpu"]
+
+
+def run(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "mwpb_fast.cli", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **environment},
+        timeout=300,
+    )
+
+
+def one_error_line(text: str) -> str:
+    assert text.startswith("mwpb-fast: error: ")
+    assert text.count("\n") == 1
+    return text
+
+
+# bad input --------------------------------------------------------------------------------------------------
+BAD = {
+    "": "usage: mwpb-fast COMMAND",
+    "nope": "no command 'nope'; there are train, evaluate,",
+    "train": "which recipe?",
+    "train tabel1.mwpb_at": "did you mean table1.mwpb_at",
+    "train table1.mwpb_at extra": "unrecognized arguments: extra",
+    "train table1.mwpb_at --epochs x": "epochs: x is not a whole number",
+    "train table1.mwpb_at --epoch 3": "did you mean epochs?",
+    "train table1.mwpb_at --no-resum": "no option 'no-resum'",
+    "train table1.mwpb_at --seed": "--seed wants a value",
+    "train table1.mwpb_at --config absent.yaml": "absent.yaml: No such file or directory",
+    "train table1.mwpb_at --model.name resnet-": "model.name: ",
+    "train table1.mwpb_at --evaluation.attacks pgd": "no attack 'pgd'",
+    "evaluate": "required: RUN|FILE",
+    "evaluate absent": "absent: does not exist",
+    "evaluate . --attacks pgd20,nope": "config.yaml: missing",
+    "evaluate . --recipe table1.at --attacks nope": "no attack 'nope'",
+    "evaluate . --recipe table1.at --eps 8/0": "'8/0' is not a radius",
+    "evaluate . --recipe table1.at --subset -1": "subset not negative",
+    "evaluate . --recipe table1.at --subset x": "invalid int value: 'x'",
+    "evaluate . --epochs 3": "unrecognized arguments: --epochs=3",
+    "evaluate . --which worst": "invalid choice: 'worst'",
+    "data": "required: list|prepare",
+    "data prepare": "which data set?",
+    "data prepare nope": "'nope' is not a known data set",
+    "data prepare cifar10 --offline --dir absent": "--data-dir",
+    "data prepare cifar10 --from absent": "absent: does not exist",
+    "plot": "required: RUN",
+    "plot absent": "absent/config.yaml: No such file or directory",
+    "plot a b": "say where to with --out DIR",
+    "recipes x": "unrecognized arguments: x",
+    "doctor x": "unrecognized arguments: x",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_ends_with_2_and_one_line(
+    line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert BAD[line] in (one_error_line(err) if line else err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["train table1.mwpb_at --budget.eps 8/0", "train table1.mwpb_at --data.name x", "evaluate x", "nope"]
+)
+def test_bad_input_is_refused_at_once_and_without_torch(line: str, tmp_path: Path) -> None:
+    script = (
+        "import sys; from mwpb_fast.cli import main; status = main(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    started = time.monotonic()
+    command = [sys.executable, "-c", script, *line.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    one_error_line(done.stderr)
+    assert time.monotonic() - started < 3
+
+
+def test_bad_run_configuration_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("recipe: x\n")
+    assert cli.main(["evaluate", str(tmp_path)]) == 2
+    assert str(tmp_path / "config.yaml") in one_error_line(capsys.readouterr().err)
+
+
+# exit statuses ----------------------------------------------------------------------------------------------
+def fail_with(error: BaseException) -> Callable[[Any], int]:
+    def command(arguments: Any) -> int:
+        raise error
+
+    return command
+
+
+@pytest.fixture
+def with_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], int]], None]:
+    return lambda command: monkeypatch.setitem(commands.COMMANDS, "try", ("", command))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ConfigError("bad\nvalue"), 2, "error: bad value"),
+        (DataError("x.bin: truncated"), 2, "error: x.bin: truncated"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 1, "error: runs/a: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "error: runs: Permission denied"),
+        (Interrupted(signal.SIGTERM), 143, "stopped by SIGTERM; the same command goes on from here"),
+        (Interrupted(signal.SIGINT), 130, "stopped by SIGINT; the same command goes on from here"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT"),
+    ],
+)
+def test_status_of_an_error(
+    error: BaseException,
+    status: int,
+    message: str,
+    with_command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MWPB_DEBUG", raising=False)
+    with_command(fail_with(error))
+    assert cli.main(["try"]) == status
+    assert capsys.readouterr().err == f"mwpb-fast: {message}\n"
+    for arguments, variable in ((["try", "--debug"], ""), (["try"], "1")):
+        monkeypatch.setenv("MWPB_DEBUG", variable)
+        with pytest.raises(type(error)):
+            cli.main(arguments)
+
+
+def test_status_of_training_and_checkpoint_errors() -> None:
+    from mwpb_fast.checkpoint import CheckpointError
+    from mwpb_fast.train import TrainingError
+
+    assert cli._status(CheckpointError("x")) == 2
+    assert cli._status(TrainingError("x")) == 1
+
+
+def test_an_unforeseen_error_keeps_its_traceback(with_command: Callable[..., None]) -> None:
+    with_command(fail_with(ZeroDivisionError("x")))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["try"])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_outside_training(
+    number: int, status: int, with_command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(arguments: Any) -> int:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    with_command(command)
+    assert cli.main(["try"]) == status
+    assert "stopped by" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_unwritable_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(["train", "digits.mwpb_at", *TINY, "--out", str(tmp_path / "file" / "run")]) == 1
+    assert str(tmp_path / "file") in one_error_line(capsys.readouterr().err)
+
+
+def test_reader_that_leaves_is_no_error() -> None:
+    script = f"{sys.executable} -m mwpb_fast.cli recipes | head -n 1"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+# help and lists ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("command", commands.COMMANDS)
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"usage: mwpb-fast {command}")
+    assert err == ""
+    assert cli.main(["--help"]) == 0
+    assert f"\n  {command} " in capsys.readouterr().out
+
+
+def test_help_of_a_recipe_lists_its_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "table1.mwpb_trades", "--help", "--budget.alpha", "0.3"]) == 0
+    out = capsys.readouterr().out
+    assert "--budget.alpha 0.3\n" in out
+    assert "--objective.beta 6.0\n" in out
+    assert "--budget.eps 8/255\n" in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"mwpb-fast \d+\.\d+.*\n", capsys.readouterr().out)
+
+
+def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [name for name, _ in lines] == all_recipes()
+
+
+def test_data_list_says_what_is_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, content in (
+        ("cifar10", '{"splits": {"train": {"count": 50000}, "test": {"count": 10000}}}'),
+        ("svhn", "{"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta.json").write_text(content)
+    assert cli.main(["data", "list", "--dir", str(tmp_path)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "50,000 + 10,000 images" in lines["cifar10"]
+    assert "damaged" in lines["svhn"]
+    assert "not prepared" in lines["tinyimagenet"]
+    assert "embedded" in lines["digits"]
+
+
+def test_data_prepare_of_the_embedded_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "prepare", "digits"]) == 0
+    assert capsys.readouterr().out == "digits: 1,438 train and 359 test images, embedded\n"
+
+
+def test_data_prepare_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for label, grey in (("cat", 10), ("dog", 200)):
+            (tmp_path / "mine" / split / label).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (grey, grey, grey)).save(tmp_path / "mine" / split / label / "a.png")
+    words = ["data", "prepare", "folder", "--data-dir", str(tmp_path / "mine"), "--dir", str(tmp_path / "data")]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == f"folder: 2 train and 2 test images, in {tmp_path / 'data' / 'folder'}\n"
+    assert (tmp_path / "data" / "folder" / "train.safetensors").exists()
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report) == {"findings", "ops"}
+    names = {finding["name"] for finding in report["findings"]}
+    assert {"python", "torch", "cpu", "native ops", "triton", "dali", "pyautoattack", "apex"} <= names
+    for finding in report["findings"]:
+        assert finding["name"] in text
+        assert finding["status"] in ("ok", "missing", "note")
+        assert finding["cost"] or finding["status"] != "missing"
+    import mwpb_kernels as ops
+
+    assert report["ops"]["margin"] == {d: ops.implementation("margin", d) for d in ("cpu", "cuda")}
+    assert set(report["ops"]) == set(ops.OPS)
+
+
+def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    monkeypatch.setattr(doctor, "_imports", lambda module: None)
+    found = {finding.name: finding for finding in doctor.packages()}
+    assert found["pyautoattack"].status == "missing"
+    assert "mwpb-fast[eval]" in found["pyautoattack"].cost
+    assert "mwpb-fast[plots]" in found["matplotlib"].cost
+    assert "mwpb-fast[dali" in found["dali"].cost
+    monkeypatch.setattr(doctor, "find_spec", lambda name: object())
+    assert "Pyramid" in doctor._apex().cost
+
+
+def test_bench(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mwpb_fast").mkdir()
+    monkeypatch.setattr(commands, "__file__", str(tmp_path / "mwpb_fast" / "commands.py"))
+    assert cli.main(["bench"]) == 2
+    assert "needs a checkout" in one_error_line(capfd.readouterr().err)
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "kernels.py").write_text("import sys; print(sys.argv[1:]); sys.exit(3)\n")
+    assert cli.main(["bench", "kernels", "--json", "x"]) == 3
+    assert capfd.readouterr().out == "['--json', 'x']\n"
+    assert cli.main(["bench", "nope"]) == 2
+    assert "there are kernels" in one_error_line(capfd.readouterr().err)
+
+
+# from end to end --------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A tiny run on digits by the command line."""
+    folder = tmp_path_factory.mktemp("runs")
+    attacks = ["--evaluation.attacks", "natural,pgd20", "--evaluation.subset", "40"]
+    done = run("train", "digits.mwpb_at", *TINY, *attacks, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "digits.mwpb_at", done
+
+
+def test_train_shows_epochs_and_accuracies_and_draws(trained: tuple[Path, Any]) -> None:
+    folder, done = trained
+    assert re.search(r"epoch +1/2 warmup ", done.stdout)
+    assert re.search(r"epoch +2/2 main ", done.stdout)
+    for line in ("natural ", "pgd20 ", "radii of "):
+        assert re.search(rf"^{line}", done.stdout, re.MULTILINE)
+    for file in ("config.yaml", "metrics.jsonl", "radii.json", "evaluation-best.json"):
+        assert (folder / file).stat().st_size > 0
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (saved["epochs"], saved["data"]["subset"], saved["budget"]["eps"]) == (2, 128, "32/255")
+    pytest.importorskip("matplotlib")
+    assert (folder / "curves.png").exists()
+    assert (folder / "radii.png").exists()
+
+
+def test_saved_configuration_repeats_the_run(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = trained
+    words = ["train", "--config", str(folder / "config.yaml"), "--out", "again", "--no-evaluate", "--quiet"]
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again" / "config.yaml").read_text() == (folder / "config.yaml").read_text()
+    assert json.loads((tmp_path / "again" / "radii.json").read_text()) == json.loads(
+        (folder / "radii.json").read_text()
+    )
+
+
+def test_folder_of_another_run_is_refused(trained: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = trained
+    words = ["train", "digits.mwpb_at", *TINY, "--out", str(folder), "--optim.lr", "0.5", "--no-evaluate"]
+    assert cli.main(words) == 2
+    assert "--no-resume" in one_error_line(capsys.readouterr().err)
+
+
+def test_evaluate_a_run_and_a_checkpoint(trained: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = trained
+    words = ["evaluate", str(folder), "--attacks", "natural,pgd2", "--eps", "4/255", "--subset", "30"]
+    assert cli.main(words) == 0
+    assert "4/255" in capsys.readouterr().out
+    result = json.loads((folder / "evaluation-best.json").read_text())
+    assert (result["eps"], result["n"], result["preview"]) == ("4/255", 30, True)
+    assert set(result["attacks"]) == {"natural", "pgd2"}
+    checkpoint = next((folder / "checkpoints").glob("best-*.pt"))
+    assert cli.main(["evaluate", str(checkpoint), "--attacks", "natural", "--subset", "30"]) == 0
+    assert "natural" in capsys.readouterr().out
+
+
+def test_plot_draws_again(trained: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    folder, _ = trained
+    assert cli.main(["plot", str(folder), str(folder), "--out", str(tmp_path / "both")]) == 0
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"curves.png", "radii.png"}
+
+
+def test_warmup_that_never_ends_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "digits.mwpb_at", *TINY, "--warmup_epochs", "2", "--no-evaluate", "--out", str(tmp_path)]
+    assert cli.main(words) == 0
+    assert "2 epochs end within the warm-up of 2" in capsys.readouterr().err
+
+
+def test_sigterm_in_training_leaves_with_143_and_goes_on(tmp_path: Path) -> None:
+    words = ["train", "digits.mwpb_at", "--epochs", "500", "--out", "run", "--no-evaluate"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mwpb_fast.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None
+    assert "epoch" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert "stopped by SIGTERM" in err
+    assert any((tmp_path / "run" / "checkpoints").glob("last-*.pt"))

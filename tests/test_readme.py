@@ -1,0 +1,52 @@
+"""The README's Python runs as it is written, and its commands are commands that there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mwpb_fast.commands import COMMANDS
+from mwpb_fast.options import configure, split
+
+ROOT = Path(__file__).resolve().parents[1]
+OWN = ("--out", "--config", "--no-resume", "--no-evaluate", "--quiet", "--help")
+README = (ROOT / "README.md").read_text()
+TEXTS = README + (ROOT / "docs" / "usage.md").read_text()
+# of a line `    mwpb-fast train RECIPE ...   # comment`, or of the same in backquotes
+LINES = re.findall(r"(?:^ {4}|`)mwpb-fast ([^`#\n]*)", TEXTS, re.MULTILINE)
+
+
+def test_python_blocks_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 3
+    shared: dict[str, object] = {"__name__": "readme"}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec", dont_inherit=True), shared)
+    assert shared["result"].finite  # type: ignore[attr-defined]
+
+
+def test_objective_of_the_readme_is_taken_by_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class Config" in b)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "smoothed.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--objective=mine.smoothed", "--objective.smoothing=0.2"]
+    assert configure("digits.mwpb_at", {}, words).objective.smoothing == 0.2
+
+
+@pytest.mark.parametrize("line", sorted({line.strip() for line in LINES} - {""}))
+def test_commands_are_commands(line: str) -> None:
+    words = line.split()
+    assert words[0] in {*COMMANDS, "COMMAND", "--version", "--help"}
+    if words[:2] > ["train", "a"] and "mine.smoothed" not in words:
+        named, overrides = split(words[1:], OWN)
+        configure(named[0], {}, overrides)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
