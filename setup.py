@@ -32,7 +32,8 @@ class BuildNative(build_ext):
         torch = importlib.util.find_spec("torch")
         if torch is None or not torch.submodule_search_locations:
             raise LookupError("torch is not installed where the build runs; use --no-build-isolation")
-        cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        scripts = str(Path(sys.executable).parent)
+        cmake = shutil.which("cmake", path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
         if cmake is None:
             raise LookupError("CMake was not found")
         compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
@@ -41,7 +42,7 @@ class BuildNative(build_ext):
         package = ROOT / "kernels" if self.inplace else Path(self.build_lib).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        ninja = shutil.which("ninja", path=str(Path(sys.executable).parent)) or shutil.which("ninja")
+        ninja = shutil.which("ninja", path=scripts) or shutil.which("ninja")
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
         subprocess.run(
             [
@@ -65,11 +66,9 @@ class BuildNative(build_ext):
         return {}
 
 
+trainer = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("mwpb_fast/**/__init__.py"))
 setup(
-    packages=[
-        "mwpb_kernels",
-        *(str(p.parent.relative_to(ROOT)).replace(os.sep, ".") for p in sorted(ROOT.glob("mwpb_fast/**/__init__.py"))),
-    ],
+    packages=["mwpb_kernels", *(str(folder).replace(os.sep, ".") for folder in trainer)],
     package_dir={"mwpb_kernels": "kernels/mwpb_kernels", "mwpb_fast": "mwpb_fast"},
     ext_modules=[Extension("mwpb_kernels.native", sources=[])],
     cmdclass={"build_ext": BuildNative},

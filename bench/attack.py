@@ -49,7 +49,9 @@ def ours(model: nn.Module, dtype: torch.dtype, twin: bool, o: argparse.Namespace
         raise SkippedError("this CPU has no bfloat16")
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = Precision(o.device, dtype, torch.channels_last, oracle=False)
-    sample = torch.rand(o.batch, 3, o.size, o.size, device=o.device).contiguous(memory_format=torch.channels_last)
+    sample = torch.rand(o.batch, 3, o.size, o.size, device=o.device).contiguous(
+        memory_format=torch.channels_last
+    )
     net: Any = TwinNet(model, precision, sample) if twin else EagerNet(model, precision)
     if twin and o.tune:
         o.choices[f"twin {dtype}"] = tune(net, sample)
@@ -91,7 +93,9 @@ def captured(attack: Attack, x: Tensor, y: Tensor) -> Attack:
     return replay
 
 
-def contestants(model: nn.Module, o: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, Callable[[], Attack]]:
+def contestants(
+    model: nn.Module, o: argparse.Namespace, x: Tensor, y: Tensor
+) -> dict[str, Callable[[], Attack]]:
     fp32, bf16 = torch.float32, torch.bfloat16
     found: dict[str, Callable[[], Attack]] = {
         "mwpb twin bf16": lambda: ours(model, bf16, True, o),
@@ -100,7 +104,9 @@ def contestants(model: nn.Module, o: argparse.Namespace, x: Tensor, y: Tensor) -
     }
     if o.device.type == "cuda":
         found["mwpb twin bf16, graph"] = lambda: captured(ours(model, bf16, True, o), x, y)
-    variants = ["as used", "autocast channels-last"] + (["autocast channels-last compile"] if o.compile else [])
+    variants = ["as used", "autocast channels-last"] + (
+        ["autocast channels-last compile"] if o.compile else []
+    )
     for name, build in PEERS.items():
         for variant in variants:
             found[f"{name}, {variant}"] = lambda b=build, v=variant: peer(b, model, v, o.steps)  # type: ignore[misc]
@@ -164,7 +170,9 @@ def commit() -> str:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="resnet-18")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
@@ -172,10 +180,14 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 takes all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", nargs="*", default=[], help="contestants whose name holds one of these words")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="contestants whose name holds one of these words"
+    )
     parser.add_argument("--compile", action="store_true", help="peers with torch.compile as well")
     parser.add_argument("--tune", action="store_true", help="choose the twin's convolutions by measurement")
-    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds of the process; with --threads 1")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="CPU seconds of the process; with --threads 1"
+    )
     parser.add_argument("--json", type=Path, help="where to write the results")
     return parser.parse_args()
 

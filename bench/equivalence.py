@@ -119,7 +119,11 @@ def attack_rows(weights: str, nets: dict[str, Net], x: Tensor, y: Tensor, eps: f
             logits = reference.logits(images[-1])
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
             right.append((logits.argmax(1) == labels).float())
-        results[name] = torch.cat(images), torch.cat(losses).mean().item(), 100 * torch.cat(right).mean().item()
+        results[name] = (
+            torch.cat(images),
+            torch.cat(losses).mean().item(),
+            100 * torch.cat(right).mean().item(),
+        )
     x_adv, loss, accuracy = next(iter(results.values()))
     rows = []
     for name in itertools.islice(nets, 1, None):
@@ -218,10 +222,14 @@ def default_weights() -> Path | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--archive", type=Path, required=True, help="tar of train|test/CLASS/NNNN.jpg")
     parser.add_argument("--model", default="resnet-18")
-    parser.add_argument("--weights", type=Path, default=default_weights(), help="default: pyautoattack's example")
+    parser.add_argument(
+        "--weights", type=Path, default=default_weights(), help="default: pyautoattack's example"
+    )
     parser.add_argument("--per-class", type=int, default=100, help="test images of each class")
     parser.add_argument("--eps", nargs="*", type=float, default=[8, 1, 0.5], help="radii in 255ths")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

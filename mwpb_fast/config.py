@@ -69,9 +69,11 @@ class OptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32, bf16 or fp16.
+    engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in.
     oracle: fp32, eager, contiguous, reference ops and deterministic algorithms: the truth to compare with."""
 
     device: str = "auto"
+    engine: str = "eager"
     dtype: str = "auto"
     channels_last: bool = True
     oracle: bool = False
@@ -79,6 +81,8 @@ class PrecisionConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"dtype must be auto, fp32, bf16 or fp16, not {self.dtype}")
+        if self.engine not in ("eager", "twin"):
+            raise ValueError(f"engine must be eager or twin, not {self.engine}")
         if self.oracle and self.dtype not in ("auto", "fp32"):
             raise ValueError(f"the oracle computes in fp32, not {self.dtype}")
 
@@ -86,8 +90,8 @@ class PrecisionConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """attacks: of natural, pgd20, pgd100, cw20, aa. eps, step_size: of the PGD attacks, in the units of images
-    in [0, 1]. subset: attack the first so many test images only (results are then labelled a preview); 0 for
-    all. validate_every: epochs between validations by PGD-10."""
+    in [0, 1]. subset: attack only so many test images, stratified by class (results are then labelled a
+    preview); 0 for all. validate_every: epochs between validations by PGD-10."""
 
     attacks: tuple[str, ...] = ("natural", "pgd20", "cw20")
     eps: Fraction = Fraction(8, 255)

@@ -49,6 +49,7 @@ class Step:
         """x: (B, C, H, W) float32 in [0, 1]. y, index: (B,) int64. key: one-element int64 tensor, the seed of
         the attack's noise. budget: from logits and labels to radii."""
         model, objective = self.model, self.objective
+        self.net.refresh()
         with module_mode(model, training=self.attack_training):
             clean = self.net.logits(x) if budget.uses_logits or objective.uses_clean else None
             radius = budget(clean, y)

@@ -18,7 +18,7 @@ from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks.accuracy import correct
 from mwpb_fast.attacks.inner import cross_entropy
 from mwpb_fast.config import Config, ConfigError, to_dict
-from mwpb_fast.engine.net import EagerNet, module_mode
+from mwpb_fast.engine.net import EagerNet, Net, module_mode
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.files import write_atomically
 from mwpb_fast.log import RunLog, environment, epoch_line, progress
@@ -83,7 +83,7 @@ class Trainer:
         self.warmup, self.budget = config.warmup.build(), config.budget.build()
         self.step = Step(
             model=self.model,
-            net=EagerNet(self.model, self.precision),
+            net=self._attack_net(),
             attack=config.attack.build(),
             objective=config.objective.build(),
             perturb=config.perturbation.build(),
@@ -94,6 +94,14 @@ class Trainer:
         self.epoch, self.batch = 1, 0
         self.best: dict[str, Any] = {}
         self.trace = self._new_trace()
+
+    def _attack_net(self) -> Net:
+        if self.config.precision.engine == "eager":
+            return EagerNet(self.model, self.precision)
+        from mwpb_fast.engine.twin import make_net
+
+        sample = next(iter(self._plain_batches(self.train_index[:2]))).x
+        return make_net(self.model, self.precision, sample)
 
     # the run --------------------------------------------------------------------------------------------------
     def train(self) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def test_only_the_newest_of_a_kind_are_kept(tmp_path: Path) -> None:
     for epoch in range(5):
         checkpoint.save(tmp_path, "last", epoch, 0, state(epoch))
     checkpoint.save(tmp_path, "best", 1, 0, state(9))
-    assert [p.name for p in checkpoint.existing(tmp_path, "last")] == ["last-00004-0000000.pt", "last-00003-0000000.pt"]
+    kept = [path.name for path in checkpoint.existing(tmp_path, "last")]
+    assert kept == ["last-00004-0000000.pt", "last-00003-0000000.pt"]
     assert len(list(tmp_path.iterdir())) == 6  # two of one kind, one of the other, a sidecar each
     assert checkpoint.read_newest(tmp_path, "nothing") is None
 
@@ -91,7 +92,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="last-00002.*No space left"):
+    with pytest.raises(CheckpointError, match=r"last-00002.*No space left"):
         checkpoint.save(tmp_path, "last", 2, 0, state(2))
     monkeypatch.undo()
     found = checkpoint.read_newest(tmp_path, "last")
@@ -106,7 +107,8 @@ from pathlib import Path
 from mwpb_fast import checkpoint
 print("ready", flush=True)
 for epoch in range(100000):
-    checkpoint.save(Path(sys.argv[1]), "last", epoch, 0, {"epoch": epoch, "w": torch.full((200, 200), float(epoch))})
+    state = {"epoch": epoch, "w": torch.full((200, 200), float(epoch))}
+    checkpoint.save(Path(sys.argv[1]), "last", epoch, 0, state)
 """
 
 

@@ -139,14 +139,19 @@ def test_train_mode_attacks_are_a_switch() -> None:
 def test_module_mode_restores_every_module() -> None:
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Dropout())
     model[0].eval()
-    with pytest.raises(RuntimeError, match="stop"), module_mode(model, training=False):
-        assert not any(m.training for m in model.modules())
-        raise RuntimeError("stop")
+
+    def fail() -> None:
+        with module_mode(model, training=False):
+            assert not any(m.training for m in model.modules())
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert [m.training for m in model.modules()] == [True, False, True]
 
 
 def test_noise_depends_on_seed_epoch_and_sample_alone() -> None:
-    x, y, index, key = batch()
+    x, _, index, key = batch()
     start = pgd.Config(steps=0).build()
     one = start.start(x, torch.full((8,), EPS), key, index)
     order = torch.randperm(8)

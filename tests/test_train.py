@@ -158,7 +158,8 @@ def test_signals_checkpoint_and_leave(tmp_path: Path, number: signal.Signals, st
     command = [sys.executable, "-m", "mwpb_fast.cli", "train", "digits.mwpb_at", "--out", str(tmp_path)]
     options = ["--epochs=500", "--warmup_epochs=1", "--model.name=smallresnet-4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*command, *options], stdout=pipe, stderr=pipe, env=environment)
     deadline = time.monotonic() + 60
     while not checkpoint.existing(tmp_path / "checkpoints", "last"):
         assert process.poll() is None, process.communicate()
@@ -177,3 +178,12 @@ def test_the_paper_schedule_changes_budget_after_the_warm_up(tmp_path: Path) -> 
     config = dataclasses.replace(tiny(), epochs=3, warmup_epochs=2)
     train.run(config, tmp_path, quiet=True)
     assert [r["phase"] for r in read_records(tmp_path / "metrics.jsonl")] == ["warmup", "warmup", "main"]
+
+
+def test_the_twin_engine_trains_as_the_model_itself(tmp_path: Path) -> None:
+    for engine in ("eager", "twin"):
+        train.run(tiny(f"--precision.engine={engine}"), tmp_path / engine, quiet=True)
+    eager, twin = (read_records(tmp_path / engine / "metrics.jsonl") for engine in ("eager", "twin"))
+    for one, other in zip(eager, twin, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=2e-2)
+        assert one["radius_mean"] == pytest.approx(other["radius_mean"], rel=2e-2)

@@ -37,8 +37,9 @@ inline void narrow(float v, Half* out) {
   out->x = uint16_t(bits == 0 ? 0u : half);
 }
 
+// Positions up to size - 1 beyond either edge, mirrored about the edge pixel; always within the image.
 int64_t mirrored(int64_t position, int64_t size) {
-  return (size - 1) - std::abs((size - 1) - std::abs(position));
+  return std::max<int64_t>((size - 1) - std::abs((size - 1) - std::abs(position)), 0);
 }
 
 // Where one sample is cut, and the rows of its crop as packed bytes.
@@ -140,6 +141,7 @@ template <class T>
 void crop_flip_into(T* out, const Tensor& images, const Tensor& index, int64_t seed, int64_t pad, bool reflect, bool flip) {
   const int64_t batch = index.size(0), height = images.size(2), row_size = images.size(1) * images.size(3);
   const int64_t* which = data<int64_t>(index);
+  if (batch * height * row_size == 0) return;
   // A few rows are assembled as bytes, then converted together: short loops and reading what has only just
   // been written would each cost more than the work itself.
   const int64_t group = std::clamp<int64_t>(1024 / row_size, 1, height);

@@ -36,14 +36,21 @@ inline float widen(BFloat16 v) {
   std::memcpy(&out, &bits, 4);
   return out;
 }
+// By its bits, since GCC calls a library function for each value unless the processor computes in float16.
 inline float widen(Half v) {
-#if defined(__F16C__) || defined(__AVX512F__)
-  _Float16 h;
-  std::memcpy(&h, &v.x, 2);
-  return float(h);
-#else
-  return float(v);
-#endif
+  uint32_t magnitude = uint32_t(v.x & 0x7FFF) << 13;
+  uint32_t sign = uint32_t(v.x & 0x8000) << 16;
+  uint32_t normal = magnitude + (112u << 23), special = magnitude + (224u << 23);  // infinities and NaN
+  uint32_t shifted = magnitude + (113u << 23);
+  float value;
+  std::memcpy(&value, &shifted, 4);
+  value -= 0x1p-14f;  // a subnormal number is this difference, exactly
+  uint32_t subnormal;
+  std::memcpy(&subnormal, &value, 4);
+  uint32_t bits = magnitude < (1u << 23) ? subnormal : normal;
+  bits = (magnitude >= (31u << 23) ? special : bits) | sign;
+  std::memcpy(&value, &bits, 4);
+  return value;
 }
 
 // Calls f(T{}) with the element type of a tensor of logits or gradients.

@@ -63,30 +63,45 @@ template <class T, class G> class Step {
 
   void run() const {
     if (pieces_.empty()) return;
-    if (pieces_.count == 1) {  // a sample at a time, which stays in cache from one pass to the next
+    // A sample at a time, which stays in cache from one pass to the next: on one thread each where samples are
+    // many and small, on all threads together else. Neither the cut nor the sums depend on the choice.
+    const int64_t count = pieces_.count;
+    if (count == 1 || (pieces_.nest.elements <= kLarge && pieces_.batch >= int64_t(torch::stable::get_num_threads()))) {
       pieces_.for_samples(6, [&](int64_t i) {
-        auto move = Move<A>::from(grad_squares(i, 0), S(step_[i * step_stride_]));
-        write(i, 0, move, Projection<T>::from(delta_squares(i, 0, move), S(radius_[i * radius_stride_])));
+        sample(i, [=](auto&& piece) {
+          for (int64_t p = 0; p < count; ++p) piece(p);
+        });
       });
       return;
     }
-    const int64_t batch = pieces_.batch, count = pieces_.count;
-    std::vector<S> partial(batch * count);
-    std::vector<Move<A>> moves(batch);
-    std::vector<Projection<T>> projections(batch);
-    auto total = [&](int64_t i) {
-      S sum = 0;
-      for (int64_t p = 0; p < count; ++p) sum += partial[i * count + p];
-      return sum;
-    };
-    pieces_.for_pieces(2, [&](int64_t i, int64_t p) { partial[i * count + p] = grad_squares(i, p); });
-    for (int64_t i = 0; i < batch; ++i) moves[i] = Move<A>::from(total(i), S(step_[i * step_stride_]));
-    pieces_.for_pieces(2, [&](int64_t i, int64_t p) { partial[i * count + p] = delta_squares(i, p, moves[i]); });
-    for (int64_t i = 0; i < batch; ++i) projections[i] = Projection<T>::from(total(i), S(radius_[i * radius_stride_]));
-    pieces_.for_pieces(2, [&](int64_t i, int64_t p) { write(i, p, moves[i], projections[i]); });
+    for (int64_t i = 0; i < pieces_.batch; ++i)
+      sample(i, [=](auto&& piece) {
+        parallel(count, 2 * kPiece, [&](int64_t begin, int64_t end) {
+          for (int64_t p = begin; p < end; ++p) piece(p);
+        });
+      });
   }
 
  private:
+  static constexpr int64_t kLarge = int64_t(1) << 18;
+
+  // The three passes over a sample; each(f) calls f(p) for all its pieces.
+  template <class Each> void sample(int64_t i, Each&& each) const {
+    S few[8];
+    std::vector<S> many(pieces_.count > 8 ? pieces_.count : 0);
+    S* partial = pieces_.count > 8 ? many.data() : few;
+    auto total = [&] {
+      S sum = 0;
+      for (int64_t p = 0; p < pieces_.count; ++p) sum += partial[p];
+      return sum;
+    };
+    each([&](int64_t p) { partial[p] = grad_squares(i, p); });
+    const auto move = Move<A>::from(total(), S(step_[i * step_stride_]));
+    each([&](int64_t p) { partial[p] = delta_squares(i, p, move); });
+    const auto projection = Projection<T>::from(total(), S(radius_[i * radius_stride_]));
+    each([&](int64_t p) { write(i, p, move, projection); });
+  }
+
   static T moved(T a, G g, Move<A> move) { return a + T(A(widen(g)) * move.scale * move.factor); }
 
   S grad_squares(int64_t i, int64_t p) const {

@@ -6,40 +6,53 @@
 namespace mwpb {
 namespace {
 
-// What KL(p || q) and its gradients need of class j; p and q have been exponentiated.
-template <class A> struct Divergence {
-  Divergence(const Row<A>& p, const Row<A>& q, double floor_)
-      : zp(p.z), zq(q.z), ep(p.e), eq(q.e), scale_p(A(1) / p.sum), scale_q(A(1) / q.sum), top_p(p.maximum),
-        top_q(q.maximum), log_p(vlog(p.sum)), log_q(vlog(q.sum)), floor(A(floor_)) {}
-
-  A p(int64_t j) const { return ep[j] * scale_p; }
-  A q(int64_t j) const { return eq[j] * scale_q; }
-  // 0 below the smallest normal number, as in the reference
-  bool zero(int64_t j) const { return p(j) < std::numeric_limits<A>::min(); }
-  // log(q + floor), but for the normalisation where floor is 0
-  A other(int64_t j) const { return floor > A(0) ? vlog(q(j) + floor) : zq[j]; }
-  A term(int64_t j) const {
-    A log_q_j = floor > A(0) ? vlog(q(j) + floor) : (zq[j] - top_q) - log_q;
-    A ratio = ((zp[j] - top_p) - log_p) - log_q_j;
-    return zero(j) ? A(0) : p(j) * ratio;
-  }
-  // log(p / (q + floor)) counted from the likeliest class, whose other() is given: where it dominates, the
-  // ratio and the divergence nearly cancel
-  A relative(int64_t j, A likeliest) const {
-    A ratio = (zp[j] - top_p) - (other(j) - likeliest);
-    return zero(j) ? A(0) : ratio;
-  }
-  // p times the derivative of log(q + floor) by log q
-  A weight(int64_t j) const { return floor > A(0) ? p(j) * (q(j) / (q(j) + floor)) : p(j); }
-
-  const A *zp, *zq, *ep, *eq;
-  A scale_p, scale_q, top_p, top_q, log_p, log_q, floor;
-};
-
-template <class A> Divergence<A> divergence(Row<A>& p, Row<A>& q, double floor) {
+// Leaves the probabilities in p.e and q.e; where Floored, floor > 0 and q.z becomes log(q + floor).
+template <bool Floored, class A> void prepare(Row<A>& p, Row<A>& q, A floor) {
   p.exponentiate(p.largest());
+  p.fill([e = p.e, scale = A(1) / p.sum](int64_t j) { return e[j] * scale; });
   q.exponentiate(q.largest());
-  return {p, q, floor};
+  q.fill([e = q.e, scale = A(1) / q.sum](int64_t j) { return e[j] * scale; });
+  if constexpr (Floored) q.write(q.z, [e = q.e, floor](int64_t j) { return vlog(e[j] + floor); });
+}
+
+// Whether a probability counts as 0: below the smallest normal number, as in the reference.
+template <class A> bool is_zero(A p) { return p < std::numeric_limits<A>::min(); }
+
+// ((zp - maximum) - log_p) - ((zq - top_q) - log_q) of class j; 0 where p is.
+template <class A> auto log_ratio(const Row<A>& p, const Row<A>& q, A log_p, A top_q, A log_q) {
+  return [=, zp = p.z, zq = q.z, e = p.e, top_p = p.maximum](int64_t j) {
+    A ratio = ((zp[j] - top_p) - log_p) - ((zq[j] - top_q) - log_q);
+    return is_zero(e[j]) ? A(0) : ratio;
+  };
+}
+
+template <bool Floored, class A> A divergence(Row<A>& p, Row<A>& q, A floor) {
+  prepare<Floored>(p, q, floor);
+  const auto ratio = log_ratio(p, q, vlog(p.sum), Floored ? A(0) : q.maximum, Floored ? A(0) : vlog(q.sum));
+  p.fill([=, e = p.e](int64_t j) { return e[j] * ratio(j); });
+  return p.total();
+}
+
+// Leaves the gradients, g times those of the divergence, in p.e and q.e.
+template <bool Floored, class A> void gradients(Row<A>& p, Row<A>& q, A floor, A g) {
+  prepare<Floored>(p, q, floor);
+  A *relative = p.z, *work = q.z, *ep = p.e, *eq = q.e;
+  // Counted from the likeliest class: where it dominates, the ratio and the divergence nearly cancel.
+  p.write(relative, log_ratio(p, q, A(0), q.z[p.find(p.maximum, -1)], A(0)));
+  q.write(work, [=](int64_t j) { return ep[j] * relative[j]; });
+  const A kl = q.sum_of(work);
+  const A undefined = kl - kl;  // NaN where the divergence is infinite
+  if constexpr (Floored) {
+    q.write(work, [=](int64_t j) { return ep[j] * (eq[j] / (eq[j] + floor)); });
+    const A total = q.sum_of(work);
+    q.fill([=](int64_t j) { return g * (eq[j] * total - work[j]); });
+  } else {
+    q.fill([=](int64_t j) { return g * (eq[j] - ep[j]); });
+  }
+  p.fill([=](int64_t j) {
+    A d = ep[j] * (relative[j] - kl);
+    return g * ((is_zero(ep[j]) ? A(0) : d) + undefined);
+  });
 }
 
 Tensor kl_div(const Tensor& logits_p, const Tensor& logits_q, double floor) {
@@ -49,8 +62,7 @@ Tensor kl_div(const Tensor& logits_p, const Tensor& logits_q, double floor) {
     using A = compute_t<T>;
     A* to = mutable_data<A>(out);
     for_pairs<T>(logits_p, logits_q, [&](int64_t i, Row<A>& p, Row<A>& q) {
-      const auto d = divergence(p, q, floor);
-      to[i] = sum_of(p.padded, [d](int64_t j) { return d.term(j); });
+      to[i] = floor > 0 ? divergence<true>(p, q, A(floor)) : divergence<false>(p, q, A(0));
     });
   });
   return out;
@@ -65,23 +77,12 @@ std::tuple<Tensor, Tensor> kl_div_backward(
     using T = decltype(tag);
     using A = compute_t<T>;
     T *to_p = mutable_data<T>(out_p), *to_q = mutable_data<T>(out_q);
-    const A* gradient = data<A>(grad);
+    const A* g = data<A>(grad);
     for_pairs<T>(logits_p, logits_q, [&](int64_t i, Row<A>& p, Row<A>& q) {
-      const auto d = divergence(p, q, floor);
-      const A g = gradient[i * grad_stride];
-      const A likeliest = d.other(p.find(p.maximum, -1));
-      const A kl = sum_of(p.padded, [=](int64_t j) { return d.p(j) * d.relative(j, likeliest); });
-      const A total = floor > 0 ? sum_of(p.padded, [d](int64_t j) { return d.weight(j); }) : A(1);
-      const A undefined = kl - kl;  // NaN where the divergence is infinite
-      for (int64_t base = 0; base < p.padded; base += kLanes) {
-#pragma GCC ivdep
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const int64_t j = base + lane;
-          const A by_p = g * ((d.zero(j) ? A(0) : d.p(j) * (d.relative(j, likeliest) - kl)) + undefined);
-          const A by_q = g * (d.q(j) * total - d.weight(j));
-          p.e[j] = by_p;
-          q.e[j] = by_q;
-        }
+      if (floor > 0) {
+        gradients<true>(p, q, A(floor), g[i * grad_stride]);
+      } else {
+        gradients<false>(p, q, A(0), g[i * grad_stride]);
       }
       p.store(to_p + i * p.classes);
       q.store(to_q + i * q.classes);

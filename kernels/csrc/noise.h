@@ -6,7 +6,8 @@
 
 namespace mwpb {
 
-// Samples cut into boxes of consecutive elements, in logical order, so that a box's noise fits in cache.
+// Samples cut into boxes of consecutive elements, in logical order, so that a box's noise fits in cache. The
+// boxes follow one another across the outer dimensions: in a channels-last tensor they share their memory.
 class NoiseLoop {
  public:
   // A box of a sample: its first element and their number, its place in out and x, and the loop over it with
@@ -39,7 +40,7 @@ class NoiseLoop {
 
   Box box(int64_t i, int64_t b) const {
     const auto& dims = sample_.dims;
-    int64_t begin = b % across_ * rows_, outer = b / across_;
+    int64_t outers = boxes_ / across_, begin = b / outers * rows_, outer = b % outers;
     int64_t rows = std::min(rows_, dims[level_].size - begin);
     const int64_t first = (outer * dims[level_].size + begin) * inner_;
     Offsets<3> at{i * stride_[0], i * stride_[1], 0};

@@ -39,18 +39,17 @@ template <> inline Half narrow<Half>(float v) {
 }
 #endif
 
-// One row: z are the logits, -infinity past the last class; e is working memory of the same size.
+// One row: z are the logits, once loaded -infinity past the last class; e is working memory of the same size.
 template <class A> struct Row {
   static constexpr A kLow = -std::numeric_limits<A>::infinity();
 
   explicit Row(int64_t n)
       : classes(n), padded((n + kLanes - 1) / kLanes * kLanes), memory_(2 * padded / kLanes), z(memory_.data()->lane),
-        e(z + padded) {
-    std::fill(z, z + padded, kLow);
-  }
+        e(z + padded) {}
   Row(const Row&) = delete;
 
   template <class T> void load(const T* from, int64_t stride) {
+    for (int j = 0; j < kLanes; ++j) z[padded - kLanes + j] = kLow;
     if (stride == 1) {
       copy(from, z, [](T v) { return widen(v); });
     } else {
@@ -63,12 +62,15 @@ template <class A> struct Row {
     copy(e, to, [](A v) { return narrow<T>(v); });
   }
 
-  // e[j] = f(j) for every class and for the padding.
-  template <class F> void fill(F&& f) {
+  // to[j] = f(j) for every class and for the padding; to is z or e.
+  template <class F> void write(A* to, F&& f) const {
     for (int64_t base = 0; base < padded; base += kLanes) {
 #pragma GCC ivdep
-      for (int j = 0; j < kLanes; ++j) e[base + j] = f(base + j);
+      for (int j = 0; j < kLanes; ++j) to[base + j] = f(base + j);
     }
+  }
+  template <class F> void fill(F&& f) {
+    write(e, f);
   }
 
   // Ignores NaN.
@@ -109,10 +111,10 @@ template <class A> struct Row {
     sum = total();
   }
 
-  // The sum of e.
-  A total() const {
-    return fold(e, padded, [](A a, A b) { return a + b; });
+  A sum_of(const A* values) const {
+    return fold(values, padded, [](A a, A b) { return a + b; });
   }
+  A total() const { return sum_of(e); }
 
   int64_t classes, padded;
   A maximum = 0, sum = 0;

@@ -78,8 +78,8 @@ def crop_flip_reference(
 # Triton ------------------------------------------------------------------------------------------------------
 @triton.jit
 def _mirror(position, size):
-    """Positions up to size - 1 beyond either edge, mirrored about the edge pixel."""
-    return (size - 1) - tl.abs((size - 1) - tl.abs(position))
+    """Positions up to size - 1 beyond either edge, mirrored about the edge pixel; always within the image."""
+    return tl.maximum((size - 1) - tl.abs((size - 1) - tl.abs(position)), 0)
 
 
 @triton.jit
@@ -155,7 +155,7 @@ def crop_flip_triton(
 ) -> torch.Tensor:
     count, channels, height, width = images.shape
     out = images.new_empty((len(index), height, width, channels), dtype=dtype)
-    if len(index):
+    if out.numel():
         _crop_flip_kernel[(len(index) * triton.cdiv(height * width * channels, CROP_BLOCK),)](
             out_ptr=out,
             images_ptr=images,

@@ -24,6 +24,10 @@ class Net(Protocol):
         """Gradient with respect to x, like x, of the loss whose gradient at the logits is dlogits(logits)."""
         ...
 
+    def refresh(self) -> None:
+        """Follow the model's weights as they are now; to be called after every change of them."""
+        ...
+
 
 class EagerNet:
     """The model itself, run eagerly: the oracle of any faster engine, and what serves every model.
@@ -48,6 +52,9 @@ class EagerNet:
             logits = self.model(leaf)
         (gradient,) = torch.autograd.grad(logits, leaf, dlogits(logits.detach()))
         return gradient
+
+    def refresh(self) -> None:
+        """Nothing to do: it is the model itself."""
 
 
 @contextlib.contextmanager

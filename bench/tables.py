@@ -1,0 +1,77 @@
+"""Renders the tables of docs/performance.md from the result files in bench/results; none is ever typed.
+
+In the document, `<!-- table: NAME [key=value ...] -->` and `<!-- end -->` enclose the table of
+bench/results/NAME.json, of the rows that have these values; the lines between are replaced. A result file
+holds `columns` (key, title, format) and `rows`, and says where it was measured (see measure.py).
+
+    python bench/tables.py           rewrite the document
+    python bench/tables.py --check   exit with 1 if that would change it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = re.compile(r"(<!-- table: (?P<name>\S+)(?P<filters>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def cell(value: Any, form: str) -> str:
+    if value is None:
+        return "–"
+    return (format(value, form) if form else str(value)).replace("|", "\\|")
+
+
+def table(content: dict[str, Any], filters: dict[str, str]) -> str:
+    """A result file as a Markdown table, with where and how it was measured below; numbers to the right."""
+    rows = [r for r in content["rows"] if all(str(r.get(k)) == v for k, v in filters.items())]
+    if not rows:
+        raise ValueError(f"no row has {filters}")
+    columns = [c for c in content["columns"] if c[0] not in filters]
+    lines = [
+        "| " + " | ".join(title for _, title, _ in columns) + " |",
+        "|" + "|".join("--:" if form else "---" for _, _, form in columns) + "|",
+        *("| " + " | ".join(cell(row.get(key), form) for key, _, form in columns) + " |" for row in rows),
+    ]
+    source = "; ".join(str(content[k]) for k in ("device", "versions", "date") if content.get(k))
+    return "\n".join((*lines, "", f"{source}; commit {content['commit']}; `{content['command']}`."))
+
+
+def rendered(text: str, results: Path) -> str:
+    """The document with every enclosed table made anew."""
+
+    def replacement(match: re.Match[str]) -> str:
+        path = results / f"{match['name']}.json"
+        try:
+            content = json.loads(path.read_text())
+            filters = dict(word.split("=", 1) for word in match["filters"].split())
+            return f"{match[1]}{table(content, filters)}\n{match[4]}"
+        except (OSError, ValueError, KeyError) as error:
+            raise SystemExit(f"{path}: {error}") from None
+
+    return TABLE.sub(replacement, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "performance.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 if a table is out of date"
+    )
+    options = parser.parse_args()
+    before = options.document.read_text()
+    after = rendered(before, options.results)
+    if options.check and after != before:
+        sys.exit(f"{options.document}: tables are out of date; run python bench/tables.py")
+    if after != before:
+        options.document.write_text(after)
+
+
+if __name__ == "__main__":
+    main()
