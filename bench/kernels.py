@@ -9,6 +9,7 @@ does not first give what its reference gives.
 from __future__ import annotations
 
 import argparse
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -93,13 +94,14 @@ def own(op: Op, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(copy(a) if i in op.mutates else a for i, a in enumerate(args))
 
 
-def shape_of(args: tuple[Any, ...]) -> str:
-    found = tensors(args)
-    if any(isinstance(a, list) for a in args):
-        first = next(a for a in args if isinstance(a, list))
-        return f"{len(first)} tensors, {sum(t.numel() for t in first):,} elements"
-    largest = max(found, key=lambda t: t.numel())
-    return f"{'×'.join(map(str, largest.shape))} {str(largest.dtype).removeprefix('torch.')}"
+def shape_of(op: Op, args: tuple[Any, ...]) -> str:
+    """The largest tensor that goes in or comes out; for lists their length and elements."""
+    lists = [a for a in args if isinstance(a, list)]
+    if lists:
+        return f"{len(lists[0])} tensors, {sum(t.numel() for t in lists[0]):,} elements"
+    results = tensors(op.fake(*args))
+    largest = max(results or tensors(args), key=lambda t: t.numel())
+    return f"{'x'.join(map(str, largest.shape))} {str(largest.dtype).removeprefix('torch.')}"
 
 
 def difference(op: Op, args: tuple[Any, ...]) -> float:
@@ -163,7 +165,7 @@ def measured(
     return {
         "op": op.name,
         "case": case,
-        "shape": shape_of(args),
+        "shape": shape_of(op, args),
         "vs_eager": times["eager"].median / mine.median,
         "vs_compiled": times["compiled"].median / mine.median if "compiled" in times else None,
         "share_of_copy": times["copy"].median / mine.median,
@@ -187,7 +189,7 @@ def test_speed(benchmark: Any, name: str, case: str, variant: str) -> None:
     keep_freed_memory()
     op = OPS[name]
     args = dict(cases(op))[case]
-    benchmark.group = f"{name}, {case}: {shape_of(args)}"
+    benchmark.group = f"{name}, {case}: {shape_of(op, args)}"
     if variant == "copy":
         timed = copy_task(op.bytes_moved(*args))
     else:
@@ -215,6 +217,9 @@ def main() -> None:
     unknown = sorted(set(options.ops) - set(OPS))
     if unknown:
         parser.error(f"no op {unknown[0]!r}; the ops are {', '.join(sorted(OPS))}")
+    logging.getLogger("torch._dynamo").setLevel(
+        logging.ERROR
+    )  # a reference may read a value; that is no news
     kept = keep_freed_memory() if DEVICE.type == "cpu" else None
     rows = []
     for name in options.ops or sorted(OPS):

@@ -23,7 +23,7 @@ TABLE = re.compile(r"(<!-- table: (?P<name>\S+)(?P<filters>[^>]*?) -->\n).*?(<!-
 
 def cell(value: Any, form: str) -> str:
     if value is None:
-        return "–"
+        return "-"
     return (format(value, form) if form else str(value)).replace("|", "\\|")
 
 

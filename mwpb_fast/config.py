@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import math
 import pkgutil
 import typing
 from collections.abc import Iterable, Mapping
@@ -58,8 +59,10 @@ class OptimConfig:
     fused: str = "torch"
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1 or not 0 <= self.ema < 1:
-            raise ValueError("lr must be positive, weight_decay not negative, momentum and ema in [0, 1)")
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
+            raise ValueError("lr must be positive, weight_decay not negative, both finite")
+        if not (0 <= self.momentum < 1 and 0 <= self.ema < 1 and 0 < self.drop_factor <= 1):
+            raise ValueError("momentum and ema must lie in [0, 1), drop_factor in (0, 1]")
         if self.fused not in ("torch", "apex"):
             raise ValueError(f"fused must be torch or apex, not {self.fused}")
         if list(self.drops) != sorted(self.drops) or any(epoch < 1 for epoch in self.drops):
@@ -158,6 +161,14 @@ def load(kind: str, name: str) -> ModuleType:
     return importlib.import_module(path)
 
 
+def axis_config(kind: str, name: str) -> Any:
+    """The default `Config` of an axis module. Raises ConfigError where the module has none."""
+    module = load(kind, name)
+    if not hasattr(module, "Config"):
+        raise ConfigError(f"{name!r} is a module of {kind}, but not one of the {kind}: it has no Config")
+    return module.Config()
+
+
 def recipe(name: str) -> Config:
     """The configuration that the recipe `module.function` returns, such as table1.mwpb_at."""
     module_name, _, function = name.rpartition(".")
@@ -221,7 +232,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 def _axis(field: str, value: Any) -> Any:
     if not isinstance(value, Mapping) or "name" not in value:
         raise ConfigError(f"{field} must say which module of {AXES[field]} it means, as name: ...")
-    return load(AXES[field], str(value["name"])).Config()
+    return axis_config(AXES[field], str(value["name"]))
 
 
 def resolve(start: Config, files: Iterable[Mapping[str, Any]], arguments: list[str]) -> Config:
@@ -259,7 +270,7 @@ def resolve(start: Config, files: Iterable[Mapping[str, Any]], arguments: list[s
 
 def _swap(start: Config, field: str, name: str) -> Config:
     old = getattr(start, field)
-    new = load(AXES[field], name).Config()
+    new = axis_config(AXES[field], name)
     if type(new) is type(old):
         return start
     if hasattr(old, "eps") and hasattr(new, "eps"):

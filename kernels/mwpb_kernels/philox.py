@@ -53,18 +53,23 @@ def philox_words(index: torch.Tensor, seed: torch.Tensor, stream: int, groups: i
     the uses of one seed. groups: how many counters a sample takes. Returns (B, groups, 4) int64 tensor of
     words in [0, 2**32).
     """
-    seed = seed.reshape(())
     group = torch.arange(groups, device=index.device, dtype=torch.int64)
     c0, c1 = torch.broadcast_tensors(group[None, :], (index & _MASK)[:, None])
     c2 = ((index >> 32) & _MASK)[:, None].expand_as(c0)
-    c3 = torch.full_like(c0, stream)
+    return torch.stack(_rounds(c0, c1, c2, torch.full_like(c0, stream), seed.reshape(())), dim=-1)
+
+
+def _rounds(
+    c0: torch.Tensor, c1: torch.Tensor, c2: torch.Tensor, c3: torch.Tensor, seed: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The ten rounds on the four words of counters."""
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
         h0, l0 = _mul_hi_lo(c0, _M0)
         h1, l1 = _mul_hi_lo(c2, _M1)
         c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
         k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return torch.stack((c0, c1, c2, c3), dim=-1)
+    return c0, c1, c2, c3
 
 
 def uniform_words(words: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -7,10 +7,11 @@ ones are mixed in.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
-from cases import EXPANDED, LAYOUTS, NAMES, OPS, SPECIAL, inject, samples, tensors, tree
+from cases import EXPANDED, LAYOUTS, OPS, SPECIAL, inject, samples, tensors, tree
 from mwpb_kernels.op import Op
 
 SIZES = (0, 1, 2, 3, 5, 7, 8, 13, 16, 17, 33, 40, 67)
@@ -84,8 +85,8 @@ def draw_case(op: Op, generator: torch.Generator) -> tuple[Any, ...]:
     def pick(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
 
-    sample = CASES[op.name][pick(len(CASES[op.name]))]
-    names, size, least = dimensions(op, sample)
+    cases = cases_of(op.name)
+    sample, (names, size, least) = cases[pick(len(cases))]
     drawn = []
     for now, low in zip(size, least, strict=True):
         fitting = [s for s in SIZES if s >= low] or [now, now + 1, now + 3]
@@ -115,4 +116,8 @@ def draw_case(op: Op, generator: torch.Generator) -> tuple[Any, ...]:
     return tuple(changed)
 
 
-CASES = {name: samples(OPS[name], 200_000) or samples(OPS[name]) for name in NAMES}
+@cache
+def cases_of(name: str) -> list[tuple[tuple[Any, ...], Any]]:
+    """The samples that have elements, with their dimensions."""
+    op = OPS[name]
+    return [(s, dimensions(op, s)) for s in samples(op, 200_000) or samples(op)]

@@ -1,0 +1,162 @@
+"""Where a model or a mode cannot be folded, and the choice of implementations."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from twin_cases import (
+    CPU32,
+    ORACLE,
+    descend,
+    needs_bf16,
+    ours,
+    randomise,
+    same,
+    small,
+)
+
+from mwpb_fast.engine.conv import FUSED, PLAIN, FoldedConv
+from mwpb_fast.engine.net import EagerNet
+from mwpb_fast.engine.tune import tune
+from mwpb_fast.engine.twin import EngineWarning, TwinNet, make_net
+
+
+def test_train_mode_takes_the_plain_path_and_says_so_once() -> None:
+    model, x = randomise(small()), torch.rand(4, 3, 8, 8)
+    twin = TwinNet(model, CPU32, x)
+    y = torch.arange(4)
+    for set_mode in (model.train, model[1].train):
+        model.eval()
+        set_mode()
+        twin._told = False
+        reference = EagerNet(copy.deepcopy(model), CPU32)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            logits = twin.logits(x)
+            gradient = twin.input_grad(x, descend(y))
+        assert [w.category for w in caught] == [EngineWarning]
+        assert "train mode" in str(caught[0].message)
+        assert torch.equal(logits, reference.logits(x))
+        assert torch.equal(gradient, reference.input_grad(x, descend(y)))
+
+
+class Branching(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Hidden(nn.Sequential):
+    """What a trace does not see: half of the input's gradient is cut off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            half = x / 2
+        return super().forward(half + x / 2)
+
+
+class Random(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), training=True)
+
+
+def hooked() -> nn.Module:
+    model = small()
+    model[0].register_forward_hook(lambda module, args, output: output * 2)
+    return model
+
+
+class Functional(nn.Sequential):
+    """float32 weights that the twin reads live, which bfloat16 activations cannot meet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self[1](self[0](x)))
+        return self[4](self[3](F.conv2d(x, self[0].weight[:, :1].repeat(1, 6, 1, 1), padding=1)))
+
+
+@needs_bf16
+def test_functional_weights_fold_in_float32_alone() -> None:
+    model, x = randomise(Functional(*small())), torch.rand(4, 3, 8, 8)
+    same(make_net(model, CPU32, x), model, x)
+    with pytest.warns(EngineWarning, match="cannot be compared"):
+        assert isinstance(make_net(model, CPU32, x, torch.bfloat16), EagerNet)
+
+
+UNFOLDABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "unknown layer": (lambda: nn.Sequential(nn.GroupNorm(1, 3), *small()), "0: GroupNorm"),
+    "control flow": (lambda: Branching(*small()), "torch.fx cannot trace"),
+    "hooks": (hooked, "0 has hooks"),
+    "no statistics": (
+        lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), *small()),
+        "layer 0: its batch norm keeps no",
+    ),
+    "padding": (
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), *small()),
+        "layer 0: padding mode reflect",
+    ),
+    "lopsided padding": (
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 2, padding="same"), *small()),
+        "layer 0: its padding is not symmetric",
+    ),
+    "hidden gradient": (lambda: Hidden(*small()), "another input gradient"),
+    "random": (lambda: Random(*small()), "another logits"),
+}
+
+
+@pytest.mark.parametrize("name", UNFOLDABLE)
+def test_unfoldable_model_takes_the_plain_path_and_says_why(name: str) -> None:
+    build, reason = UNFOLDABLE[name]
+    model, x = randomise(build()), torch.rand(4, 3, 8, 8)
+    with pytest.warns(EngineWarning, match=reason) as caught:
+        net = make_net(model, CPU32, x)
+    assert len(caught) == 1
+    assert "\n" not in str(caught[0].message)
+    assert isinstance(net, EagerNet)
+    assert not model.training
+
+
+def test_oracle_is_never_folded() -> None:
+    assert isinstance(make_net(randomise(small()), ORACLE, torch.rand(2, 3, 8, 8)), EagerNet)
+    assert isinstance(make_net(randomise(small()), CPU32, torch.rand(2, 3, 8, 8)), TwinNet)
+
+
+# the choice of implementations --------------------------------------------------------------------------------
+
+
+def test_choices_are_recorded_and_change_nothing() -> None:
+    model, x = randomise(ours("wrn-16-2")()), torch.rand(3, 3, 16, 16)
+    twin = TwinNet(model, CPU32, x)
+    records = tune(twin, x, repeats=2)
+    convolutions = [layer for layer in twin.layers if isinstance(layer, FoldedConv)]
+    assert [r["layer"] for r in records] == [layer.name for layer in convolutions]
+    assert [r["chosen"] for r in records] == [layer.implementation for layer in convolutions]
+    assert all(set(r["milliseconds"]) == {PLAIN, FUSED} and r["reason"] for r in records)
+    same(twin, model, x)
+
+
+def test_layer_without_fused_call_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> Tensor:
+        raise RuntimeError("no engine for this shape\nmore")
+
+    monkeypatch.setattr(FoldedConv, "fused", refuse)
+    model, x = randomise(ours("smallresnet-4")()), torch.rand(2, 3, 8, 8)
+    twin = TwinNet(model, CPU32, x)
+    records = tune(twin, x, repeats=1)
+    assert {r["chosen"] for r in records} == {PLAIN}
+    assert {r["reason"] for r in records} == {"no fused call: no engine for this shape"}
+    same(twin, model, x)
+
+
+def test_wrong_fused_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FoldedConv, "fused", lambda self, x, skip: self.plain(x, skip) * 1.01)
+    model, x = randomise(ours("smallresnet-4")()), torch.rand(2, 3, 8, 8)
+    twin = TwinNet(model, CPU32, x)
+    records = tune(twin, x, repeats=1)
+    assert {r["chosen"] for r in records} == {PLAIN}
+    assert all("differs" in r["reason"] for r in records)
