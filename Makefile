@@ -1,5 +1,6 @@
 # make train: set up, then train, attack and show MWPB-AT on an embedded data set
-# make test:  set up with the development tools, then run the whole test suite
+# make test:  set up with the development tools, then run the test suite, linters and type checks included
+#             (make test-slow: the long fuzzing, kill and real-image runs besides)
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ train: setup
 	$(BIN)/mwpb-fast train digits.mwpb_at
 
 test: setup-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m slow

@@ -60,9 +60,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
-            raise ValueError("lr must be positive, weight_decay not negative, both finite")
+            raise ValueError("lr must be positive and finite, weight_decay must be finite and not negative")
         if not (0 <= self.momentum < 1 and 0 <= self.ema < 1 and 0 < self.drop_factor <= 1):
-            raise ValueError("momentum and ema must lie in [0, 1), drop_factor in (0, 1]")
+            raise ValueError("momentum and ema must be in [0, 1), drop_factor in (0, 1]")
         if self.fused not in ("torch", "apex"):
             raise ValueError(f"fused must be torch or apex, not {self.fused}")
         if list(self.drops) != sorted(self.drops) or any(epoch < 1 for epoch in self.drops):

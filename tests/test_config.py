@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import subprocess
 import sys
 from fractions import Fraction
@@ -173,7 +174,7 @@ def test_command_line_is_refused_in_one_line(word: str) -> None:
         ("data: 3\n", "data: 3 is not a group of options"),
         ("3: 4\n", "3"),
         ("optim: {lr: fast}\n", "optim.lr: fast is not a number"),
-        ("optim: {lr: .nan}\n", "optim.lr: nan is not a finite number"),
+        ("optim: {lr: .nan}\n", "lr must be positive and finite"),
         ("objective: {name: mart, beta: .inf}\n", "objective.beta: inf is not a finite number"),
         ("- 1\n", "holds no options"),
         ("", "holds no options"),
@@ -235,7 +236,7 @@ def test_saved_configuration_with_something_foreign() -> None:
 
 
 def test_values_checked_by_the_classes() -> None:
-    for bad in ({"momentum": 1.0}, {"weight_decay": -1.0}, {"ema": 1.0}, {"drops": (0,)}):
+    for bad in ({"momentum": 1.0}, {"weight_decay": -1.0}, {"ema": 1.0}, {"drops": (0,)}, {"lr": math.nan}):
         with pytest.raises(ValueError, match="must be"):
             OptimConfig(**bad)
     with pytest.raises(ValueError, match="oracle"):

@@ -9,12 +9,14 @@ template <class A, class G> inline A sign(G g) {
   auto v = widen(g);
   return A(v > 0) - A(v < 0);
 }
-// From the bits, which vectorises on every processor level.
-template <class A> inline A sign(Half g) {
-  int magnitude = g.x & 0x7FFF;
-  A one = (g.x & 0x8000) ? A(-1) : A(1);
-  return magnitude == 0 || magnitude > 0x7C00 ? A(0) : one;
+// Of 16 bits, whose conversion to float takes longer than the rest of the step.
+template <class A> inline A sign_of_bits(int bits, int infinity) {
+  int magnitude = bits & 0x7FFF;
+  A one = (bits & 0x8000) ? A(-1) : A(1);
+  return magnitude == 0 || magnitude > infinity ? A(0) : one;
 }
+template <class A> inline A sign(Half g) { return sign_of_bits<A>(g.x, 0x7C00); }
+template <class A> inline A sign(BFloat16 g) { return sign_of_bits<A>(g.x, 0x7F80); }
 
 template <class T, class G>
 void step(Tensor& x_adv, const Tensor& grad, const Tensor& x, const Tensor& radius, const Tensor& step_size, T lo, T hi) {

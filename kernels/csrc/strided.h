@@ -168,6 +168,25 @@ template <int N, class F> inline void elements(int64_t count, const Offsets<N>& 
   }
 }
 
+// Sum of value(i)^2 over [0, count), always in the same order.
+template <class S, class F> inline S sum_squares(int64_t count, F&& value) {
+  constexpr int lanes = 16;
+  S sums[lanes] = {};
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes)
+    for (int j = 0; j < lanes; ++j) {
+      S v = value(i + j);
+      sums[j] += v * v;
+    }
+  for (; i < count; ++i) {
+    S v = value(i);
+    sums[0] += v * v;
+  }
+  S sum = 0;
+  for (S s : sums) sum += s;
+  return sum;
+}
+
 // Clamps to [low, high] as torch.clamp does: high where low > high, NaN where anything is NaN.
 template <class T> inline T clamp_between(T v, T low, T high) {
   v = v < low ? low : v;

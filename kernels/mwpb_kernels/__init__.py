@@ -9,7 +9,8 @@ from __future__ import annotations
 from mwpb_kernels.augment import crop_flip, crop_flip_params
 from mwpb_kernels.awp import awp_perturb_, awp_restore_
 from mwpb_kernels.boosted import boosted_ce
-from mwpb_kernels.l2 import l2_start, l2_step_
+from mwpb_kernels.l2 import l2_step_
+from mwpb_kernels.l2_start import l2_start
 from mwpb_kernels.linf import linf_step_
 from mwpb_kernels.logit_grads import ce_grad, cw_grad, dlr_grad, kl_grad
 from mwpb_kernels.losses import kl_div

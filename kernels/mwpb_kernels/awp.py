@@ -21,7 +21,6 @@ from mwpb_kernels.tensorlist import (
     check_written,
     flat_lists,
     launch_arguments,
-    mark_written,
     part_of,
     tensor_at,
     write_back,
@@ -281,7 +280,6 @@ def awp_perturb_(
     if not (gamma >= 0 and eps >= 0):
         raise ValueError(f"gamma and eps must not be negative, not {gamma} and {eps}")
     AWP_PERTURB(list(params), list(perturbations), list(directions), gamma, eps)
-    mark_written([*params, *perturbations])
     return list(perturbations)
 
 
@@ -295,4 +293,3 @@ def awp_restore_(params: Sequence[torch.Tensor], perturbations: Sequence[torch.T
     check_lists(params, perturbations=perturbations)
     check_written(params=params)
     AWP_RESTORE(list(params), list(perturbations))
-    mark_written(list(params))

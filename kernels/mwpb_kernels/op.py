@@ -58,9 +58,10 @@ class Op:
 
     schema: PyTorch schema without the namespace. reference: plain PyTorch, any device. fake: shapes only.
     samples: yields argument tuples for a device. bytes_moved: bytes that must move for the given arguments.
-    triton: launcher with the same arguments; never handed float64. setup_context, backward: as `torch.library.register_autograd`
-    takes them; an op without a backward gives outputs that carry no gradient. differentiable: positions of the
-    arguments for which gradients exist. mutates: positions of the arguments written in place.
+    triton: launcher with the same arguments; never handed float64. setup_context, backward: as
+    `torch.library.register_autograd` takes them; an op without a backward gives outputs that carry no gradient.
+    differentiable: positions of the arguments for which gradients exist. mutates: positions of the arguments
+    written in place.
     """
 
     schema: str
@@ -94,7 +95,12 @@ class Op:
     def __call__(self, *args: Any) -> Any:
         if _forced_reference:
             return self.reference(*args)
-        return self.dispatched(*args)
+        result = self.dispatched(*args)
+        if self.mutates and not torch.compiler.is_compiling():  # a compiled graph's writes are seen by autograd
+            for position in self.mutates:
+                # the dispatcher did not count the write: without this, backward would use what was overwritten
+                torch.autograd.graph.increment_version(args[position])
+        return result
 
     def on_cuda(self, *args: Any) -> Any:
         """Triton, but for float64: that is the oracle's type and stays with the reference."""

@@ -1,57 +1,28 @@
-"""Random start points of attacks: Gaussian or uniform noise around the images, clamped to the pixel range.
-
-The noise is counter-based (philox.py): a function of the seed and of each sample's index, numbered by element
-in the row-major order of the sample's logical shape. So it is the same in every memory layout, batch and
-implementation, eager or captured in a CUDA graph.
-"""
+"""Random start points of attacks: Gaussian or uniform noise around the images, clamped to the pixel range."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 
-from mwpb_kernels.op import Compile, Op, check_device, tl, triton
-from mwpb_kernels.philox import (
-    STREAM_GAUSSIAN,
-    STREAM_UNIFORM,
-    normal_block,
-    normal_words,
-    philox_block,
-    philox_words,
-    uniform_block,
-    uniform_words,
+from mwpb_kernels.noise import (
+    by_element,
+    check_start,
+    in_layout_of,
+    normal_tile,
+    sample_words,
+    start_bytes,
+    start_fake,
+    start_operands,
+    start_samples,
+    start_types,
+    symmetric_tile,
 )
-from mwpb_kernels.strided import (
-    check_images,
-    clamp_between,
-    column,
-    fits,
-    loop_arguments,
-    loop_types,
-    offset_of,
-    per_sample,
-    tile_of,
-)
+from mwpb_kernels.op import Compile, Op, tl, triton
+from mwpb_kernels.philox import STREAM_GAUSSIAN, STREAM_UNIFORM, normal_words, uniform_words
+from mwpb_kernels.strided import clamp_between, column, loop_arguments, offset_of, per_sample, tile_of
 
 
 # reference ---------------------------------------------------------------------------------------------------
-def sample_words(x: torch.Tensor, seed: torch.Tensor, index: torch.Tensor, stream: int) -> torch.Tensor:
-    """(B, groups, 4) words, one for every element of x's samples, then up to three more."""
-    return philox_words(index, seed, stream, -(-x.shape[1:].numel() // 4))
-
-
-def by_element(numbers: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """(B, groups, 4) numbers in the shape of x."""
-    return numbers.reshape(x.shape[0], numbers.shape[1] * 4)[:, : x.shape[1:].numel()].reshape(x.shape)
-
-
-def in_layout_of(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """A copy of `values` with the strides of a new tensor like x."""
-    return torch.empty_like(x).copy_(values)
-
-
 @torch.no_grad()
 def gaussian_start_reference(
     x: torch.Tensor, sigma: float, seed: torch.Tensor, index: torch.Tensor, lo: float, hi: float
@@ -69,24 +40,6 @@ def uniform_start_reference(
 
 
 # Triton ------------------------------------------------------------------------------------------------------
-@triton.jit
-def normal_tile(seed_ptr, index, stream, group):
-    """Standard normals of int64 groups, four a group, in the order of the elements."""
-    w0, w1, w2, w3 = philox_block(tl.load(seed_ptr), stream, index, group)
-    n0, n1 = normal_block(w0, w1)
-    n2, n3 = normal_block(w2, w3)
-    return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
-
-
-@triton.jit
-def symmetric_tile(seed_ptr, index, stream, group):
-    """Numbers uniform in [-1, 1) of int64 groups, four a group, in the order of the elements; exact."""
-    w0, w1, w2, w3 = philox_block(tl.load(seed_ptr), stream, index, group)
-    even = tl.interleave(uniform_block(w0), uniform_block(w2))
-    odd = tl.interleave(uniform_block(w1), uniform_block(w3))
-    return tl.interleave(even, odd) * 2.0 - 1.0
-
-
 @triton.jit
 def _start_kernel(
     out_ptr,  # (B, ...)
@@ -133,14 +86,6 @@ def _start_kernel(
 
 
 # launchers ---------------------------------------------------------------------------------------------------
-def start_operands(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The result, and the tensors that a kernel writes and reads in its place where dimensions are too many."""
-    out = torch.empty_like(x)
-    if fits(out, x, logical=True):
-        return out, out, x
-    return out, torch.empty_like(x, memory_format=torch.contiguous_format), x.contiguous()
-
-
 def _launch_start(
     x: torch.Tensor,
     radius: torch.Tensor | None,
@@ -183,55 +128,6 @@ def uniform_start_triton(
 
 
 # registration ------------------------------------------------------------------------------------------------
-def start_samples(device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Images, radius, seed and index: empty, one element, odd sizes, CIFAR's shape, large indices and seeds."""
-    generator = torch.Generator().manual_seed(0)
-    for shape, dtype, seed, first in (
-        ((0, 3, 4, 4), torch.float32, 1, 0),
-        ((2, 0), torch.float32, 1, 0),
-        ((1,), torch.float32, 2, 7),
-        ((3, 1, 5, 7), torch.float32, 0x123456789ABCDEF, 2**32 - 2),
-        ((5, 33), torch.float32, -(2**63), 0),
-        ((2, 3, 5, 2, 3), torch.float32, 3, 2**40),
-        ((3, 2, 3, 5), torch.float64, 4, 11),
-        ((128, 3, 32, 32), torch.float32, 5, 49_000),
-        ((2, 3, 53, 67), torch.float32, 6, 1),
-    ):
-        x = torch.rand(shape, generator=generator, dtype=dtype)
-        if len(shape) == 4:  # the layout that training uses
-            x = x.contiguous(memory_format=torch.channels_last)
-        radius = torch.linspace(0.01, 0.06, shape[0], dtype=dtype)
-        index = torch.arange(first, first + shape[0])
-        yield x.to(device), radius.to(device), torch.tensor([seed], device=device), index.to(device)
-
-
-def start_fake(
-    x: torch.Tensor,
-    scale: float | torch.Tensor,
-    seed: torch.Tensor,
-    index: torch.Tensor,
-    lo: float,
-    hi: float,
-) -> torch.Tensor:
-    """A new tensor like x."""
-    return torch.empty_like(x)
-
-
-def start_bytes(x: torch.Tensor, *others: Any) -> int:
-    """x read, as much written."""
-    return 2 * x.numel() * x.element_size()
-
-
-def start_types(**pointers: str) -> dict[str, str]:
-    """Ahead-of-time types of a kernel that adds noise to x."""
-    return {
-        **loop_types(out="fp32", x="fp32"),
-        **dict(radius_ptr="*fp32", seed_ptr="*i64", index_ptr="*i64", radius_stride="i32", index_stride="i32"),
-        **dict(lo="fp32", hi="fp32"),
-        **pointers,
-    }
-
-
 GAUSSIAN_START = Op(
     schema="gaussian_start(Tensor x, float sigma, Tensor seed, Tensor index, float lo, float hi) -> Tensor",
     reference=gaussian_start_reference,
@@ -267,16 +163,6 @@ UNIFORM_START = Op(
 
 
 # public functions --------------------------------------------------------------------------------------------
-def check_start(x: torch.Tensor, seed: torch.Tensor, index: torch.Tensor, lo: float, hi: float) -> None:
-    """Refuse what no start can take, from metadata alone."""
-    check_images(x, lo, hi)
-    if seed.dtype != torch.int64 or seed.numel() != 1:
-        raise TypeError(f"seed must be an int64 tensor with one element, not {seed.dtype} {tuple(seed.shape)}")
-    if index.dtype != torch.int64 or index.shape != x.shape[:1]:
-        raise TypeError(f"index must be ({x.shape[0]},) int64, not {index.dtype} {tuple(index.shape)}")
-    check_device(x, seed, index)
-
-
 def gaussian_start(
     x: torch.Tensor,
     sigma: float,

@@ -14,6 +14,7 @@ import torch
 from mwpb_kernels.op import IMAGE_DTYPES, check_device, tl, triton
 
 MAX_DIMS = 3
+MAX_TILE = 4096  # elements that one program holds: 8 a thread, as more would spill in the strided kernels
 
 
 # checks ------------------------------------------------------------------------------------------------------
@@ -40,7 +41,8 @@ def check_step(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, lo: flo
     check_device(x_adv, grad, x)
     if torch.is_grad_enabled() and x_adv.requires_grad:
         raise ValueError("x_adv requires grad and is written in place: pass x_adv.detach()")
-    if any(size > 1 and stride == 0 for size, stride in zip(x_adv.shape, x_adv.stride(), strict=True)):
+    shared = any(size > 1 and stride == 0 for size, stride in zip(x_adv.shape, x_adv.stride(), strict=True))
+    if shared and x_adv.numel() > 0:
         raise ValueError("x_adv is expanded, so its elements share memory: pass x_adv.contiguous()")
 
 
@@ -63,11 +65,14 @@ def column(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return values.view(-1, *(1,) * (x.dim() - 1))
 
 
-def mark_written(x_adv: torch.Tensor) -> torch.Tensor:
-    """Tell autograd of the write that the dispatcher did not see, so that stale saved tensors are an error."""
-    if not torch.compiler.is_compiling():  # a compiled graph writes through an op that autograd does see
-        torch.autograd.graph.increment_version(x_adv)
-    return x_adv
+def rows(t: torch.Tensor) -> torch.Tensor:
+    """(B, ...) as (B, n)."""
+    return t.flatten(1) if t.dim() > 1 else t[:, None]
+
+
+def nonzero(t: torch.Tensor) -> torch.Tensor:
+    """1 in the place of 0, as a divisor of what is 0 too."""
+    return torch.where(t == 0, 1, t)
 
 
 # Triton ------------------------------------------------------------------------------------------------------
@@ -161,6 +166,13 @@ def loop_arguments(
         arguments.update({f"{name}_ptr": t, f"{name}_b": t.stride(0), f"{name}_0": own[0]})
         arguments.update({f"{name}_1": own[1], f"{name}_2": own[2]})
     return (t.shape[0] * blocks,), arguments
+
+
+def tile_shape(x: torch.Tensor) -> tuple[int, int, bool]:
+    """Elements and warps of a tile, and whether it holds a whole sample."""
+    n = x.shape[1:].numel()
+    block = max(16, min(MAX_TILE, triton.next_power_of_2(n)))
+    return block, max(1, block // 256), n <= block
 
 
 def loop_types(**operands: str) -> dict[str, str]:

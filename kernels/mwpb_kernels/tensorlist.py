@@ -44,12 +44,6 @@ def check_written(**lists: Sequence[torch.Tensor]) -> None:
                 raise ValueError(f"{name}[{i}] is expanded, so its elements share memory")
 
 
-def mark_written(tensors: list[torch.Tensor]) -> None:
-    """Tell autograd of writes that the dispatcher did not see, so that stale saved tensors are an error."""
-    if not torch.compiler.is_compiling():  # a compiled graph writes through an op that autograd does see
-        torch.autograd.graph.increment_version(tensors)
-
-
 # Triton ------------------------------------------------------------------------------------------------------
 @triton.jit
 def _table_kernel(

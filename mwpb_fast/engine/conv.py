@@ -143,15 +143,16 @@ class FoldedNorm(Folded):
 
     def __init__(self, name: str, source: None, norm: nn.Module, relu: bool) -> None:
         super().__init__(name, source, norm, relu)
-        self.zeros, self.ones = torch.zeros_like(self.weight32), torch.ones_like(self.weight32)
+        self.zeros, self.halves = torch.zeros_like(self.weight32), torch.full_like(self.weight32, 0.5)
 
     def hold(self, dtype: torch.dtype) -> None:
         super().hold(torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
-        # PyTorch's eval-mode batch norm, with statistics 0 and 1, is its one-pass scale and bias
+        # PyTorch's eval-mode batch norm, with mean 0 and variance plus eps exactly 1, is its one-pass scale and
+        # bias; torch 2.11 takes no eps of 0
         x = x.to(self.dtype)
-        out = F.batch_norm(x, self.zeros, self.ones, self.weight, self.bias, training=False, eps=0.0)
+        out = F.batch_norm(x, self.zeros, self.halves, self.weight, self.bias, training=False, eps=0.5)
         return out.relu_() if self.relu else out
 
 

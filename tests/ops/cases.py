@@ -245,7 +245,7 @@ SPECIAL = (float("nan"), float("inf"), float("-inf"), -0.0)
 def inject(t: torch.Tensor, values: tuple[float, ...], generator: torch.Generator) -> torch.Tensor:
     """A copy with each of the values at a random place."""
     out = t.detach().clone(memory_format=torch.contiguous_format)
-    if out.numel():
+    if out.numel() and values:
         places = torch.randint(out.numel(), (len(values),), generator=generator)
         out.view(-1)[places] = torch.tensor(values, dtype=out.dtype)
     return out

@@ -103,6 +103,10 @@ def draw_case(op: Op, generator: torch.Generator) -> tuple[Any, ...]:
     specials = tuple(s for s in (*SPECIAL, 1e4, -1e4) if pick(3) == 0) if pick(3) == 0 else ()
     if specials:
         position = pick(len(args))
+        if op.name.endswith("_backward") and position == 0:
+            # whether a subnormal probability is flushed to zero is the processor's choice, and infinity times
+            # it is then NaN or infinity; the parity tests send infinite gradients to ordinary probabilities
+            specials = tuple(s for s in specials if abs(s) != float("inf"))
         args = (
             *args[:position],
             tree(lambda t: inject(t, specials, generator) if t.dtype.is_floating_point else t, args[position]),

@@ -107,13 +107,13 @@ def test_gradient_at_a_tie_goes_to_the_first_class() -> None:
 
 def test_extreme_logits() -> None:
     low = -math.inf
-    z = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [low, 0.0, 0.0], [0.0, low, low], [low, low, low]])
+    z = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [low, 0.0, 0.0], [0.0, low, low], [low] * 3])
     value = boosted_ce(z, torch.zeros(5, dtype=torch.int64))
     expected = torch.tensor([-9.9995e-5, 2e4 + 9.2103, math.inf, -9.9995e-5, math.nan])
     torch.testing.assert_close(value, expected, rtol=1e-7, atol=3e-8, equal_nan=True)
     z.requires_grad_()
     g = torch.autograd.grad(boosted_ce(z, torch.zeros(5, dtype=torch.int64)).sum(), z)[0]
-    # at a confident mistake the margin term has no slope left but 1e4 times the (vanishing) other probabilities
+    # at a confident mistake the margin term's slope is 1e4 times the other probabilities, which vanish
     torch.testing.assert_close(g[1], torch.tensor([-1.0, 1.0, 0.0]), rtol=0, atol=1e-6)
     assert g[:2].isfinite().all()
     assert g[4].isnan().all()
@@ -136,7 +136,7 @@ def test_nan_stays_in_its_row() -> None:
     assert value.isnan().tolist() == expected
     assert torch.autograd.grad(value.sum(), z)[0].isnan().any(1).tolist() in (
         expected,  # the op's backward: the row is undefined
-        [False, True, True, False, False, False, False],  # autograd of the reference: the constant NaN has no slope
+        [False, True, True, False, False, False, False],  # autograd of the reference: a constant NaN's slope
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import NAMES, OPS, TRITON_DEVICE, compare, plain_copy, replace, samples, tensors, tree
+from cases import NAMES, OPS, TRITON_DEVICE, compare, describe, plain_copy, replace, samples, tensors, tree
 from draw import dimensions
 from mwpb_kernels.op import Op
 
@@ -28,28 +28,44 @@ def spread(t: torch.Tensor, dim: int) -> torch.Tensor:
     return out.copy_(t)
 
 
+def wide_samples(op: Op) -> list[tuple[Any, ...]]:
+    """For each set of ranks among an op's samples, the one with most dimensions that have a stride to test."""
+
+    def length(args: tuple[Any, ...]) -> int:
+        return sum(n > 1 for t in tensors(args) for n in t.shape)
+
+    best: dict[tuple[int, ...], tuple[Any, ...]] = {}
+    for args in samples(op, 4000):
+        ranks = tuple(t.dim() for t in tensors(args))
+        if ranks not in best or length(args) > length(best[ranks]):
+            best[ranks] = args
+    return list(best.values())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_strides_beyond_32_bits(name: str) -> None:
+    """Each dimension of each argument, alone, with a stride that takes its last element past 2^31."""
     op = OPS[name]
-    args = next(s for s in samples(op, 4000) if all(t.shape[0] > 1 for t in tensors(s) if t.numel() > 1))
-    for position, argument in enumerate(args):
-        if not tensors(argument) or tensors(argument)[0].numel() < 2:
-            continue
-        for dim in range(tensors(argument)[0].dim()):
-            if tensors(argument)[0].shape[dim] < 2:
-                continue
-            changed = plain_copy(args)
-            if isinstance(argument, torch.Tensor):
-                changed = replace(changed, position, spread(argument, dim))
-            else:
-                changed = replace(changed, position, [spread(argument[0], dim), *changed[position][1:]])
-            expected = plain_copy(args)
-            reference = tensors(op.reference(*expected))
-            actual = tensors(op.dispatched(*changed))
-            for i in op.mutates:
-                reference += tensors(expected[i])
-                actual += [t.contiguous() for t in tensors(changed[i])]
-            compare(op, actual, reference, f"argument {position}, dimension {dim}")
+    checked = set()
+    for args in wide_samples(op):
+        for position, argument in enumerate(args):
+            first = next(iter(tensors(argument)), torch.empty(()))
+            for dim in (d for d, n in enumerate(first.shape) if n > 1):
+                changed = plain_copy(args)
+                wide = spread(first, dim)
+                wide = wide if isinstance(argument, torch.Tensor) else [wide, *changed[position][1:]]
+                changed = replace(changed, position, wide)
+                expected = plain_copy(args)
+                reference = tensors(op.reference(*expected))
+                actual = tensors(op.dispatched(*changed))
+                for i in op.mutates:
+                    reference += tensors(expected[i])
+                    actual += [t.contiguous() for t in tensors(changed[i])]
+                compare(op, actual, reference, f"argument {position}, dimension {dim}: {describe(changed)}")
+                checked.add(position)
+    several = {i for s in wide_samples(op) for i, a in enumerate(s) if any(t.numel() > 1 for t in tensors(a))}
+    assert checked == several
+    assert several
 
 
 def available() -> int:

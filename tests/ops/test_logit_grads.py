@@ -98,7 +98,7 @@ def test_invariances(classes: int, scale: float, number: int) -> None:
     other, _ = case(classes, 7, scale)
     for f in (ce_grad, dlr_grad, cw_grad, lambda a, _: kl_grad(a, other)):
         g = f(z, y)
-        torch.testing.assert_close(g.sum(1) / g.abs().amax(1).clamp_min(1e-9), torch.zeros(7).double(), rtol=0, atol=1e-9)
+        assert (g.sum(1).abs() <= 1e-14 * (1 + g.abs().amax(1))).all()
     torch.testing.assert_close(kl_grad(z, other), -kl_grad(other, z), rtol=0, atol=1e-15)
     assert (kl_grad(z, z) == 0).all()
     # DLR does not see the logits' scale either, so it has no slope along them
@@ -169,7 +169,7 @@ def test_excluded_classes() -> None:
     nan = [math.nan] * 3
     for actual, expected in (
         (ce_grad(z, y), [[-0.5, 0, 0.5], [-1, 0.5, 0.5], [0, 0, 0], nan]),
-        (kl_grad(z, torch.zeros(4, 3)), [[1 / 6, -1 / 3, 1 / 6], [-1 / 3, 1 / 6, 1 / 6], [2 / 3, -1 / 3, -1 / 3], nan]),
+        (kl_grad(z, z[:1].expand(4, 3)), [[0, 0, 0], [-0.5, 0.5, 0], [0.5, 0, -0.5], nan]),
         (cw_grad(z, y), [[-1, 0, 1], [0, 0, 0], [-1, 1, 0], nan]),
         (dlr_grad(z, y), [[0, 0, 0], nan, nan, nan]),
     ):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -117,8 +118,8 @@ def test_excluded_classes() -> None:
     torch.testing.assert_close(result, torch.tensor([1.0, -0.5, -0.5, math.nan]), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("f", [margin, lambda z, y: margin_radius(z, y, 1, 1), lambda z, y: deviation_radius(z, y, 1, 1)])
-def test_nan_stays_in_its_row(f) -> None:
+@pytest.mark.parametrize("f", [margin, *(partial(f, eps=1, alpha=1) for f in (margin_radius, deviation_radius))])
+def test_nan_stays_in_its_row(f: Callable[..., torch.Tensor]) -> None:
     logits, _ = logits_and_labels(7, 19, 1.0)
     logits[1, 17] = math.nan
     logits[2, 3] = math.inf

@@ -102,8 +102,8 @@ def test_layouts(name: str) -> None:
             with FakeTensorMode() as mode:
                 fake = tensors(op.dispatched(*tree(mode.from_tensor, changed)))
             for runner in RUNNERS:
-                if runner == "triton" and INTERPRETED and number % 3 and "all" not in what:
-                    continue  # a third of the single ones in the interpreter: it is slow
+                if runner == "triton" and INTERPRETED and number % 5 and "all" not in what:
+                    continue  # a fifth of the single ones in the interpreter: it is slow
                 actual = outcome(op, changed, runner)
                 case = f"{runner}, {what}: {describe(changed)}"
                 compare(op, actual, expected, case, changed)
@@ -259,7 +259,7 @@ def test_mutation_is_seen_by_autograd(name: str) -> None:
     mine = exact_copy(samples(op, SMALL)[0])
     changed = [t for i in op.mutates for t in tensors(mine[i])]
     versions = [t._version for t in changed]
-    op.dispatched(*mine)
+    op(*mine)
     assert all(t._version > v for t, v in zip(changed, versions, strict=True))
 
 

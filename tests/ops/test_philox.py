@@ -40,7 +40,10 @@ KNOWN = [
 LEVELS = {
     "baseline": [],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
-    "AVX512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
+    "AVX512": [
+        *["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+        "-mprefer-vector-width=512",
+    ],
 }
 SOURCE = r"""
 #include "philox.h"
@@ -57,7 +60,9 @@ void normals(int64_t groups, int64_t index, int64_t seed, uint32_t stream, float
 }
 void exps(int64_t n, const float* x, float* y) { for (int64_t i = 0; i < n; ++i) y[i] = vexp(x[i]); }
 void logs(int64_t n, const float* x, float* y) { for (int64_t i = 0; i < n; ++i) y[i] = vlog(x[i]); }
-void turns(int64_t n, const float* x, float* s, float* c) { for (int64_t i = 0; i < n; ++i) vsincos_turns(x[i], s + i, c + i); }
+void turns(int64_t n, const float* x, float* s, float* c) {
+  for (int64_t i = 0; i < n; ++i) vsincos_turns(x[i], s + i, c + i);
+}
 }
 """
 
@@ -99,7 +104,9 @@ def mapped(function: object, x: np.ndarray, results: int = 1) -> list[np.ndarray
 
 # words -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
-def test_reference_gives_the_published_words(counter: tuple[int, ...], key: tuple[int, int], expected: tuple) -> None:
+def test_reference_gives_the_published_words(
+    counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
+) -> None:
     words = _rounds(*(torch.tensor([c]) for c in counter), torch.tensor(pack(*key)))
     assert tuple(int(w) for w in words) == expected
 
@@ -159,7 +166,9 @@ def run_triton(first: int, index: int, seed: int, stream: int, groups: int) -> t
 
 @pytest.mark.skipif(not HAS_TRITON, reason="no Triton on this platform")
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
-def test_triton_gives_the_published_words(counter: tuple[int, ...], key: tuple[int, int], expected: tuple) -> None:
+def test_triton_gives_the_published_words(
+    counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
+) -> None:
     group, low, high, stream = counter
     words, _ = run_triton(group, pack(low, high), pack(*key), stream, 1)
     assert tuple(words[0].tolist()) == expected
@@ -238,7 +247,8 @@ def test_log(native: ctypes.CDLL) -> None:
     x = np.concatenate([bits.view(np.float32), near_one, 1 + np.arange(50_000, dtype=np.float32) * 2.0**-23])
     assert ulps(mapped(native.logs, x.astype(np.float32))[0], np.log(x.astype(np.float64))) < 2
     edges = np.array([1, 0, np.inf, np.nan], np.float32)
-    np.testing.assert_array_equal(mapped(native.logs, edges)[0], np.array([0, -np.inf, np.inf, np.nan], np.float32))
+    expected = np.array([0, -np.inf, np.inf, np.nan], np.float32)
+    np.testing.assert_array_equal(mapped(native.logs, edges)[0], expected)
 
 
 def test_sine_and_cosine_of_turns(native: ctypes.CDLL) -> None:

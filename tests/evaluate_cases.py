@@ -1,0 +1,70 @@
+"""Models, settings and fixtures of the evaluation's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mwpb_fast.config import EvaluationConfig, PrecisionConfig
+from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.evaluate import evaluate
+
+package = pytest.importorskip("pyautoattack")
+PRECISION = make_precision(PrecisionConfig(device="cpu", dtype="fp32"))
+EPS = Fraction(8, 255)
+
+
+class ShortAutoAttack(package.AutoAttack):
+    """The standard version with fewer iterations: the bookkeeping is what most tests are about."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for attack in (self.apgd, self.apgd_targeted):
+            attack.n_iter = 10
+        self.fab.n_iter, self.square.n_queries = 5, 60
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "AutoAttack", ShortAutoAttack)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def linear(classes: int = 10) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, classes)).eval()
+
+
+def labelled(model: nn.Module, n: int = 40) -> tuple[Tensor, Tensor]:
+    """Images of which the model gets all but every eighth right."""
+    x = torch.rand(n, 3, 4, 4)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[::8] = (y[::8] + 1) % 10
+    return x, y
+
+
+def config(*attacks: str, **options: Any) -> EvaluationConfig:
+    return EvaluationConfig(attacks=attacks, eps=EPS, step_size=Fraction(1, 255), **options)
+
+
+def run(model: nn.Module, images: Any, settings: EvaluationConfig, **options: Any) -> dict[str, Any]:
+    return evaluate(model, images, settings, PRECISION, show=False, **options)
+
+
+# the result -----------------------------------------------------------------------------------------------------
+
+
+def flags_of(result: dict[str, Any]) -> dict[str, str]:
+    return {name: attack["flags"] for name, attack in result["attacks"].items()}
