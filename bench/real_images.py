@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from measure import write_results
 
 from mwpb_fast import train
 from mwpb_fast.config import Config, recipe, resolve
@@ -65,6 +65,23 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
     }
 
 
+COLUMNS = (
+    ("recipe", "recipe", ""),
+    ("steps", "steps of 64 images", "d"),
+    ("natural_before", "natural before, %", ".1f"),
+    ("natural_after", "natural after, %", ".1f"),
+    ("robust_before", "PGD-10 before, %", ".1f"),
+    ("robust_after", "PGD-10 after, %", ".1f"),
+    ("radius_mean", "mean radius in the last epoch", ".4f"),
+)
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the result file: plain columns first, the rest beside them."""
+    named = {f"{k}_{when}": row[when][k] for k in ("natural", "robust") for when in ("before", "after")}
+    return row | named | {"radius_mean": row["radius"][1]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -87,13 +104,7 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        result = {
-            "environment": train.environment(torch.device("cpu")),
-            "command": f"python bench/real_images.py --steps {options.steps} --seed {options.seed}",
-            "rows": rows,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_results(options.json, torch.device("cpu"), COLUMNS, [flat(row) for row in rows])
 
 
 if __name__ == "__main__":

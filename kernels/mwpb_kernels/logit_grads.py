@@ -282,9 +282,9 @@ def cw_grad(logits: torch.Tensor, labels: torch.Tensor, confidence: float = 50.0
 def dlr_grad(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Gradient of the summed DLR loss -(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12).
 
-    z_(k) is the k-th largest logit; at ties the class with the lower number counts as the larger. Needs C >= 3
-    (ValueError). A row whose loss is not finite gives NaN; otherwise logits, labels, result, NaN and errors are as
-    in `ce_grad`. Source: Croce and Hein, AutoAttack.
+    logits: (B, C), C >= 3 (else ValueError). z_(k) is the k-th largest logit; at ties the class with the lower
+    number counts as the larger. A row whose loss is not finite gives NaN; otherwise logits, labels, result, NaN
+    and errors are as in `ce_grad`. Source: Croce and Hein, AutoAttack.
     """
     check_logits(logits, labels)
     if logits.shape[1] < 3:
