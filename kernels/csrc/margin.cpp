@@ -39,14 +39,13 @@ Tensor deviation_radius(const Tensor& logits, const Tensor& labels, double eps, 
 Tensor margin_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels) {
   const int64_t grad_stride = grad.stride(0);
   return row_gradients(logits, labels, [&]<class A>(int64_t i, Row<A>& row, int64_t y) {
-    A largest = row.largest_besides(y);
-    int64_t other = row.find(largest, y);
-    row.exponentiate(row.z[y] > largest ? row.z[y] : largest);
+    const int64_t other = row.exponentiate_with_runner_up(y);
     const A scale = A(1) / row.sum, g = data<A>(grad)[i * grad_stride];
-    const A own_p = row.e[y] * scale, other_p = row.e[other] * scale, m = own_p - other_p;
+    const A p_own = row.e[y] * scale, p_other = row.e[other] * scale, m = p_own - p_other;
+    const A rest = row.rest_besides(y, other);
     row.fill([=, e = row.e](int64_t j) { return g * -(e[j] * scale * m); });
-    row.e[y] = g * (own_p - own_p * m);
-    row.e[other] = g * (-other_p - other_p * m);
+    row.e[y] = g * (p_own * (rest + A(2) * p_other));
+    row.e[other] = g * (-p_other * (rest + A(2) * p_own));
     return true;
   });
 }

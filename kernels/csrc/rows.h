@@ -116,6 +116,19 @@ template <class A> struct Row {
   }
   A total() const { return sum_of(e); }
 
+  // Exponentiates the row and returns its runner-up class.
+  int64_t exponentiate_with_runner_up(int64_t y) {
+    const A best = largest_besides(y);
+    const int64_t other = find(best, y);
+    exponentiate(z[y] > best ? z[y] : best);
+    return other;
+  }
+  // The sum of the probabilities but for two classes, whose e becomes 0: where 1 - p would lose its digits.
+  A rest_besides(int64_t first, int64_t second) {
+    e[first] = e[second] = 0;
+    return total() / sum;
+  }
+
   int64_t classes, padded;
   A maximum = 0, sum = 0;
 

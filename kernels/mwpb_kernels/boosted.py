@@ -27,6 +27,8 @@ from mwpb_kernels.rows import (
     row_launch,
     runner_up,
     softmax_rows,
+    split,
+    split_rows,
     store_rows,
     tile,
     with_grad,
@@ -54,9 +56,10 @@ def boosted_ce_backward_reference(
     own = one_hot(labels, z.shape[1])
     other = runner_up(z, own)
     p = torch.softmax(z, dim=1)
-    rest = torch.where(other, 0, p).sum(1, keepdim=True)
-    weight = torch.where(other, p, 0).sum(1, keepdim=True) / (rest + REST)
-    result = torch.where(other, p + weight * rest, p * (1 - weight)) - own.to(p.dtype)
+    p_own, p_other, rest = split(p, own, other)
+    weight = p_other / (p_own + rest + REST)
+    result = torch.where(other, p_other + weight * (p_own + rest), p * (1 - weight))
+    result = torch.where(own, -(p_other + rest) - weight * p_own, result)
     return poison(grad[:, None] * result, labels, z.shape[1]).to(logits.dtype)
 
 
@@ -108,9 +111,10 @@ def _boosted_ce_backward_kernel(
     other, _ = first_largest_rows(z, column, inside & (own == 0))
     e, total, _ = softmax_rows(z, inside)
     p = e / total[:, None]
-    rest = tl.sum(tl.where(other, 0.0, e), 1) / total
-    weight = pick_rows(p, other) / (rest + CONSTANT)
-    result = tl.where(other, p + (weight * rest)[:, None], p * (1.0 - weight)[:, None]) - tl.where(own, 1.0, 0.0)
+    p_own, p_other, rest = split_rows(p, own, other)
+    weight = p_other / (p_own + rest + CONSTANT)
+    result = tl.where(other, p_other + weight * (p_own + rest), p * (1.0 - weight))
+    result = tl.where(own, -(p_other + rest) - weight * p_own, result)
     result = tl.where(valid[:, None], grad[:, None] * result, float("nan"))
     store_rows(out_ptr, result, row, column, inside, classes)
 

@@ -27,6 +27,8 @@ from mwpb_kernels.rows import (
     row_launch,
     runner_up,
     softmax_rows,
+    split,
+    split_rows,
     store_rows,
     tile,
     with_grad,
@@ -67,9 +69,11 @@ def margin_backward_reference(
 ) -> torch.Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     own = one_hot(labels, z.shape[1])
+    other = runner_up(z, own)
     p = torch.softmax(z, dim=1)
-    signed = torch.where(own, p, 0) - torch.where(runner_up(z, own), p, 0)
-    result = grad[:, None] * (signed - p * signed.sum(1, keepdim=True))
+    p_own, p_other, rest = split(p, own, other)
+    result = torch.where(other, -p_other * (rest + 2 * p_own), -p * (p_own - p_other))
+    result = grad[:, None] * torch.where(own, p_own * (rest + 2 * p_other), result)
     return poison(result, labels, z.shape[1]).to(logits.dtype)
 
 
@@ -131,9 +135,10 @@ def _margin_backward_kernel(
     grad = tl.load(grad_ptr + row * grad_stride, mask=row < batch, other=0.0)
     e, total, _ = softmax_rows(z, inside)
     p = e / total[:, None]
-    second, _ = first_largest_rows(z, column, inside & (own == 0))
-    signed = tl.where(own, p, 0.0) - tl.where(second, p, 0.0)
-    result = grad[:, None] * (signed - p * tl.sum(signed, 1)[:, None])
+    other, _ = first_largest_rows(z, column, inside & (own == 0))
+    p_own, p_other, rest = split_rows(p, own, other)
+    result = tl.where(other, -p_other * (rest + 2 * p_own), -p * (p_own - p_other))
+    result = grad[:, None] * tl.where(own, p_own * (rest + 2 * p_other), result)
     store_rows(out_ptr, tl.where(valid[:, None], result, float("nan")), row, column, inside, classes)
 
 

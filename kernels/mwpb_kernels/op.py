@@ -76,6 +76,7 @@ class Op:
     mutates: tuple[int, ...] = ()
     compiles: tuple[Compile, ...] = ()
     name: str = field(init=False)
+    dispatched: Any = field(init=False)  # the overload registered with PyTorch's dispatcher
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.schema.split("(")[0])
@@ -90,6 +91,7 @@ class Op:
             )
         else:  # constants of the attack: no gradient flows, and dispatch stays out of Python
             LIBRARY.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
+        object.__setattr__(self, "dispatched", getattr(torch.ops.mwpb, self.name).default)
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
@@ -106,11 +108,6 @@ class Op:
         """Triton, but for float64: that is the oracle's type and stays with the reference."""
         assert self.triton is not None
         return (self.reference if has_float64(args) else self.triton)(*args)
-
-    @property
-    def dispatched(self) -> Any:
-        """The overload registered with PyTorch's dispatcher."""
-        return getattr(torch.ops.mwpb, self.name).default
 
 
 def has_float64(args: tuple[Any, ...]) -> bool:

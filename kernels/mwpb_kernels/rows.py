@@ -53,6 +53,16 @@ def check_pair(logits: torch.Tensor, other: torch.Tensor) -> None:
     check_device(logits, other)
 
 
+def split(p: torch.Tensor, own: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(B, 1) each: p of the true class, of the runner-up, and the sum over the rest.
+
+    Gradients are written in these three because 1 - p, for a p near 1, would lose its digits.
+    """
+    return tuple(
+        torch.where(chosen, p, 0).sum(1, keepdim=True) for chosen in (own, other, ~(own | other))
+    )
+
+
 # Triton ------------------------------------------------------------------------------------------------------
 @triton.jit
 def tile(batch, classes, ROWS: tl.constexpr, BLOCK: tl.constexpr):
@@ -103,6 +113,13 @@ def first_largest_rows(z, column, among):
 def pick_rows(values, chosen):
     """The value where `chosen`, true at most once a row, holds; else 0."""
     return tl.sum(tl.where(chosen, values, 0.0), 1)
+
+
+@triton.jit
+def split_rows(p, own, other):
+    """(ROWS, 1) each: p of the true class, of the runner-up, and the sum over the rest."""
+    rest = tl.where(own | other, 0.0, p)
+    return pick_rows(p, own)[:, None], pick_rows(p, other)[:, None], tl.sum(rest, 1)[:, None]
 
 
 @triton.jit

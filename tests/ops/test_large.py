@@ -78,12 +78,13 @@ def available() -> int:
     return 0
 
 
-def batch_symbol(op: Op, args: tuple[Any, ...]) -> int:
-    """The dimension that counts samples: that of the labels or indices, else the first argument's first one."""
+def per_sample(op: Op, args: tuple[Any, ...]) -> set[int]:
+    """The tensor arguments whose first dimension counts samples, as that of the labels or the index does."""
     names = [a.name for a in op.dispatched._schema.arguments]
-    dims = dimensions(op, args)[0]
-    at = next((i for i, n in enumerate(names) if n in ("labels", "index")), 0)
-    return dims[at][0]
+    positions = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
+    symbols = dict(zip(positions, dimensions(op, args)[0], strict=True))
+    counting = next((i for i in positions if names[i] in ("labels", "index")), positions[0])
+    return {i for i in positions if symbols[i] and symbols[i][0] == symbols[counting][0]}
 
 
 @pytest.mark.slow
@@ -99,17 +100,15 @@ def test_more_than_2_31_elements(name: str) -> None:
         rows = BEYOND
         few = tuple([a[0].reshape(-1)[:1].expand(5)] if i in lists else a for i, a in enumerate(args))
     else:
-        symbol, dims = batch_symbol(op, args), iter(dimensions(op, args)[0])
-        shared = tree(lambda t: bool(d := next(dims)) and d[0] == symbol, args)
-        outs = tensors(op.reference(*plain_copy(args)))
-        batch = next(t.shape[0] for t, s in zip(tensors(args), tensors_like(shared, args), strict=True) if s)
-        widest = max(t.numel() // batch for t in (*outs, *tensors(args)) if t.shape[:1] == (batch,))
-        rows = BEYOND // widest + 5
-        few = tuple(a[:1].expand(5, *a.shape[1:]) if s is True else a for a, s in zip(args, shared, strict=True))
+        shared = per_sample(op, args)
+        batch = args[min(shared)].shape[0]
+        results = [t for t in tensors(op.reference(*plain_copy(args))) if t.shape[:1] == (batch,)]
+        rows = BEYOND // max(t.numel() // batch for t in (*results, *(args[i] for i in shared))) + 5
+        few = tuple(a[:1].expand(5, *a.shape[1:]) if i in shared else a for i, a in enumerate(args))
     names = [a.name for a in op.dispatched._schema.arguments]
 
     def grown(i: int, t: torch.Tensor) -> torch.Tensor:
-        if t.shape[:1] != (5,) or (not lists and shared[i] is not True):
+        if i not in (lists or shared):
             return t
         full = t[:1].to(TRITON_DEVICE).expand(rows, *t.shape[1:])
         if names[i] == "index" and "images" not in names:
@@ -138,18 +137,3 @@ def test_more_than_2_31_elements(name: str) -> None:
         for i in op.mutates:
             reference += tensors(small[i])
         compare(op, [t[start : start + 5].cpu() for t in actual], reference, f"rows from {start}")
-
-
-def tensors_like(flags: Any, args: Any) -> list[bool]:
-    """The flags that stand where `args` has tensors, in order."""
-    found: list[bool] = []
-
-    def walk(flag: Any, arg: Any) -> None:
-        if isinstance(arg, torch.Tensor):
-            found.append(flag)
-        elif isinstance(arg, tuple | list):
-            for f, a in zip(flag, arg, strict=True):
-                walk(f, a)
-
-    walk(flags, args)
-    return found

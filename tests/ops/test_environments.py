@@ -1,0 +1,107 @@
+"""Imports where something is missing or set otherwise, each in a fresh interpreter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mwpb_kernels
+import pytest
+
+PACKAGE = Path(mwpb_kernels.__file__).parent
+
+def python(code: str, *path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter, `path` first on its module path."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MWPB_", "TRITON_"))}
+    env["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**env, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+USE = """
+import torch, mwpb_kernels as k
+z = torch.tensor([[2., 1., 0.]], requires_grad=True)
+y = torch.tensor([0])
+k.margin(z, y).backward(torch.ones(1))
+print(k.implementation('margin'), k.native_library, k.implementation('margin', 'cuda'),
+      round(k.margin_radius(z, y, 8 / 255, 0.58).item(), 7), round(z.grad[0, 0].item(), 6))
+"""
+# Of p = softmax(2, 1, 0) = (.66524096, .24472847, .09003057), in float64: exp(.58 * .42051249) * 8/255, and the
+# gradient .66524096 * (1 - .42051249).
+VALUES = ["0.0400381", "0.385499"]
+
+
+def used(*path: Path, prelude: str = "", **environment: str) -> tuple[list[str], str]:
+    done = python(prelude + USE, *path, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(), done.stderr
+
+
+def test_environment_forces_the_reference() -> None:
+    out, _ = used(PACKAGE.parent, MWPB_IMPL="reference")
+    assert [out[0], out[2], *out[3:]] == ["reference", "reference", *VALUES]
+
+
+def test_environment_refuses_other_names() -> None:
+    done = python("import mwpb_kernels", PACKAGE.parent, MWPB_IMPL="fast")
+    assert done.returncode != 0
+    assert "MWPB_IMPL='fast': the only value is 'reference'" in done.stderr.splitlines()[-1]
+
+
+def test_works_without_triton() -> None:
+    block = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] == 'triton':
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+sys.meta_path.insert(0, Block())
+"""
+    out, _ = used(PACKAGE.parent, prelude=block)
+    assert [out[2], *out[3:]] == ["reference", *VALUES]
+
+
+def test_works_without_the_native_library(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "mwpb_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    out, errors = used(tmp_path)
+    assert out == ["reference", "None", "triton", *VALUES]
+    assert "Warning" not in errors
+
+
+def test_broken_native_library_is_a_warning(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "mwpb_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    for level in ("baseline", "avx2", "avx512"):
+        (tmp_path / "mwpb_kernels" / f"libmwpb_{level}.so").write_bytes(b"not a library")
+    out, errors = used(tmp_path)
+    assert out == ["reference", "None", "triton", *VALUES]
+    assert "cannot be loaded" in errors
+    assert "CPU ops use the slower reference" in errors
+
+
+@pytest.mark.skipif(mwpb_kernels.native_library is None, reason="no native library is built")
+@pytest.mark.parametrize("level", ["default", "avx2"])
+def test_every_processor_level_loads(level: str) -> None:
+    out, _ = used(PACKAGE.parent, ATEN_CPU_CAPABILITY=level)
+    assert out == ["native", f"libmwpb_{'baseline' if level == 'default' else level}.so", "triton", *VALUES]
+
+
+def test_import_needs_torch_only_and_is_quick() -> None:
+    code = """
+import sys, time, torch
+before = set(sys.modules)
+start = time.perf_counter()
+import mwpb_kernels
+print(time.perf_counter() - start)
+names = {m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names
+print(*sorted(n for n in names if not n.startswith('_')))
+"""
+    done = python(code, PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
+    seconds, modules = done.stdout.splitlines()
+    # numpy, sympy and mpmath: what torch and Triton themselves may load late
+    assert set(modules.split()) <= {"mwpb_kernels", "torch", "triton", "numpy", "sympy", "mpmath"}
+    assert float(seconds) < 10.0
