@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ def test_objective_of_the_readme_is_taken_by_the_command_line(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "smoothed.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
+    for name in ("mine", "mine.smoothed"):  # another test's module of that name
+        monkeypatch.delitem(sys.modules, name, raising=False)
     words = ["--objective=mine.smoothed", "--objective.smoothing=0.2"]
     assert configure("digits.mwpb_at", {}, words).objective.smoothing == 0.2
 
