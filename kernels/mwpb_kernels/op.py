@@ -111,8 +111,12 @@ class Op:
 
 
 def has_float64(args: tuple[Any, ...]) -> bool:
-    """Whether a tensor among the arguments holds float64."""
-    return any(isinstance(a, torch.Tensor) and a.dtype == torch.float64 for a in args)
+    """Whether a tensor among the arguments, or in a list among them, holds float64."""
+    return any(
+        a.dtype == torch.float64 if isinstance(a, torch.Tensor) else has_float64(tuple(a))
+        for a in args
+        if isinstance(a, (torch.Tensor, list, tuple))
+    )
 
 
 @contextlib.contextmanager

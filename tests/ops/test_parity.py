@@ -271,4 +271,5 @@ def test_mutation_is_seen_by_autograd(name: str, how: str) -> None:
 
 def test_float64_never_reaches_triton() -> None:
     assert has_float64((1.0, torch.ones(1, dtype=torch.float64)))
+    assert has_float64(([torch.ones(1)], [torch.ones(1, dtype=torch.float64)]))
     assert not has_float64((1.0, torch.ones(1)))
