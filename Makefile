@@ -46,6 +46,8 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.lock requirements/peers.lock
 
 $(VENV)/.built: $(VENV)/.run $(BUILD_FILES)
 	$(PIP) --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -c 'import mwpb_kernels as k; k.native_library or print("mwpb-fast: no C++ compiler was of use here: \
+	  the CPU ops run as plain PyTorch, several times slower")'
 	@touch $@
 
 clean:
