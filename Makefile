@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+NO_NATIVE := mwpb-fast: no C++ compiler was of use here; the CPU ops run as plain PyTorch, several times slower
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
 
 .PHONY: train test test-slow lint bench setup setup-dev clean
@@ -46,8 +47,7 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.lock requirements/peers.lock
 
 $(VENV)/.built: $(VENV)/.run $(BUILD_FILES)
 	$(PIP) --no-build-isolation --no-deps --editable .
-	@$(BIN)/python -c 'import mwpb_kernels as k; k.native_library or print("mwpb-fast: no C++ compiler was of use here: \
-	  the CPU ops run as plain PyTorch, several times slower")'
+	@$(BIN)/python -c 'import mwpb_kernels as k; k.native_library or print("$(NO_NATIVE)")'
 	@touch $@
 
 clean:
