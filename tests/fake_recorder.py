@@ -1,4 +1,4 @@
-"""A stream of operations in place of a CUDA graph: records operator calls, and makes them again on the same memory.
+"""A stream of operations in place of a CUDA graph: records operator calls, and repeats them on the same memory.
 
 Like a graph it knows nothing of Python: a number that a function computes on the host stays what it was when the
 function was recorded, and so does every tensor's place.
