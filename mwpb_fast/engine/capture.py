@@ -104,10 +104,10 @@ class CapturedStep:
 
     def forget(self) -> None:
         """Free what was recorded; the next call records anew."""
+        _drop_gradients(self.step)
         if self._program is not None:
             self._program.close()
             self._program = None
-        _drop_gradients(self.step)
 
     def _run(self, function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], budget: Any) -> Any:
         result = self._replay(function, inputs, budget)

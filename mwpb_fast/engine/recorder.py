@@ -39,8 +39,8 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        with torch.cuda.device(device):
-            self._graph, self._stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(device)
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     def warm_up(self, function: Callable[[], object]) -> None:
         with torch.cuda.device(self.device):
@@ -50,6 +50,7 @@ class CudaRecorder:
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def capture(self, function: Callable[[], object]) -> None:
+        self._graph = torch.cuda.CUDAGraph()
         # other threads, such as a loader's, may go on allocating meanwhile
         with (
             torch.cuda.device(self.device),
@@ -58,11 +59,15 @@ class CudaRecorder:
             function()
 
     def replay(self) -> None:
+        assert self._graph is not None
         with torch.cuda.device(self.device):
             self._graph.replay()
 
     def close(self) -> None:
-        self._graph.reset()
+        if self._graph is not None:
+            torch.cuda.synchronize(self.device)  # a replay may still be running in the memory that is freed
+            self._graph.reset()
+            self._graph = None
 
 
 def recorder_for(device: torch.device) -> Recorder:
