@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mwpb_fast.config import ConfigError
+from mwpb_fast.config import ConfigError, from_dict, to_dict
 from mwpb_fast.objectives import at, gairat, mail, mart, trades, wat
 from mwpb_fast.options import configure
 
@@ -325,7 +325,9 @@ def test_what_does_not_fit_is_refused_in_one_line(words: list[str], reason: str)
 
 def test_options_reach_the_base() -> None:
     words = ["--objective=mail", "--objective.base=trades", "--objective.beta=5", "--objective.bias=0"]
-    config = configure("table1.mwpb_at", {}, words).objective
+    whole = configure("table1.mwpb_at", {}, words)
+    assert from_dict(to_dict(whole)) == whole
+    config = whole.objective
     assert config == mail.Config(base="trades", beta=5.0, bias=0.0)
     assert config.build().base == trades.Config(beta=5.0).build()
     assert dataclasses.replace(config, beta=None).build().base == trades.Config().build()

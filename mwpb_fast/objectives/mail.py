@@ -1,4 +1,4 @@
-"""MAIL: samples weighted by a sigmoid of their adversarial probability margin (Liu et al. 2021)."""
+"""MAIL: samples weighted by a sigmoid of their adversarial probability margin (Wang et al. 2021)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Config:
     """base: the objective whose robust term is weighted. bias, slope: of the sigmoid; published: -0.5 and 10 on
     at, 0 and 2 on trades. beta: the base's, its own default where null; published: 5.
 
-    weights: times3, 3 w_i, as in the released code, which the published bias and slope were run with; normalised,
-    w_i over its mean in the batch, as the paper is remembered to say.
+    weights: times3, 3 w_i, as in the released code, whose README gives the published bias and slope; normalised,
+    w_i over its mean in the batch, the paper's form as far as it is known here.
     burn_in_epochs: the first epochs, in which the base is not weighted. In the released schedule they end with the
     epoch of the first drop of the learning rate, the 76th; that is the 80th of the 110 here.
     """
