@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,9 @@ class Trainer:
         with progress(len(self.loader) * config.data.batch_size, label) as bar:
             bar.advance(first * config.data.batch_size)
             looked = started
-            for result in self._steps(key, budget):
+            take_step, batches = self._feed()
+            for batch in batches:
+                result = take_step(*batch, key, budget)
                 self.trace[self.batch] = _row(result)
                 self.batch += 1
                 note = ""
@@ -179,16 +181,13 @@ class Trainer:
             "bad_steps": int((trace[:, 4] == 0).sum()),
         }
 
-    def _steps(self, key: torch.Tensor, budget: Any) -> Iterator[StepResult]:
-        """A step for each batch that is left of the epoch."""
-        if self.captured is not None and isinstance(self.loader, data.ResidentLoader):
-            order = self.loader.key(self.epoch)
-            for index in self.loader.indices(self.epoch, self.batch):
-                yield self.captured.gathered(index, order, key, budget)
-            return
-        step = self.captured or self.step
-        for x, y, index in self.loader.epoch(self.epoch, start=self.batch):
-            yield step(x, y, index, key, budget)
+    def _feed(self) -> tuple[Callable[..., StepResult], Iterable[tuple[torch.Tensor, ...]]]:
+        """The step, and what it takes of each batch that is left of the epoch."""
+        if self.captured is None or not isinstance(self.loader, data.ResidentLoader):
+            return self.captured or self.step, self.loader.epoch(self.epoch, start=self.batch)
+        order = self.loader.key(self.epoch)  # the recorded step gathers and augments the images itself
+        indices = self.loader.indices(self.epoch, self.batch)
+        return self.captured.gathered, ((index, order) for index in indices)
 
     def _check_finite(self) -> torch.Tensor:
         trace = self.trace[: self.batch].cpu()

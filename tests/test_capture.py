@@ -7,66 +7,25 @@ from typing import Any
 import mwpb_kernels as ops
 import pytest
 import torch
+from capture_cases import (
+    BUDGET,
+    ENGINES,
+    OBJECTIVES,
+    assert_same,
+    assert_same_result,
+    batch,
+    capture,
+    make_step,
+    values,
+)
 from fake_recorder import FakeRecorder
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import fixed, margin
-from mwpb_fast.config import ConfigError, OptimConfig, PrecisionConfig, load
-from mwpb_fast.engine.capture import CapturedStep, check_batches
-from mwpb_fast.engine.net import EagerNet
-from mwpb_fast.engine.precision import Precision, make_precision
-from mwpb_fast.engine.twin import TwinNet
-from mwpb_fast.models import build_model
-from mwpb_fast.optim import Average, make_optimizer, set_learning_rate
+from mwpb_fast.config import ConfigError, load, names
+from mwpb_fast.engine.capture import CapturedStep
+from mwpb_fast.optim import set_learning_rate
 from mwpb_fast.perturbations import none
-from mwpb_fast.step import Step, StepResult
-
-CPU = make_precision(PrecisionConfig(device="cpu"))
-BUDGET = margin.Config().build()
-OBJECTIVES = ["at", "trades", "mart"]
-ENGINES = ["eager", "twin"]
-
-
-def make_step(objective: str = "at", engine: str = "twin", ema: float = 0.0, **options: Any) -> Step:
-    torch.manual_seed(5)
-    model = build_model("smallresnet-4", num_classes=10, channels=3).to(memory_format=torch.channels_last)
-    net = TwinNet(model, CPU, batch(0)[0]) if engine == "twin" else EagerNet(model, CPU)
-    arguments: dict[str, Any] = dict(
-        model=model,
-        net=net,
-        attack=pgd.Config(steps=2).build(),
-        objective=load("objectives", objective).Config().build(),
-        perturb=none.Config().build(),
-        optimizer=make_optimizer(model, OptimConfig(lr=0.1)),
-        precision=CPU,
-        average=Average(model, ema) if ema else None,
-    )
-    return Step(**{**arguments, **options})
-
-
-def batch(number: int, size: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(number)
-    x = torch.rand(size, 3, 8, 8, generator=generator).contiguous(memory_format=torch.channels_last)
-    y = torch.randint(10, (size,), generator=generator)
-    return x, y, torch.arange(size) + 100 * number, torch.tensor([ops.derive_seed(1, number)])
-
-
-def capture(step: Step, **options: Any) -> CapturedStep:
-    return CapturedStep(step, make_recorder=FakeRecorder, **options)
-
-
-def values(step: Step) -> dict[str, torch.Tensor]:
-    return {k: v.detach().clone() for k, v in step.state().items()}
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
-
-
-def assert_same_result(one: StepResult, other: StepResult) -> None:
-    assert_same(one._asdict(), other._asdict())
 
 
 # replays ------------------------------------------------------------------------------------------------------
@@ -85,6 +44,52 @@ def test_a_replay_is_the_eager_step_bit_for_bit(objective: str, engine: str) -> 
     assert captured.captures == 2
     assert other.average is not None
     assert other.average.steps == 6
+
+
+def axes(kind: str) -> list[str]:
+    """The modules of an axis."""
+    return [name for name in names(kind) if hasattr(load(kind, name), "Config")]
+
+
+EVERY = [(kind, n) for kind in ("objectives", "attacks", "perturbations") for n in axes(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_module_of_the_axes_can_be_captured_or_says_why_not(kind: str, name: str) -> None:
+    """A replay is the eager step bit for bit, whatever the axes hold, now or later."""
+    configs = {"objectives": "at", "attacks": "pgd", "perturbations": "none"} | {kind: name}
+    values_of = {k: load(k, v).Config() for k, v in configs.items()}
+    if getattr(values_of["objectives"], "needs", frozenset()) - getattr(
+        values_of["attacks"], "gives", frozenset()
+    ):
+        values_of["attacks"] = pgd.Config(steps=2, count_correct=True)
+        if values_of["objectives"].needs - values_of["attacks"].gives:
+            pytest.skip("needs another attack than PGD")
+    if getattr(values_of["attacks"], "own_loss", False):
+        pytest.skip("serves an objective of its own")
+    steps = []
+    for _ in range(2):
+        built = {k: config.build() for k, config in values_of.items()}
+        for one in built.values():
+            if hasattr(one, "remember"):
+                one.remember(400, torch.device("cpu"))
+        attack, objective, perturb = built["attacks"], built["objectives"], built["perturbations"]
+        steps.append(make_step(attack=attack, objective=objective, perturb=perturb))
+    eager, other = steps
+    if any(getattr(a, "uncapturable", "") for a in (other.attack, other.objective, other.perturb)):
+        with pytest.raises(ConfigError):
+            capture(other)
+        return
+    captured = capture(other)
+    assert_same_result(captured(*batch(0), BUDGET), eager(*batch(0), BUDGET))
+    for number in (1, 2, 1):
+        for step in (eager, other):
+            step.attack, step.objective, step.perturb = (
+                a.in_epoch(100 + number) if hasattr(a, "in_epoch") else a
+                for a in (step.attack, step.objective, step.perturb)
+            )
+        assert_same_result(captured(*batch(number), BUDGET), eager(*batch(number), BUDGET))
+        assert_same(values(eager), values(other))
 
 
 @pytest.mark.parametrize("position", range(4))
@@ -297,90 +302,3 @@ def test_verify_names_what_differs() -> None:
     assert any(name.startswith("model.") for name in found)
     assert any(name.startswith("optimizer.") for name in found)
     assert "result.radius" not in found
-
-
-# refusals -----------------------------------------------------------------------------------------------------
-def hook(step: Step, f: Any) -> Step:
-    attack = step.attack
-
-    def attacked(net: Any, x: torch.Tensor, y: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return f(attack(net, x, y, *rest), y)
-
-    step.attack = attacked
-    return step
-
-
-@pytest.mark.parametrize(
-    ("f", "name"),
-    [
-        (lambda x, y: x * float(x.sum().item() > 0), "aten::_local_scalar_dense"),
-        (lambda x, y: x if x.sum() > 0 else -x, "aten::_local_scalar_dense"),
-        (lambda x, y: x + (y == 3).nonzero().sum(), "aten::nonzero"),
-        (lambda x, y: x + x[y > 5].sum(), "aten::index"),
-        (lambda x, y: x.index_put((y > 5,), torch.zeros(())), "aten::index_put"),
-        (lambda x, y: x + x.masked_select(x > 0.5).sum(), "aten::masked_select"),
-        (lambda x, y: x + y.unique().sum(), "aten::_unique2"),
-        (lambda x, y: x + 0 * torch.rand_like(x), "aten::rand_like"),
-        (lambda x, y: torch.nn.functional.dropout(x, 0.5), "aten::bernoulli"),
-        (lambda x, y: x + x.to("meta").sum().shape.numel(), "aten::_to_copy works across devices"),
-    ],
-)
-def test_what_waits_for_the_device_is_refused_by_name(f: Any, name: str) -> None:
-    step = hook(make_step(), f)
-    before = values(step)
-    captured = capture(step)
-    with pytest.raises(ConfigError, match=name):
-        captured(*batch(0), BUDGET)
-    assert_same(values(step), before)
-
-
-def test_a_wait_in_the_backward_pass_is_refused_by_name() -> None:
-    step = make_step()
-    next(step.model.parameters()).register_hook(lambda g: g * g.abs().max().item())
-    with pytest.raises(ConfigError, match="_local_scalar_dense"):
-        capture(step)(*batch(0), BUDGET)
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"precision": make_precision(PrecisionConfig(device="cpu", oracle=True))}, "oracle"),
-        ({"precision": Precision(torch.device("cpu"), torch.float16, torch.channels_last, False)}, "loss scaling"),
-        ({"optimizer": "number"}, "learning rate is a number"),
-        ({"optimizer": "late"}, "allocates its momentum"),
-    ],
-)
-def test_what_cannot_be_captured_is_refused_at_construction(options: dict[str, Any], reason: str) -> None:
-    step = make_step()
-    if "optimizer" in options:
-        rate = 0.1 if options["optimizer"] == "number" else torch.tensor(0.1)
-        options = {"optimizer": torch.optim.SGD(step.model.parameters(), lr=rate, momentum=0.9, fused=True)}
-    for name, value in options.items():
-        setattr(step, name, value)
-    step.__post_init__()
-    with pytest.raises(ConfigError, match=reason):
-        capture(step)
-
-
-def test_an_axis_may_refuse() -> None:
-    class Unfit:
-        uncapturable = "it asks the host for the number of steps"
-
-    with pytest.raises(ConfigError, match=r"Unfit: it asks the host"):
-        capture(make_step(perturb=Unfit()))
-
-
-def test_a_cpu_has_no_graphs() -> None:
-    with pytest.raises(ConfigError, match="CUDA device"):
-        CapturedStep(make_step())
-
-
-def test_another_batch_size_is_refused() -> None:
-    captured = capture(make_step())
-    captured(*batch(0), BUDGET)
-    with pytest.raises(ValueError, match="same size"):
-        captured(*batch(1, size=5), BUDGET)
-    check_batches(100, 25, "keep")
-    check_batches(110, 25, "drop")
-    with pytest.raises(ConfigError, match="leave 10 for the last batch"):
-        check_batches(110, 25, "keep")

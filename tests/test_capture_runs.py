@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from capture_cases import BUDGET, CPU, OBJECTIVES, batch, make_step
 from fake_recorder import FakeRecorder
-from test_capture import BUDGET, CPU, OBJECTIVES, batch, make_step
 from test_train import StopAfter, assert_same, final_state, tiny
 from twin_cases import needs_bf16
 

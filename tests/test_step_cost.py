@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from capture_cases import BUDGET, ENGINES, OBJECTIVES, batch, make_step
 from fake_recorder import gives_views, writes
-from test_capture import BUDGET, ENGINES, OBJECTIVES, batch, make_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mwpb_fast.config import ConfigError, OptimConfig, PrecisionConfig

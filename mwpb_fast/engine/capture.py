@@ -8,6 +8,7 @@ old. The eager step stays as it is, and a replay gives the same bits.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -156,10 +157,10 @@ class _Program:
             self.result = function(*self.inputs)
 
         try:
-            with Watch():
-                recorder.warm_up(run)
-            for _ in range(WARM_UP - 1):
-                recorder.warm_up(run)
+            for number in range(WARM_UP):
+                # the first run may make what is made once, such as a table on the device
+                with Watch() if number == 1 else contextlib.nullcontext():
+                    recorder.warm_up(run)
         finally:
             _restore(state, before)
         # a gradient must not exist before the recording, so that backward makes it in the graph's own memory
