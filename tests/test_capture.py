@@ -51,25 +51,41 @@ def axes(kind: str) -> list[str]:
     return [name for name in names(kind) if hasattr(load(kind, name), "Config")]
 
 
+def fitting(kind: str, name: str) -> dict[str, Any]:
+    """Configurations of the axes, the module `name` on its own, the others such that they go with it."""
+
+    def notes(config: Any, what: str) -> frozenset[str]:
+        return getattr(config, what, frozenset())
+
+    attacks = [pgd.Config(steps=2), pgd.Config(steps=2, count_correct=True)]
+    attacks += [load("attacks", n).Config() for n in axes("attacks") if n != "pgd"]
+    objectives = [load("objectives", n).Config() for n in axes("objectives")]
+    perturbation = none.Config()
+    if kind == "objectives":
+        objectives = [load(kind, name).Config()]
+    elif kind == "attacks":
+        attacks = [a for a in attacks if type(a) is load(kind, name).Config]
+    else:
+        perturbation = load(kind, name).Config()
+    for objective in objectives:
+        for attack in attacks:
+            met = notes(objective, "needs") <= notes(attack, "gives")
+            own = getattr(attack, "own_loss", False) and not notes(objective, "needs") & notes(attack, "gives")
+            if met and not own:
+                return {"objectives": objective, "attacks": attack, "perturbations": perturbation}
+    raise AssertionError(f"nothing goes with {name}")
+
+
 EVERY = [(kind, n) for kind in ("objectives", "attacks", "perturbations") for n in axes(kind)]
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_every_module_of_the_axes_can_be_captured_or_says_why_not(kind: str, name: str) -> None:
     """A replay is the eager step bit for bit, whatever the axes hold, now or later."""
-    configs = {"objectives": "at", "attacks": "pgd", "perturbations": "none"} | {kind: name}
-    values_of = {k: load(k, v).Config() for k, v in configs.items()}
-    if getattr(values_of["objectives"], "needs", frozenset()) - getattr(
-        values_of["attacks"], "gives", frozenset()
-    ):
-        values_of["attacks"] = pgd.Config(steps=2, count_correct=True)
-        if values_of["objectives"].needs - values_of["attacks"].gives:
-            pytest.skip("needs another attack than PGD")
-    if getattr(values_of["attacks"], "own_loss", False):
-        pytest.skip("serves an objective of its own")
+    configs = fitting(kind, name)
     steps = []
     for _ in range(2):
-        built = {k: config.build() for k, config in values_of.items()}
+        built = {k: config.build() for k, config in configs.items()}
         for one in built.values():
             if hasattr(one, "remember"):
                 one.remember(400, torch.device("cpu"))
