@@ -7,7 +7,8 @@ from the weights on the device itself, and counted there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -93,12 +94,12 @@ class Step:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Every tensor that outlives a step and is changed by it, by name."""
-        found = {f"model.{k}": v for k, v in self.model.state_dict(keep_vars=True).items()}
+        found = {f"model.{k}": v for k, v in _tensors(self.model)}
         for i, parameter in enumerate(self.parameters):
             kept = self.optimizer.state.get(parameter, {}).items()
             found |= {f"optimizer.{i}.{k}": v for k, v in kept if isinstance(v, torch.Tensor)}
         if self.average is not None:
-            found |= {f"average.{k}": v for k, v in self.average.module.state_dict(keep_vars=True).items()}
+            found |= {f"average.{k}": v for k, v in _tensors(self.average.module)}
         for name in ("attack", "objective", "perturb"):
             memory = getattr(getattr(self, name), "memory", {})
             found |= {f"{name}.{k}": v for k, v in memory.items()}
@@ -120,3 +121,7 @@ class Step:
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         return finite
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    return itertools.chain(model.named_parameters(), model.named_buffers())

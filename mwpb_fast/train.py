@@ -136,6 +136,8 @@ class Trainer:
         finally:
             log.close()
             self.loader.close()
+            if self.captured is not None:
+                self.captured.forget()
         return record
 
     def _train_epoch(self) -> dict[str, Any]:

@@ -58,9 +58,11 @@ def test_a_captured_run_is_the_eager_run_byte_for_byte(
     tmp_path: Path, faked: list[capture.CapturedStep], objective: str, engine: str
 ) -> None:
     options = (*OPTIONS, f"--objective={objective}", f"--precision.engine={engine}")
+    before = FakeRecorder.alive
     train.run(tiny(*options), tmp_path / "eager", quiet=True)
     train.run(tiny(*options, "--precision.capture=true"), tmp_path / "captured", quiet=True)
     assert_same(state(tmp_path / "eager"), state(tmp_path / "captured"))
+    assert FakeRecorder.alive == before  # what was recorded is freed at the end
     assert [c.captures for c in faked] == [2]  # the warm-up phase and the main one; not the drop of the rate
 
 
