@@ -106,7 +106,7 @@ class Squeeze:
                 gradients.append(net.input_grad(points[number + 1], dlogits))
             else:
                 choice.extend(select(logits, y))
-                seeds.extend(pulls(logits, *choice, y, inner))
+                seeds.extend(pulls(logits, choice[0], choice[1], y, inner))
             return seeds[number]
 
         gradients.append(net.input_grad(points[0], dlogits))
