@@ -21,8 +21,8 @@ FIXED = ("--budget=fixed",)
 AWP = ("--perturbation=awp",)
 MMA = ("--objective=mma", "--attack=anpgd")
 ST = ("--objective=st", "--attack=squeeze", "--attack_mode=batch")
-# digits have radii four times CIFAR-10's
-IAAT = (*FIXED, "--attack=adaptive", "--attack_mode=train", "--attack.growth=76/2550", "--attack.min_step=8/255")
+# twice the defaults, as the radius is
+IAAT = (*FIXED, "--attack=adaptive", "--attack_mode=train", "--attack.growth=38/2550", "--attack.min_step=4/255")
 TINY = ("--epochs=2", "--warmup_epochs=0", "--data.subset=192", "--model.name=smallresnet-4")
 
 
@@ -34,26 +34,30 @@ class Never:
     number = 0
 
 
-# Robust accuracy on 144 held-out images under PGD-10 at 32/255, in %: before training it is at chance. Measured
-# after so many epochs, in this order: 49, 47, 53, ... see docs/methods.md; the bounds leave some 10 points.
 @pytest.mark.parametrize(
-    ("options", "epochs", "bound"),
+    ("options", "bound"),
     [
-        pytest.param((*AWP, *FIXED), 4, 28, id="awp"),
+        pytest.param((*FIXED, *AWP), 32, id="awp"),
+        pytest.param(AWP, 30, id="mwpb-awp"),
+        pytest.param((*FIXED, *MMA), 28, id="mma"),
+        pytest.param((*FIXED, *ST), 36, id="st"),
+        pytest.param((*IAAT, "--attack.warmup_epochs=1"), 32, id="iaat"),
     ],
 )
-def test_every_method_learns_robustness(
-    tmp_path: Path, options: Sequence[str], epochs: int, bound: float
-) -> None:
-    config = digits(f"--epochs={epochs}", "--model.name=smallresnet-8", *options)
+def test_every_method_learns_robustness(tmp_path: Path, options: Sequence[str], bound: float) -> None:
+    """Three epochs at 16/255, then PGD-10 on 144 held-out images: above the bound, in %, from chance before.
+
+    Measured: AWP 51, MWPB-AWP 44, MMA 43, ST-AT 57, IAAT 51.
+    """
+    setting = ("--model.name=smallresnet-4", "--data.batch_size=32", "--optim.lr=0.1", "--evaluation.eps=16/255")
+    config = digits("--epochs=3", *setting, *options, "--attack.steps=4", "--budget.eps=16/255")
     trainer = train.Trainer(config, tmp_path, Never(), quiet=True)  # type: ignore[arg-type]
     before = trainer.validate()["robust"]
     trainer.train()
     records = read_records(tmp_path / "metrics.jsonl")
     assert sum(r["bad_steps"] for r in records) == 0
     best = max(r["robust"] for r in records)
-    assert best > bound
-    assert best > before + 10
+    assert best > bound > before + 10
 
 
 COMBINED = {
