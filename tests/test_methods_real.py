@@ -30,6 +30,9 @@ METHODS = {
     "mwpb-st": ("small.mwpb_at", *ST),
     "iaat": ("small.at", *IAAT, "--attack.warmup_epochs=1"),
     "iaat-trades": ("small.trades", *IAAT, "--attack.warmup_epochs=0"),
+    "wat": ("small.at", "--objective=wat"),
+    "mwpb-mail": ("small.mwpb_at", "--objective=mail", "--objective.burn_in_epochs=1"),
+    "gairat": ("small.at", "--objective=gairat", "--objective.burn_in_epochs=1", "--attack.count_correct=true"),
 }
 BATCH, STEPS = 8, 50
 

@@ -71,6 +71,8 @@ COMBINED = {
     "st-awp": (*ST, *AWP, *FIXED),
     "iaat-trades": (*IAAT, "--objective=trades", "--attack.warmup_epochs=1"),
     "iaat-mart": (*IAAT, "--objective=mart", "--attack.warmup_epochs=0"),
+    "iaat-wat": (*IAAT, "--objective=wat", "--attack.warmup_epochs=1"),
+    "mail-awp": (*AWP, "--objective=mail", "--objective.burn_in_epochs=1"),
     "iaat-awp": (*IAAT, *AWP, "--attack.warmup_epochs=1"),
     "mwpb-awp-ema-twin": (*AWP, "--optim.ema=0.9", "--precision.engine=twin"),
     "mwpb-mma-twin": (*MMA, "--precision.engine=twin"),
@@ -98,6 +100,7 @@ REFUSED = {
     "st's attack for another loss": (("--attack=squeeze", "--objective=trades"), "attack squeeze ascends a loss"),
     "st with remembered radii": ((*IAAT, "--objective=st"), "objective st needs second"),
     "st with mma's attack": (("--objective=st", "--attack=anpgd"), "objective st needs second"),
+    "gairat with remembered radii": ((*IAAT, "--objective=gairat"), "objective gairat needs hits"),
     "margin radii that nobody follows": ((*IAAT, "--budget=margin"), "take budget fixed"),
     "deviation radii that nobody follows": ((*IAAT, "--budget=deviation"), "take budget fixed"),
 }

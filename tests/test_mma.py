@@ -123,8 +123,11 @@ def test_d_max_may_differ_from_sample_to_sample() -> None:
     attack_of()(EagerNet(model, CPU), x, y, None, d_max, None, KEY, torch.arange(40), notes)
     plus = margins > 0
     assert torch.equal(notes["counted"], ~plus | (margins < d_max))
+    assert notes["counted"][margins < 0].all()
     reach = torch.minimum(margins, 1.05 * d_max)
     assert ((notes["radius"] - reach)[plus].abs() <= 1.05 * d_max[plus] / 2**10 + 1e-6).all()
+    attack_of()(EagerNet(model, CPU), x, y, None, torch.zeros(40), None, KEY, torch.arange(40), notes)
+    assert torch.equal(notes["counted"], ~plus)  # no ball at all: S- is learnt still
 
 
 def test_images_stay_in_the_pixel_range() -> None:
