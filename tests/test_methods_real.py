@@ -34,7 +34,7 @@ METHODS = {
     "mwpb-mail": ("small.mwpb_at", "--objective=mail", "--objective.burn_in_epochs=1"),
     "gairat": ("small.at", "--objective=gairat", "--objective.burn_in_epochs=1", "--attack.count_correct=true"),
 }
-BATCH, STEPS = 8, 50
+BATCH, STEPS = 4, 50
 
 
 @pytest.fixture(scope="session")
