@@ -164,7 +164,7 @@ def values_of(config: Config) -> Iterator[tuple[str, Any]]:
 
 def listing(config: Config) -> str:
     """The options of a configuration with their values, and what each group says of itself."""
-    shown = [(key, f"  --{key} {_show(value)}") for key, value in values_of(config)]
+    shown = [(key, f"  --{key} {show(value)}") for key, value in values_of(config)]
     lines = [f"options and their values in {config.recipe}:", *_documentation(Config)]
     lines += [line for key, line in shown if key in FIELDS and key not in AXES]
     for field in FIELDS:
@@ -279,7 +279,7 @@ def _documentation(group: type) -> list[str]:
     return [f"    {line}".rstrip() for line in inspect.cleandoc(group.__doc__ or "").splitlines()]
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(map(str, value))}]"
     if isinstance(value, Fraction) and 255 % value.denominator == 0:
