@@ -112,7 +112,8 @@ class EvaluationConfig:
 class Config:
     """A run. epochs: in all; the first `warmup_epochs` use the `warmup` budget, the others `budget`.
 
-    attack_mode: whether batch normalisation is in eval or train mode while margins and attacks are computed.
+    attack_mode: how batch normalisation runs while margins and attacks are computed: eval; train; or batch, as
+    train but leaving the running statistics alone.
     The axes hold the `Config` of the modules that they name; data is `mwpb_fast.data.dataset.Config`.
     """
 
@@ -136,8 +137,36 @@ class Config:
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.warmup_epochs < 0 or self.max_bad_steps < 0:
             raise ValueError("epochs, warmup_epochs and max_bad_steps must not be negative")
-        if self.attack_mode not in ("eval", "train"):
-            raise ValueError(f"attack_mode must be eval or train, not {self.attack_mode}")
+        if self.attack_mode not in ("eval", "train", "batch"):
+            raise ValueError(f"attack_mode must be eval, train or batch, not {self.attack_mode}")
+
+
+def check_axes(config: Config) -> None:
+    """Refuse, with the reason, axes that do not fit together. Raises ConfigError.
+
+    What the `Config` of an axis may say of itself: an objective's `needs`, the notes of the attack that its loss
+    asks for; an attack's `gives`, the notes that it makes, `own_loss`, that it ascends a loss of its own and so
+    serves only objectives that need its notes, and `own_radius`, that it finds every sample's radius itself.
+    """
+    attack, objective = config.attack, config.objective
+    names = {"attack": axis_name("attacks", attack), "objective": axis_name("objectives", objective)}
+    needs: frozenset[str] = getattr(objective, "needs", frozenset())
+    gives: frozenset[str] = getattr(attack, "gives", frozenset())
+    if missing := sorted(needs - gives):
+        raise ConfigError(
+            f"objective {names['objective']} needs {', '.join(missing)} of the attack, which attack "
+            f"{names['attack']} does not give as it is set"
+        )
+    if getattr(attack, "own_loss", False) and not needs & gives:
+        raise ConfigError(
+            f"attack {names['attack']} ascends a loss of its own, which objective {names['objective']} does not "
+            "descend"
+        )
+    if getattr(attack, "own_radius", False) and config.budget.build().uses_logits:
+        raise ConfigError(
+            f"attack {names['attack']} finds every sample's radius itself, so it cannot follow budget "
+            f"{axis_name('budgets', config.budget)}: take budget fixed"
+        )
 
 
 def names(kind: str) -> list[str]:

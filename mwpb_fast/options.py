@@ -24,6 +24,7 @@ from mwpb_fast.config import (
     EvaluationConfig,
     all_recipes,
     axis_name,
+    check_axes,
     load,
     names,
     recipe,
@@ -250,6 +251,7 @@ def _check_names(config: Config) -> None:
     except ValueError as error:
         raise ConfigError(f"model.name: {error}") from error
     find_set(config.data.name)
+    check_axes(config)
     check_attacks(config.evaluation)
 
 

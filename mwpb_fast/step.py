@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mwpb_fast.engine.net import Net, module_mode
+from mwpb_fast.engine.net import Net, crafting
 from mwpb_fast.engine.precision import Precision
 
 
 class StepResult(NamedTuple):
-    """loss: scalar. radius: (B,). finite: scalar boolean; False where the step left the weights alone."""
+    """loss: scalar. radius: (B,), of the balls. finite: scalar boolean; False where the step left the weights
+    alone."""
 
     loss: torch.Tensor
     radius: torch.Tensor
@@ -36,7 +37,7 @@ class Step:
     perturb: Callable[..., Any]
     optimizer: torch.optim.Optimizer
     precision: Precision
-    attack_training: bool = False
+    attack_mode: str = "eval"
 
     def __post_init__(self) -> None:
         self.scaler = self.precision.scaler()
@@ -49,23 +50,28 @@ class Step:
         """x: (B, C, H, W) float32 in [0, 1]. y, index: (B,) int64. key: one-element int64 tensor, the seed of
         the attack's noise. budget: from logits and labels to radii."""
         model, objective = self.model, self.objective
+        notes: dict[str, torch.Tensor] = {}
+
+        def outer() -> torch.Tensor:
+            with self.precision.autocast():
+                return objective.outer(model, x, x_adv, y, notes)
+
         self.net.refresh()
-        with module_mode(model, training=self.attack_training):
+        with crafting(model, self.attack_mode):
             clean = self.net.logits(x) if budget.uses_logits or objective.uses_clean else None
             radius = budget(clean, y)
-            x_adv = self.attack(self.net, x, y, clean, radius, objective.inner, key, index)
+            x_adv = self.attack(self.net, x, y, clean, radius, objective.inner, key, index, notes)
 
         model.train()
         saved = [buffer.clone() for buffer in self.buffers]
-        with self.perturb(model, objective, x, x_adv, y):
-            with self.precision.autocast():
-                loss = objective.outer(model, x, x_adv, y)
+        with self.perturb(model, outer):
+            loss = outer()
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             finite = self.update(loss)
         for buffer, before in zip(self.buffers, saved, strict=True):
             torch.where(finite, buffer, before, out=buffer)
-        return StepResult(loss.detach(), radius, finite)
+        return StepResult(loss.detach(), notes.get("radius", radius), finite)
 
     def update(self, loss: torch.Tensor) -> torch.Tensor:
         """The optimiser's step, left out on the device where loss or gradient is not finite; returns finite.

@@ -17,7 +17,7 @@ from mwpb_fast import checkpoint, data
 from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks.accuracy import correct
 from mwpb_fast.attacks.inner import cross_entropy
-from mwpb_fast.config import Config, ConfigError, to_dict
+from mwpb_fast.config import Config, ConfigError, check_axes, to_dict
 from mwpb_fast.engine.net import EagerNet, Net, module_mode
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.files import write_atomically
@@ -55,6 +55,7 @@ class Trainer:
     """Everything that one run holds. Its state is the model, the optimiser and the position in the data."""
 
     def __init__(self, config: Config, folder: Path, request: StopRequest, quiet: bool = False) -> None:
+        check_axes(config)
         self.config, self.folder, self.request, self.quiet = config, folder, request, quiet
         self.precision = make_precision(config.precision)
         device = self.precision.device
@@ -81,15 +82,23 @@ class Trainer:
             average = get_ema_multi_avg_fn(config.optim.ema)
             self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.warmup, self.budget = config.warmup.build(), config.budget.build()
+        self.axes = {
+            "attack": config.attack.build(),
+            "objective": config.objective.build(),
+            "perturb": config.perturbation.build(),
+        }
+        self.memory: dict[str, dict[str, torch.Tensor]] = {}
+        for name, axis in self.axes.items():
+            if hasattr(axis, "remember"):
+                axis.remember(len(self.images), device)
+                self.memory[name] = axis.memory
         self.step = Step(
             model=self.model,
             net=self._attack_net(),
-            attack=config.attack.build(),
-            objective=config.objective.build(),
-            perturb=config.perturbation.build(),
+            **self.axes,
             optimizer=make_optimizer(self.model, config.optim),
             precision=self.precision,
-            attack_training=config.attack_mode == "train",
+            attack_mode=config.attack_mode,
         )
         self.epoch, self.batch = 1, 0
         self.best: dict[str, Any] = {}
@@ -131,6 +140,8 @@ class Trainer:
         rate = learning_rate(config.optim, epoch)
         for group in self.step.optimizer.param_groups:
             group["lr"] = rate
+        for name, axis in self.axes.items():
+            setattr(self.step, name, axis.in_epoch(epoch) if hasattr(axis, "in_epoch") else axis)
         key = torch.tensor([ops.derive_seed(config.seed, epoch)], device=self.precision.device)
         label = f"epoch {epoch}/{config.epochs}"
         started, first = time.monotonic(), self.batch
@@ -225,6 +236,7 @@ class Trainer:
             "optimizer": self.step.optimizer.state_dict(),
             "scaler": self.step.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "memory": self.memory,
             "averaged": 0 if self.ema is None else int(self.ema.n_averaged),
         }
 
@@ -237,6 +249,9 @@ class Trainer:
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
             self.ema.n_averaged.fill_(state["averaged"])
+        for name, memory in self.memory.items():
+            for key, values in memory.items():
+                values.copy_(state["memory"][name][key])
         self.epoch, self.batch, self.best = state["epoch"], state["batch"], state["best"]
         self.trace = state["trace"].to(self.precision.device)
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mwpb_fast.budgets import fixed
 from mwpb_fast.config import (
     AXES,
     Config,
@@ -20,6 +21,7 @@ from mwpb_fast.config import (
     OptimConfig,
     PrecisionConfig,
     axis_name,
+    check_axes,
     from_dict,
     load,
     names,
@@ -241,6 +243,7 @@ def test_values_checked_by_the_classes() -> None:
             OptimConfig(**bad)
     with pytest.raises(ValueError, match="oracle"):
         PrecisionConfig(oracle=True, dtype="bf16")
+    assert dataclasses.replace(START, attack_mode="batch").attack_mode == "batch"
     with pytest.raises(ValueError, match="attack_mode"):
         dataclasses.replace(START, attack_mode="frozen")
 
@@ -286,6 +289,43 @@ def test_listing_shows_every_option_with_its_value() -> None:
 def test_axes_name_modules() -> None:
     for field, kind in AXES.items():
         assert axis_name(kind, getattr(START, field)) in names(kind)
+
+
+class _Asks:
+    """Axes in which one name, "hits", is asked for or given."""
+
+    needs = frozenset({"hits"})
+
+
+def test_axes_that_do_not_fit_are_refused_with_the_reason() -> None:
+    counting = dataclasses.replace(START.attack, count_correct=True)
+    asking = dataclasses.replace(START, objective=_Asks())
+    with pytest.raises(ConfigError, match="needs hits of the attack"):
+        check_axes(asking)
+    check_axes(dataclasses.replace(asking, attack=counting))
+
+    class Own:
+        gives = frozenset({"hits"})
+        own_loss = True
+
+    check_axes(dataclasses.replace(asking, attack=Own()))
+    with pytest.raises(ConfigError, match="a loss of its own"):
+        check_axes(dataclasses.replace(START, attack=Own()))
+
+    class Finds:
+        own_radius = True
+
+    with pytest.raises(ConfigError, match="take budget fixed"):
+        check_axes(dataclasses.replace(START, attack=Finds()))
+    check_axes(dataclasses.replace(START, attack=Finds(), budget=fixed.Config()))
+
+
+def test_axes_are_checked_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once all options are read: the options that make them fit may come in any order."""
+    monkeypatch.setattr(type(START.objective), "needs", frozenset({"hits"}), raising=False)
+    with pytest.raises(ConfigError, match="needs hits"):
+        configure("table1.mwpb_at", {}, [])
+    assert configure("table1.mwpb_at", {}, ["--attack.count_correct=true"]).attack.count_correct
 
 
 def test_resolve_without_overrides_changes_nothing() -> None:

@@ -12,7 +12,7 @@ import torch
 from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import fixed, margin
 from mwpb_fast.config import OptimConfig, PrecisionConfig, load
-from mwpb_fast.engine.net import EagerNet, module_mode
+from mwpb_fast.engine.net import EagerNet, module_mode, untracked
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import learning_rate, make_optimizer
@@ -130,10 +130,74 @@ def test_the_attack_runs_in_eval_mode_and_leaves_no_gradient_behind() -> None:
 
 def test_train_mode_attacks_are_a_switch() -> None:
     seen: list[bool] = []
-    step, (x, y, index, key) = make_step("at", attack_training=True), batch()
+    step, (x, y, index, key) = make_step("at", attack_mode="train"), batch()
     step.model.register_forward_hook(lambda m, i, o: seen.append(m.training))
     step(x, y, index, key, fixed.Config().build())
     assert seen == [True] * 3 + [True]  # AT with a fixed budget needs no clean forward
+
+
+def running_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [b.clone() for b in model.buffers()]
+
+
+def test_batch_mode_attacks_use_batch_statistics_and_move_none() -> None:
+    """One update of the running statistics a step, the outer pass's; in train mode three more."""
+    seen: list[bool] = []
+    step, (x, y, index, key) = make_step("at", attack_mode="batch"), batch()
+    step.model.register_forward_hook(lambda m, i, o: seen.append(m.training))
+    step(x, y, index, key, fixed.Config().build())
+    assert seen == [True] * 3 + [True]
+    counts = [b.item() for b in step.model.buffers() if b.dtype == torch.int64]
+    assert set(counts) == {1}
+    assert all(m.track_running_stats for m in step.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_untracked_restores_after_an_error() -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2, track_running_stats=False))
+    before = running_statistics(model)
+
+    def fail() -> None:
+        with untracked(model):
+            model(torch.randn(4, 2))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert [m.track_running_stats for m in model] == [True, False]  # type: ignore[union-attr]
+    assert all(torch.equal(a, b) for a, b in zip(before, running_statistics(model), strict=True))
+
+
+def test_pgd_counts_the_iterates_that_are_still_right() -> None:
+    """Before each of the K steps, so with the start and without the last point."""
+    x, _, index, key = batch()
+    net = EagerNet(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)), CPU)
+    attack = pgd.Config(steps=4, count_correct=True).build()
+    seen: list[torch.Tensor] = []
+
+    def inner(logits: torch.Tensor, clean: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.argmax(1) == y)
+        return ops.ce_grad(logits, y)
+
+    y = net.logits(x).argmax(1)  # right at the start, so that there is something to lose
+    notes: dict[str, torch.Tensor] = {}
+    x_adv = attack(net, x, y, None, torch.full((8,), 0.1), inner, key, index, notes)
+    assert len(seen) == 4
+    assert torch.equal(notes["hits"], torch.stack(seen).float().sum(0))
+    assert 0 < notes["hits"].sum() < 32
+    plain = pgd.Config(steps=4).build()
+    assert torch.equal(plain(net, x, y, None, torch.full((8,), 0.1), inner, key, index, notes), x_adv)
+
+
+def test_the_step_reports_the_radii_that_the_attack_found() -> None:
+    step, (x, y, index, key) = make_step("at"), batch()
+    found = torch.arange(8) / 255
+
+    def attack(net: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rest[-1]["radius"] = found
+        return x
+
+    step.attack = attack
+    assert step(x, y, index, key, fixed.Config().build()).radius is found
 
 
 def test_module_mode_restores_every_module() -> None:

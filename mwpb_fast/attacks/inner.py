@@ -13,6 +13,10 @@ from mwpb_fast.lazy import ops, torch
 
 Inner = Callable[["torch.Tensor", "torch.Tensor | None", "torch.Tensor"], "torch.Tensor"]
 
+# What an attack saw on its way, by name, (B, ...) each; an objective may ask for it. The name "radius" stands
+# for the radii of an attack that finds them itself.
+Notes = dict[str, "torch.Tensor"]
+
 
 def cross_entropy(logits: torch.Tensor, clean: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
     """AT, MART and AWP: ascend the cross-entropy."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from mwpb_fast.lazy import ops, torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.attacks.inner import Inner
+    from mwpb_fast.attacks.inner import Inner, Notes
     from mwpb_fast.engine.net import Net
 
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Config:
     """norm: of the balls. steps: K. step_ratio: step size as a share of the sample's radius, unless step_size
     fixes it. start: Gaussian noise of standard deviation sigma (TRADES), uniform in the ball, or the image
-    itself."""
+    itself. count_correct: note as "hits" how many of the K iterates, each before its step, are classified right
+    (GAIRAT)."""
 
     norm: Literal["linf", "l2"] = "linf"
     steps: int = 10
@@ -25,6 +26,12 @@ class Config:
     step_size: Fraction | None = None
     start: Literal["gaussian", "uniform", "none"] = "gaussian"
     sigma: float = 0.001
+    count_correct: bool = False
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """Names of the notes that the attack makes."""
+        return frozenset({"hits"} if self.count_correct else ())
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -38,7 +45,7 @@ class Config:
 
 @dataclass(frozen=True)
 class PGD:
-    """attack(net, x, y, clean, radius, inner, key, index) -> x_adv, in the ball of each sample and in [0, 1]."""
+    """attack(net, x, y, clean, radius, inner, key, index, notes) -> x_adv, in each sample's ball and in [0, 1]."""
 
     config: Config
 
@@ -52,16 +59,27 @@ class PGD:
         inner: Inner,
         key: torch.Tensor,
         index: torch.Tensor,
+        notes: Notes | None = None,
     ) -> torch.Tensor:
         """x: (B, C, H, W) float32 in [0, 1]. y, index: (B,) int64. clean: logits of x or None. radius: (B,)
-        float32. key: one-element int64 tensor, the seed of the start's noise. Returns a new tensor like x."""
+        float32. key: one-element int64 tensor, the seed of the start's noise. notes: takes "hits", (B,) float32.
+        Returns a new tensor like x."""
+        hits = torch.zeros(y.shape, device=y.device)
+
+        def dlogits(logits: torch.Tensor) -> torch.Tensor:
+            if self.config.count_correct:
+                hits.add_(logits.argmax(1) == y)
+            return inner(logits, clean, y)
+
         with torch.no_grad():
             x_adv = self.start(x, radius, key, index)
             step_size = self.step_size(radius)
             step = ops.linf_step_ if self.config.norm == "linf" else ops.l2_step_
             for _ in range(self.config.steps):
-                gradient = net.input_grad(x_adv, lambda logits: inner(logits, clean, y))
+                gradient = net.input_grad(x_adv, dlogits)
                 step(x_adv, gradient, x, radius, step_size)
+        if notes is not None and self.config.count_correct:
+            notes["hits"] = hits
         return x_adv
 
     def start(

@@ -58,6 +58,30 @@ class EagerNet:
 
 
 @contextlib.contextmanager
+def untracked(model: torch.nn.Module) -> Iterator[None]:
+    """Batch norms in train mode leave their running statistics alone inside the block."""
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    tracking = [norm for norm in norms if norm.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
+
+
+@contextlib.contextmanager
+def crafting(model: torch.nn.Module, mode: str) -> Iterator[None]:
+    """The model as margins and attacks are to see it: "eval"; "train", batch statistics that move the running
+    ones; "batch", batch statistics that do not."""
+    with module_mode(model, training=mode != "eval"), contextlib.ExitStack() as stack:
+        if mode == "batch":
+            stack.enter_context(untracked(model))
+        yield
+
+
+@contextlib.contextmanager
 def module_mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
     """Every module in train or eval mode inside the block, and each as it was after it."""
     modules = list(model.modules())

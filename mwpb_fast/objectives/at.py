@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mwpb_fast.attacks.inner import cross_entropy
 from mwpb_fast.lazy import torch
+from mwpb_fast.objectives._terms import Terms
+
+if TYPE_CHECKING:
+    from mwpb_fast.attacks.inner import Notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +29,18 @@ class AT:
     inner = staticmethod(cross_entropy)
 
     def outer(
-        self, model: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor
+        self,
+        model: torch.nn.Module,
+        x: torch.Tensor,
+        x_adv: torch.Tensor,
+        y: torch.Tensor,
+        notes: Notes | None = None,
     ) -> torch.Tensor:
         """Scalar loss to descend; model in train mode."""
-        return torch.nn.functional.cross_entropy(model(x_adv).float(), y)
+        return self.terms(model, x, x_adv, y).loss()
+
+    def terms(self, model: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> Terms:
+        """The robust term is the cross-entropy; there is nothing else."""
+        logits = model(x_adv).float()
+        loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+        return Terms(loss.new_zeros(()), loss, logits)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mwpb_fast.attacks.inner import cross_entropy
 from mwpb_fast.lazy import ops, torch
+from mwpb_fast.objectives._terms import Terms
+
+if TYPE_CHECKING:
+    from mwpb_fast.attacks.inner import Notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +40,19 @@ class MART:
     inner = staticmethod(cross_entropy)
 
     def outer(
-        self, model: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor
+        self,
+        model: torch.nn.Module,
+        x: torch.Tensor,
+        x_adv: torch.Tensor,
+        y: torch.Tensor,
+        notes: Notes | None = None,
     ) -> torch.Tensor:
         """Scalar loss to descend; model in train mode."""
+        return self.terms(model, x, x_adv, y).loss()
+
+    def terms(self, model: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> Terms:
+        """The robust term is the boosted cross-entropy; the rest is the weighted KL."""
         clean, adversarial = model(x).float(), model(x_adv).float()
-        return mart_loss(clean, adversarial, y, self.beta)
-
-
-def mart_loss(clean: torch.Tensor, adversarial: torch.Tensor, y: torch.Tensor, beta: float) -> torch.Tensor:
-    """MART's scalar loss from natural and adversarial logits (B, C) and labels (B,)."""
-    weight = 1.0000001 - torch.softmax(clean, dim=1).gather(1, y[:, None]).squeeze(1)
-    divergence = ops.kl_div(clean, adversarial, 1e-12)
-    return ops.boosted_ce(adversarial, y).mean() + beta * (divergence * weight).mean()
+        weight = 1.0000001 - torch.softmax(clean, dim=1).gather(1, y[:, None]).squeeze(1)
+        divergence = ops.kl_div(clean, adversarial, 1e-12)
+        return Terms(self.beta * (divergence * weight).mean(), ops.boosted_ce(adversarial, y), adversarial)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mwpb_fast.attacks.inner import kl_to_clean
 from mwpb_fast.lazy import ops, torch
+from mwpb_fast.objectives._terms import Terms
+
+if TYPE_CHECKING:
+    from mwpb_fast.attacks.inner import Notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +40,18 @@ class TRADES:
     inner = staticmethod(kl_to_clean)
 
     def outer(
-        self, model: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor
+        self,
+        model: torch.nn.Module,
+        x: torch.Tensor,
+        x_adv: torch.Tensor,
+        y: torch.Tensor,
+        notes: Notes | None = None,
     ) -> torch.Tensor:
         """Scalar loss to descend; model in train mode."""
+        return self.terms(model, x, x_adv, y).loss()
+
+    def terms(self, model: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> Terms:
+        """The robust term is beta times the KL; the rest is the natural cross-entropy."""
         clean, adversarial = model(x).float(), model(x_adv).float()
         natural = torch.nn.functional.cross_entropy(clean, y)
-        return natural + self.beta * ops.kl_div(clean, adversarial).mean()
+        return Terms(natural, self.beta * ops.kl_div(clean, adversarial), adversarial)

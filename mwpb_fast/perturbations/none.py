@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +20,9 @@ class Config:
 
 
 class Nothing:
-    """perturb(...) -> a context manager that leaves the weights alone."""
+    """perturb(model, loss) -> a context manager that leaves the weights alone."""
 
-    def __call__(self, *args: Any) -> contextlib.AbstractContextManager[None]:
+    def __call__(
+        self, model: torch.nn.Module, loss: Callable[[], torch.Tensor]
+    ) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
