@@ -131,6 +131,8 @@ def configure(name: str, files: Mapping[Path, dict[str, Any]], overrides: Sequen
 
 
 def _resolve(config: Config, values: dict[str, Any], words: list[str]) -> Config:
+    if not values and not words:
+        return config
     try:
         return resolve(config, [values], words)
     except ConfigError as error:

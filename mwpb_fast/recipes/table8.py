@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from mwpb_fast.config import Config
+import dataclasses
+
+from mwpb_fast.config import Config, EvaluationConfig
+from mwpb_fast.recipes import table2
 from mwpb_fast.recipes._paper import AT
-from mwpb_fast.recipes.table2 import SETTING
+
+SETTING = dataclasses.replace(table2.SETTING, evaluation=EvaluationConfig(attacks=("natural", "pgd20", "aa")))
 
 
 def alpha_000() -> Config:

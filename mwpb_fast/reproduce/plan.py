@@ -7,6 +7,7 @@ A run is known by its configuration, not by the table that wants it: rows with t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -45,11 +46,11 @@ class Job:
 
     def foreign(self) -> bool:
         """Whether the folder holds another run, or one whose configuration cannot be read."""
-        path = self.folder / "config.yaml"
         try:
-            return path.exists() and identity(from_dict(options.read_yaml(path))) != identity(self.config)
-        except ConfigError:
-            return True
+            content = (self.folder / "config.yaml").read_bytes()
+        except FileNotFoundError:
+            return False
+        return _saved_identity(content) != identity(self.config)
 
     def trained(self) -> bool:
         """Whether the run has come to its end. Raises ConfigError where the folder holds another run."""
@@ -101,7 +102,10 @@ def make_jobs(
     for row in dict.fromkeys(table.row(name) for name in rows) or table.rows:
         name = f"{table.name}.{row.name}"
         start = options.find_recipe(name)
-        config = options.configure(name, {}, [*_scaled(start, epochs, overrides), *overrides])
+        try:
+            config = options.configure(name, {}, [*_scaled(start, epochs, overrides), *overrides])
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
         folder = out / "runs" / f"{_title(config)}-{identity(config)}"
         evaluations = _evaluations(config.evaluation, last or table.last, long_subset or table.long_subset)
         for seed in range(config.seed, config.seed + seeds):
@@ -117,10 +121,11 @@ def make_jobs(
 
 
 def schedule(start: Config, epochs: int) -> dict[str, Any]:
-    """The schedule of `start` in so many epochs: every epoch of it in proportion.
+    """The schedule of `start` laid over so many epochs: option -> value.
 
-    Rounded half up, but where the recipe has a warm-up and a main phase, each keeps an epoch if there are two;
-    the first epoch has the full learning rate, and drops stay an epoch apart.
+    Warm-up, drops of the learning rate and the axes' own numbers of epochs (options whose names end in `_epochs`)
+    are scaled in proportion and rounded half up; but the warm-up keeps an epoch and leaves one where there are
+    two, the first epoch has the full learning rate, and drops stay an epoch apart.
     """
     share = epochs / start.epochs
 
@@ -128,14 +133,17 @@ def schedule(start: Config, epochs: int) -> dict[str, Any]:
         return int(epoch * share + 0.5)
 
     result: dict[str, Any] = {"epochs": epochs}
-    if 0 < start.warmup_epochs < start.epochs:
-        result["warmup_epochs"] = min(max(1, scaled(start.warmup_epochs)), max(0, epochs - 1))
-    elif start.warmup_epochs:
-        result["warmup_epochs"] = scaled(start.warmup_epochs)
+    if start.warmup_epochs:
+        result["warmup_epochs"] = min(max(1, scaled(start.warmup_epochs)), epochs - 1)
     drops: list[int] = []
     for drop in start.optim.drops:
         drops.append(max(scaled(drop), drops[-1] + 1 if drops else 2))
     result["optim.drops"] = drops
+    for axis in AXES:
+        value = getattr(start, axis)
+        for field in dataclasses.fields(value):
+            if field.name.endswith("_epochs") and getattr(value, field.name):
+                result[f"{axis}.{field.name}"] = max(1, scaled(getattr(value, field.name)))
     return result
 
 
@@ -193,6 +201,17 @@ def identity(config: Config) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
+@functools.lru_cache(maxsize=None)
+def _saved_identity(content: bytes) -> str:
+    """The identity of a run from its config.yaml; empty for one that cannot be read."""
+    import yaml
+
+    try:
+        return identity(from_dict(yaml.safe_load(content)))
+    except (ConfigError, yaml.YAMLError, TypeError, ValueError):
+        return ""
+
+
 def _title(config: Config) -> str:
     axes = [axis_name(AXES[name], getattr(config, name)) for name in ("budget", "objective", "perturbation")]
     return "-".join([config.data.name, config.model.name, *axes])
@@ -208,11 +227,15 @@ def changes(jobs: Sequence[Job]) -> list[str]:
         before = dict(options.values_of(job.start))
         for key, value in options.values_of(job.config):
             if key not in ignored and (key not in before or before[key] != value):
-                text = f"{key} {options.show(value)}"
+                text = f"{key} {_told(key, value)}"
                 if key in before:
-                    text += f" instead of {options.show(before[key])}"
+                    text += f" instead of {_told(key, before[key])}"
                 found.setdefault(text, []).append(name)
     return [text if len(names) == len(rows) else f"{text} ({', '.join(names)})" for text, names in found.items()]
+
+
+def _told(key: str, value: Any) -> str:
+    return "all" if key.endswith(".subset") and not value else options.show(value)
 
 
 def result_key(attack: str, evaluation: EvaluationConfig) -> str:

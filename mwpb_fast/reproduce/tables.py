@@ -111,6 +111,43 @@ def _table1() -> Table:
     return table
 
 
+def _table5() -> Table:
+    rows = (
+        Row(name="mma", label="MMA"),
+        Row(name="wat", label="WAT"),
+        Row(name="mail", label="MAIL"),
+        Row(name="control_at", label="AT, two-phase control"),
+        Row(name="mwpb_at", label="MWPB-AT", control="control_at"),
+        Row(name="gairat", label="GAIRAT"),
+        Row(name="awp", label="AWP"),
+        Row(name="control_awp", label="AWP, two-phase control"),
+        Row(name="mwpb_awp", label="MWPB-AWP", control="control_awp"),
+        Row(name="st", label="ST-AT"),
+        Row(name="iaat", label="IAAT"),
+    )
+    notes = (CONTROL, "The paper has no numbers of IAAT.")
+    return _table("table5", "CIFAR-10, WRN-34-10, other methods", rows, (*_columns(20), SPSA), notes=notes)
+
+
+def _table6() -> Table:
+    rows = (
+        Row(name="control_at", label="AT, two-phase control"),
+        Row(name="mwpb_at", label="MWPB-AT", control="control_at"),
+        Row(name="mwpb_trades", label="MWPB-TRADES"),
+        Row(name="mwpb_mart", label="MWPB-MART"),
+        Row(name="mma", label="MMA"),
+    )
+    columns = (
+        Column(key="radius", label="mean radius", attack="mean", source="log", digits=4),
+        Column(key="radius_min", label="smallest", attack="min", source="log", digits=4),
+        Column(key="radius_max", label="largest", attack="max", source="log", digits=4),
+        Column(key="natural", label="natural", attack="natural"),
+        Column(key="pgd", label="PGD-20", attack="pgd20"),
+    )
+    notes = ("Radii are those of the training log in the checkpoint's epoch. The paper does not name the model.",)
+    return _table("table6", "mean radius in training, CIFAR-10, WRN-34-10", rows, columns, notes=notes)
+
+
 def _table7() -> Table:
     columns = (
         Column(key="natural", label="natural", attack="natural", x=0),
@@ -176,6 +213,8 @@ TABLES: dict[str, Table] = {
         _table("table2", "CIFAR-10, WRN-34-10", BASES, _columns(20), notes=(CONTROL,)),
         _table("table3", "SVHN, ResNet-18", BASES, _columns(100), notes=(CONTROL,)),
         _table("table4", "Tiny-ImageNet, ResNet-18", BASES, _columns(100), notes=(CONTROL,)),
+        _table5(),
+        _table6(),
         _table7(),
         _table8(),
         _small(),
