@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from mwpb_fast.config import Config, EvaluationConfig
-from mwpb_fast.recipes import table2
+from mwpb_fast.recipes import table2, table5
 
 EVALUATION = EvaluationConfig(attacks=("natural", "pgd20"))
 
@@ -36,3 +36,8 @@ def mwpb_trades() -> Config:
 def mwpb_mart() -> Config:
     """MWPB-MART, beta = 6, alpha = 0.55."""
     return _attacked(table2.mwpb_mart())
+
+
+def mma() -> Config:
+    """MMA, d_max = 32/255: the row of Table 5."""
+    return _attacked(table5.mma())

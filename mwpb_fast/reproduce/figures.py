@@ -68,13 +68,14 @@ def dots(result: dict[str, Any]) -> Figure:
         axis.margins(x=0.12)
     for axis in axes[len(columns) :]:
         axis.set_axis_off()
-    handles = [
-        Line2D([], [], color=COLOURS[0], marker="o", linestyle="none"),
-        Line2D([], [], color=COLOURS[5], marker="s", linestyle="none", markersize=4),
-        Line2D([], [], color=COLOURS[1], marker="D", linestyle="none", fillstyle="none"),
+    marks: list[dict[str, Any]] = [
+        {"label": "ours, best checkpoint", "color": COLOURS[0], "marker": "o"},
+        {"label": "ours, last checkpoint", "color": COLOURS[5], "marker": "s"},
     ]
-    names = ["ours, best checkpoint", "ours, last checkpoint", "paper"]
-    figure.legend(handles, names, loc="outside lower center", ncols=3)
+    if any(cell["paper"] is not None for row in rows for cell in row["cells"].values()):
+        marks.append({"label": "paper", "color": COLOURS[1], "marker": "D", "fillstyle": "none"})
+    handles = [Line2D([], [], linestyle="none", **mark) for mark in marks]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     _title(figure, result)
     return figure
 

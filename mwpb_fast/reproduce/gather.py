@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from mwpb_fast.config import to_dict
 from mwpb_fast.log import read_records
-from mwpb_fast.reproduce.plan import Job, changes, read_results, result_key
+from mwpb_fast.reproduce.plan import Job, changes, read_results, result_key, test_images
 from mwpb_fast.reproduce.tables import Column, Row, Table
 
 FORMAT = 1
@@ -25,8 +27,16 @@ def gather(table: Table, jobs: Sequence[Job], failures: dict[str, str] | None = 
     rows = [row for row in table.rows if any(job.row == row for job in jobs)]
     columns = _columns(table, jobs)
     mine = {row.name: [job for job in jobs if job.row == row] for row in rows}
+    found = {job.name: Found(job) for job in jobs}
     values = {
-        (row.name, column.key): {which: _by_seed(mine[row.name], column, which) for which in CHECKPOINTS}
+        (row.name, column.key): {
+            which: {
+                job.config.seed: value
+                for job in mine[row.name]
+                if (value := found[job.name].value(column, which)) is not None
+            }
+            for which in CHECKPOINTS
+        }
         for row in rows
         for column in columns
     }
@@ -48,8 +58,9 @@ def gather(table: Table, jobs: Sequence[Job], failures: dict[str, str] | None = 
                 "x": row.x,
                 "figure": f"figure{row.figure}" if row.figure else "",
                 "recipe": mine[row.name][0].config.recipe,
+                "config": _settings(mine[row.name][0]),
                 "control": row.control if row.control in mine else None,
-                "runs": [_run(job, failures or {}) for job in mine[row.name]],
+                "runs": [_run(found[job.name], failures or {}) for job in mine[row.name]],
                 "cells": {column.key: _cell(table, row, column, values) for column in columns},
             }
             for row in rows
@@ -89,55 +100,70 @@ def _columns(table: Table, jobs: Sequence[Job]) -> list[Column]:
     return [*table.columns, *extra]
 
 
-def _by_seed(jobs: Sequence[Job], column: Column, which: str) -> dict[int, float]:
-    found = {job.config.seed: _value(job, column, which) for job in jobs}
-    return {seed: value for seed, value in found.items() if value is not None}
+class Found:
+    """What is in the folder of a run; nothing of it where the folder is another run's."""
 
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        mine = not job.foreign()
+        self.results = read_results(job.folder) if mine else {}
+        records = read_records(job.folder / "metrics.jsonl") if mine else []
+        self.records = {record["epoch"]: record for record in records}
+        content = _read(job.folder / "radii.json") if mine else None
+        values = content["radii"] if content else []
+        self.best_epoch: int | None = content["epoch"] if content else None
+        self.radii: dict[str, float] = {}
+        if values:
+            self.radii = {"min": min(values), "mean": math.fsum(values) / len(values), "max": max(values)}
 
-def _value(job: Job, column: Column, which: str) -> float | None:
-    if job.foreign():
-        return None
-    if column.source == "attack":
-        results = read_results(job.folder).get(which, {})
-        for checkpoint, evaluation in job.evaluations:
-            if checkpoint == which and column.attack in evaluation.attacks:
-                result = results.get(result_key(column.attack, evaluation))
-                return None if result is None else float(result["accuracy"])
-        return None
-    radii = _radii(job)
-    if radii is None:
-        return None
-    if column.source == "radii":
-        if which != "best":
+    def value(self, column: Column, which: str) -> float | None:
+        """The number of a column for a checkpoint, if there is one."""
+        if column.source == "attack":
+            for checkpoint, evaluation in self.job.evaluations:
+                if checkpoint == which and column.attack in evaluation.attacks:
+                    return (
+                        self.results.get(which, {}).get(result_key(column.attack, evaluation), {}).get("accuracy")
+                    )
             return None
-        values = radii["radii"]
-        return {"min": min(values), "mean": math.fsum(values) / len(values), "max": max(values)}[column.attack]
-    epoch = radii["epoch"] if which == "best" else job.config.epochs
-    records = {record["epoch"]: record for record in read_records(job.folder / "metrics.jsonl")}
-    value = records.get(epoch, {}).get(f"radius_{column.attack}")
-    return None if value is None else float(value)
+        if column.source == "radii":
+            return self.radii.get(column.attack) if which == "best" else None
+        epoch = self.best_epoch if which == "best" else self.job.config.epochs
+        return self.records.get(epoch, {}).get(f"radius_{column.attack}")
 
 
-def _radii(job: Job) -> dict[str, Any] | None:
+def _read(path: Path) -> Any:
+    """What a JSON file holds; None where there is none, or a damaged one."""
     try:
-        content = json.loads((job.folder / "radii.json").read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and content.get("radii") else None
 
 
-def _run(job: Job, failures: dict[str, str]) -> dict[str, Any]:
-    radii = _radii(job)
+def _run(found: Found, failures: dict[str, str]) -> dict[str, Any]:
+    job = found.job
+    seconds = [record.get("seconds", 0.0) for record in found.records.values()]
     return {
         "seed": job.config.seed,
         "folder": "/".join(job.folder.parts[-3:]),
         "state": job.state(),
         "failure": failures.get(job.name),
-        "best_epoch": radii and radii["epoch"],
-        "results": read_results(job.folder),
+        "best_epoch": found.best_epoch,
+        "training_seconds": round(math.fsum(seconds), 1),
+        "environment": _read(job.folder / "environment.json"),
+        "results": {
+            which: {key: {k: v for k, v in result.items() if k != "environment"} for key, result in kept.items()}
+            for which, kept in found.results.items()
+        },
     }
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """The row's configuration, without what belongs to a machine or a seed."""
+    plain = to_dict(job.config)
+    plain["data"] = {key: value for key, value in plain["data"].items() if key != "dir"}
+    return {key: value for key, value in plain.items() if key != "seed"}
 
 
 def _images(jobs: Sequence[Job]) -> dict[str, int]:
     """attack -> how many test images it is run on, 0 for all of them."""
-    return {name: e.subset for job in jobs for _, e in job.evaluations for name in e.attacks}
+    return {name: test_images(name, e) for job in jobs for _, e in job.evaluations for name in e.attacks}

@@ -1,9 +1,8 @@
 """The numbers of the MWPB paper, as printed there; accuracies in percent, radii for images in [0, 1].
 
-TABLES: table -> row -> the values of COLUMNS of that table, in their order; a row's name is that of its recipe.
-The paper contradicts itself in places, and so do these numbers: the natural accuracy of MWPB-AT with WRN-34-10
-is 86.85 in Table 5 and 86.82 in Tables 2 and 8. Its rows without a two-phase control are the paper's too: the
-controls (alpha = 0) are ours and have no number here.
+TABLES: table -> row -> the values of that table's COLUMNS, in their order; a row's name is that of its recipe. The
+paper contradicts itself in places, and so do these numbers: the natural accuracy of MWPB-AT with WRN-34-10 is
+86.85 in Table 5 and 86.82 in Tables 2 and 8. Rows that are not here, such as the two-phase controls, are ours.
 """
 
 from __future__ import annotations
@@ -104,11 +103,3 @@ EXTREMES = {
     "mwpb_mart": (0.020, 0.0554),
     "mwpb_trades": (0.0225, 0.0471),
 }
-
-
-def number(table: str, row: str, column: str) -> float | None:
-    """The paper's number in a cell, or None where the paper has none."""
-    columns, values = COLUMNS.get(table, ()), TABLES.get(table, {}).get(row)
-    if values is None or column not in columns:
-        return None
-    return values[columns.index(column)]

@@ -25,8 +25,9 @@ FREE = {
     "": ("recipe", "seed"),
     "data": ("dir", "loader", "threads"),
     "precision": ("device",),
-    "evaluation": ("attacks", "step_size", "batch_size", "subset"),
+    "evaluation": ("attacks", "step_size", "batch_size", "subset", "costly_subset"),
 }
+TOLD = {"evaluation.attacks", "evaluation.step_size", "evaluation.subset", "evaluation.costly_subset"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,7 @@ def identity(config: Config) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _saved_identity(content: bytes) -> str:
     """The identity of a run from its config.yaml; empty for one that cannot be read."""
     import yaml
@@ -221,12 +222,11 @@ def changes(jobs: Sequence[Job]) -> list[str]:
     """In what the jobs depart from their recipes, as `epochs 4 instead of 110`; with the rows where not all do."""
     found: dict[str, list[str]] = {}
     ignored = {f"{group}.{name}".lstrip(".") for group, names in FREE.items() for name in names}
-    ignored -= {"evaluation.attacks", "evaluation.step_size", "evaluation.subset"}
     rows = {job.row.name: job for job in jobs}
     for name, job in rows.items():
         before = dict(options.values_of(job.start))
         for key, value in options.values_of(job.config):
-            if key not in ignored and (key not in before or before[key] != value):
+            if key not in ignored - TOLD and (key not in before or before[key] != value):
                 text = f"{key} {_told(key, value)}"
                 if key in before:
                     text += f" instead of {_told(key, before[key])}"
@@ -235,12 +235,21 @@ def changes(jobs: Sequence[Job]) -> list[str]:
 
 
 def _told(key: str, value: Any) -> str:
-    return "all" if key.endswith(".subset") and not value else options.show(value)
+    return "all" if key.endswith("subset") and not value else options.show(value)
 
 
 def result_key(attack: str, evaluation: EvaluationConfig) -> str:
     """Under which an attack's result is kept in a run's results.json."""
-    return f"{attack} eps={evaluation.eps} step={evaluation.step_size} images={evaluation.subset or 'all'}"
+    images = test_images(attack, evaluation) or "all"
+    return f"{attack} eps={evaluation.eps} step={evaluation.step_size} images={images}"
+
+
+def test_images(attack: str, evaluation: EvaluationConfig) -> int:
+    """How many test images an attack is run on, 0 for all; see EvaluationConfig for the costly ones."""
+    from mwpb_fast.attacks.suite import find_attack
+
+    limits = [evaluation.subset, evaluation.costly_subset if find_attack(attack).costly else 0]
+    return min((limit for limit in limits if limit), default=0)
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:

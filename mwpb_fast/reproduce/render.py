@@ -111,10 +111,8 @@ def _runs(result: dict[str, Any]) -> Iterator[str]:
     done = sum(run["state"] == "done" for _, run in runs)
     yield f"{done} of {len(runs)} runs are complete."
     for name, run in runs:
-        if run["failure"]:
-            yield f"- {name}: failed: {run['failure']}"
-        elif run["state"] != "done":
-            yield f"- {name}: {run['state']}"
+        if run["state"] != "done":
+            yield f"- {name}: {'failed: ' + run['failure'] if run['failure'] else run['state']}"
         for which, results in run["results"].items():
             for key, found in results.items():
                 for kind, warning in (found.get("warnings") or {}).items():
