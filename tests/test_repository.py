@@ -37,7 +37,8 @@ FLOORS = (
     ("objectives", "doctor"),
     ("recipes",),
     ("train", "evaluate"),
-    ("reproduce", "options"),
+    ("options",),
+    ("reproduce",),
     ("commands",),
     ("cli", "package"),
 )
