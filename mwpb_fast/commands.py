@@ -82,7 +82,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("target", type=Path, metavar="RUN|FILE", help="a run's folder, a checkpoint of one, or weights")
     own = [
-        add("--attacks", metavar="A,B,...", help="of natural, pgdN, cwN, aa (default: the run's)"),
+        add("--attacks", metavar="A,B,...", help="such as natural,pgd20,cw20,aa (default: the run's)"),
         add("--eps", metavar="8/255", help="radius (default: the run's)"),
         add("--step-size", metavar="1/255", help="of PGD and CW (default: the run's)"),
         add("--subset", type=int, metavar="N", help="attack N test images only: a preview"),
