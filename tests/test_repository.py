@@ -32,12 +32,13 @@ KERNELS = [p for p in PYTHON if p.is_relative_to(ROOT / "kernels")]
 FLOORS = (
     ("lazy", "radius", "files", "signals", "crew"),
     ("config", "checkpoint", "models", "data"),
-    ("log", "optim", "engine"),
+    ("log", "optim", "engine", "trust_text"),
     ("step", "attacks", "budgets", "perturbations", "plots"),
     ("objectives", "doctor"),
     ("recipes",),
     ("train", "evaluate"),
-    ("reproduce", "options"),
+    ("reproduce", "options", "trust"),
+    ("assess",),
     ("commands",),
     ("cli", "package"),
 )
