@@ -142,8 +142,9 @@ class _Seen:
         return self.attacks[name]["accuracy"]
 
     def flags(self, *names: str) -> str:
-        """Right under all of these attacks that were run."""
-        flags = [self.attacks[name]["flags"] for name in names if name in self.attacks]
+        """Right under all of these attacks that were run, and without one: an attack can also set a wrong
+        prediction right."""
+        flags = [self.attacks[name]["flags"] for name in (*names, "natural") if name in self.attacks]
         return "".join(map(min, zip(*flags, strict=True)))
 
     def values(self, name: str, what: str) -> list[float]:

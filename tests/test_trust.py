@@ -151,7 +151,7 @@ class Fake:
     """Results of a report with given accuracies of 100 images."""
 
     def __init__(self, **right: int) -> None:
-        names = {**{name: 50 for name in plan(DIGITS)}, sweep(DIGITS)[-1]: 0, **right}
+        names = {**{name: 50 for name in plan(DIGITS)}, "natural": 90, sweep(DIGITS)[-1]: 0, **right}
         attacks: dict[str, Any] = {
             name: {
                 "accuracy": float(n), "interval": [n - 1.0, n + 1.0], "flags": "1" * n + "0" * (100 - n),
