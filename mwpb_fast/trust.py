@@ -152,7 +152,7 @@ class _Seen:
 
 
 def _gap(seen: _Seen) -> tuple[bool, str]:
-    gap = seen.accuracy("pgd20") - seen.accuracy("aa")
+    gap = compare(seen.flags("aa"), seen.flags("pgd20")).points
     return gap <= GAP, f"AutoAttack is {gap:.2f} points below PGD-20 (doubtful beyond {GAP:g})"
 
 

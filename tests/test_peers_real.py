@@ -1,9 +1,10 @@
 """Evaluation attacks against the same attacks of other packages: no weaker by more than half a point.
 
 A small ResNet, adversarially trained for 150 steps on real CIFAR-10 images, is attacked on 500 others at 8/255,
-with the same steps, starts, targets and queries on either side; fewer than the standard ones where those take long,
-by changing what ours are pinned to. pyautoattack runs ours, so that it is compared with torchattacks' own code; that
-it is run as it runs by itself, another test says. What is wrong without an attack counts as wrong under each.
+with the same steps, starts, targets and queries on either side; fewer than the standard ones where those take
+long, by changing what ours are pinned to. pyautoattack runs ours, so that it is compared with torchattacks' own
+code; that it is run as it runs by itself, another test says. What is wrong without an attack counts as wrong under
+each.
 """
 
 from __future__ import annotations

@@ -316,3 +316,20 @@ def test_command_prints_and_saves_and_ends_with_0(folder: Path, capsys: pytest.C
     assert json.loads((file.parent / f"trust-{file.stem}.json").read_text())["n"] == 16
     assert cli.main(["trust", str(file), "--without", "nope"]) == 2
     assert cli.main(["trust", str(file), "--epochs", "3"]) == 2
+
+
+def test_evaluate_command_takes_own_radii_and_the_costly_subset(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = next((folder / "checkpoints").glob("*.pt"))
+    words = ["evaluate", str(file), "--recipe", "digits.mwpb_at", "--subset", "12", "--costly-subset", "4"]
+    assert cli.main([*words, "--attacks", "natural,pgd2@3/255:1/255,spsa1", "--eps", "1/8"]) == 0
+    result = json.loads((file.parent / f"evaluation-{file.stem}.json").read_text())
+    spsa, pgd = result["attacks"]["spsa1"], result["attacks"]["pgd2@3/255:1/255"]
+    assert (spsa["n"], spsa["eps"], pgd["n"], pgd["eps"], pgd["step_size"]) == (4, "1/8", 12, "1/85", "1/255")
+    assert result["worst"]["of"] == ["natural"]
+    assert result["worst_common"]["of"] == ["natural", "spsa1"]
+    assert all("/" not in path.name for path in (file.parent / f"evaluation-{file.stem}").iterdir())
+    out = capsys.readouterr().out
+    assert "worst of natural, spsa1, on 4 images" in out
+    assert "linf 1/85" in out
