@@ -222,14 +222,10 @@ def default_weights() -> Path | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archive", type=Path, required=True, help="tar of train|test/CLASS/NNNN.jpg")
     parser.add_argument("--model", default="resnet-18")
-    parser.add_argument(
-        "--weights", type=Path, default=default_weights(), help="default: pyautoattack's example"
-    )
+    parser.add_argument("--weights", type=Path, default=default_weights(), help="default: pyautoattack's example")
     parser.add_argument("--per-class", type=int, default=100, help="test images of each class")
     parser.add_argument("--eps", nargs="*", type=float, default=[8, 1, 0.5], help="radii in 255ths")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -89,7 +89,5 @@ def test_the_documentation_is_up_to_date() -> None:
     path = SCRIPT.parent.parent / "docs" / "performance.md"
     if not path.exists():
         pytest.skip("no docs/performance.md")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
