@@ -269,12 +269,10 @@ def circumstances(device: torch.device) -> dict[str, str]:
     }
 
 
-def write_results(
-    path: Path, device: torch.device, columns: Sequence[Sequence[str]], rows: list[dict], **more: Any
-) -> None:
+def write_results(path: Path, device: torch.device, columns: Any, rows: list[dict], **more: Any) -> None:
     """A result file: circumstances, columns (key, title, format) for `bench/tables.py`, and the rows. It
-    appears whole or not at all."""
-    content = {**circumstances(device), **more, "columns": [list(c) for c in columns], "rows": rows}
+    appears whole or not at all. columns: a list, or for rows of several kinds a list by the rows' `kind`."""
+    content = {**circumstances(device), **more, "columns": columns, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")

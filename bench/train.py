@@ -125,7 +125,7 @@ def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namesp
         attack_mode=config.attack_mode,
     )
     if variant.captured:
-        step = captured(step, budget, images[0], batches)
+        step = captured(step, budget, images[0], batches.y[0], batches.index, batches.key)
 
     def run(number: int) -> Tensor:
         turn = number % len(images)
@@ -134,15 +134,15 @@ def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namesp
     return run
 
 
-def captured(step: Step, budget: Any, x: Tensor, batches: Batches) -> Any:
-    """The same step replayed from a CUDA graph."""
+def captured(step: Step, budget: Any, x: Tensor, y: Tensor, index: Tensor, key: Tensor) -> Any:
+    """The same step replayed from a CUDA graph, for batches like the one given."""
     if x.device.type != "cuda":
         raise SkippedError("CUDA graphs need a CUDA device")
     try:
         from mwpb_fast.engine.capture import CapturedStep
     except ImportError as error:
         raise SkippedError(f"no captured step here: {reason(error)}") from error
-    return CapturedStep(step, x, batches.y[0], batches.index, batches.key, budget)
+    return CapturedStep(step, x, y, index, key, budget)
 
 
 def flop_per_image(config: Config, macs: int, o: argparse.Namespace) -> int:
