@@ -173,6 +173,8 @@ def main(arguments: list[str] | None = None) -> None:
         if o.only and not any(word in name for word in o.only):
             continue
         try:
+            if running and time.monotonic() - started > o.budget:
+                raise SkippedError("out of time")
             running[name] = build()
             x_adv = running[name](*batches[0])
             with torch.no_grad():

@@ -117,11 +117,11 @@ def loss_curve(
     order = torch.Generator().manual_seed(seed)
     key = torch.tensor([ops.derive_seed(seed, 1)], device=x.device)
     losses = []
-    for number in range(o.train_steps):
+    if path is not None and path.captured:
+        step = captured(step)
+    for _ in range(o.train_steps):
         rows = torch.randperm(len(x), generator=order)[: o.train_batch].to(x.device)
         images = x[rows].contiguous(memory_format=layout)
-        if number == 0 and path is not None and path.captured:
-            step = captured(step, budget, images, y[rows], rows, key)
         losses.append(step(images, y[rows], rows, key, budget).loss.clone())
     return torch.stack(losses).cpu(), model.eval()
 

@@ -192,8 +192,8 @@ def trained_models(
     """Models with weights worth attacking, by name, and what is missing."""
     found: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
-    if o.weights is None:
-        skipped["weights"] = "no --weights, and pyautoattack is not installed"
+    if o.weights is None or o.no_weights:
+        skipped["weights"] = "--no-weights" if o.no_weights else "no --weights, and pyautoattack is not installed"
     else:
         model = build_model(o.model, num_classes=10)
         load_weights(model, read_checkpoint(o.weights))
@@ -223,6 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--archive", type=Path, help="tar of train|test/CLASS/NNNN.jpg")
     parser.add_argument("--model", default="resnet-18")
     parser.add_argument("--weights", type=Path, default=default_weights(), help="default: pyautoattack's example")
+    parser.add_argument("--no-weights", action="store_true", help="attack the model trained here alone")
     parser.add_argument("--per-class", type=int, default=100, help="test images of each class")
     parser.add_argument("--eps", nargs="*", type=float, default=[8, 1, 0.5], help="radii in 255ths")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

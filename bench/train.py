@@ -78,8 +78,8 @@ def variants(low: torch.dtype) -> dict[str, Variant]:
         "eager float32": Variant(torch.float32, plain),
         f"eager {name} channels-last": Variant(low, last),
         f"twin {name}": Variant(low, last, twin=True),
-        f"twin {name} compiled": Variant(low, last, twin=True, compiled=True),
         f"twin {name} captured": Variant(low, last, twin=True, captured=True),
+        f"twin {name} compiled": Variant(low, last, twin=True, compiled=True),
     }
 
 
@@ -101,20 +101,18 @@ class Batches:
         return Batches(x, y, torch.arange(o.batch, device=o.device), key)
 
 
-def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namespace) -> Run:
-    """A step of its own, model and optimiser included, over the given batches."""
+def make_step(variant: Variant, config: Config, sample: Tensor, o: argparse.Namespace) -> Any:
+    """step(x, y, index, key, budget) over a model and an optimiser of its own, for images like the sample."""
     if variant.dtype == torch.bfloat16 and o.device.type == "cpu" and not cpu_has_bf16():
         raise SkippedError("this CPU has no bfloat16")
     torch.manual_seed(0)
     precision = Precision(o.device, variant.dtype, variant.layout, oracle=False)
-    model = build_model(o.model or config.model.name, num_classes=10)
+    model = build_model(o.model or config.model.name, num_classes=o.classes, channels=sample.shape[1])
     model = model.to(device=o.device, memory_format=variant.layout)  # type: ignore[call-overload]
-    images = [x.contiguous(memory_format=variant.layout) for x in batches.x]
-    net: Any = TwinNet(model, precision, images[0]) if variant.twin else EagerNet(model, precision)
+    net: Any = TwinNet(model, precision, sample) if variant.twin else EagerNet(model, precision)
     if variant.twin and o.tune:
-        o.choices[config.recipe] = tune(net, images[0])
-    budget = config.budget.build()
-    step: Any = Step(
+        o.choices[config.recipe] = tune(net, sample)
+    step = Step(
         model=torch.compile(model) if variant.compiled else model,  # type: ignore[arg-type]
         net=net,
         attack=config.attack.build(),
@@ -124,8 +122,13 @@ def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namesp
         precision=precision,
         attack_mode=config.attack_mode,
     )
-    if variant.captured:
-        step = captured(step, budget, images[0], batches.y[0], batches.index, batches.key)
+    return captured(step) if variant.captured else step
+
+
+def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namespace) -> Run:
+    """The step over the given batches by turns."""
+    images = [x.contiguous(memory_format=variant.layout) for x in batches.x]
+    step, budget = make_step(variant, config, images[0], o), config.budget.build()
 
     def run(number: int) -> Tensor:
         turn = number % len(images)
@@ -134,15 +137,16 @@ def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namesp
     return run
 
 
-def captured(step: Step, budget: Any, x: Tensor, y: Tensor, index: Tensor, key: Tensor) -> Any:
-    """The same step replayed from a CUDA graph, for batches like the one given."""
-    if x.device.type != "cuda":
+def captured(step: Step) -> Any:
+    """The same step replayed from a CUDA graph."""
+    device = step.precision.device
+    if device.type != "cuda":
         raise SkippedError("CUDA graphs need a CUDA device")
     try:
         from mwpb_fast.engine.capture import CapturedStep
     except ImportError as error:
         raise SkippedError(f"no captured step here: {reason(error)}") from error
-    return CapturedStep(step, x, y, index, key, budget)
+    return CapturedStep(step)  # type: ignore[arg-type]
 
 
 def flop_per_image(config: Config, macs: int, o: argparse.Namespace) -> int:
@@ -184,8 +188,8 @@ def measure(name: str, o: argparse.Namespace, deadline: float) -> tuple[list[dic
         if o.only and not any(word in variant for word in o.only):
             continue
         try:
-            if kind.compiled and o.no_compile:
-                raise SkippedError("--no-compile")
+            if kind.compiled and (o.no_compile or time.monotonic() > deadline):
+                raise SkippedError("--no-compile" if o.no_compile else "out of time")
             with Memory(o.device) as memory:
                 run = build(kind, config, batches, o)
                 started = time.perf_counter()
@@ -262,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     o = parser.parse_args(arguments)
     if o.threads:
         torch.set_num_threads(o.threads)
-    o.device, o.choices = torch.device(o.device), {}
+    o.device, o.choices, o.classes = torch.device(o.device), {}, 10
     o.steps = o.steps or (20 if o.device.type == "cuda" else 1)
     kept = keep_freed_memory() if o.device.type == "cpu" else None
     started, rows, beside = time.monotonic(), [], {}
