@@ -165,6 +165,12 @@ def flop_per_image(config: Config, macs: int, o: argparse.Namespace) -> int:
     return 2 * macs * (clean + 2 * config.attack.steps + 3 * Counter.passes)
 
 
+def warm_up(o: argparse.Namespace) -> None:
+    """A step of a tiny model, so that the first variant's memory is not that of libraries being loaded."""
+    tiny = argparse.Namespace(**vars(o) | {"model": "smallresnet-2", "batch": 2, "size": 8, "tune": False})
+    build(Variant(torch.float32, torch.contiguous_format), recipe(RECIPES[0]), Batches.random(tiny), tiny)(0)
+
+
 def timed(run: Run, start: int, o: argparse.Namespace) -> float:
     """Seconds a step, over as many steps as a round has."""
 
@@ -269,6 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
     o.device, o.choices, o.classes = torch.device(o.device), {}, 10
     o.steps = o.steps or (20 if o.device.type == "cuda" else 1)
     kept = keep_freed_memory() if o.device.type == "cpu" else None
+    warm_up(o)
     started, rows, beside = time.monotonic(), [], {}
     for done, name in enumerate(o.recipes, 1):
         share = o.budget * done / len(o.recipes)  # of the time, to each recipe as much
