@@ -48,6 +48,18 @@ def timing(seconds: Sequence[float]) -> Timing:
     return Timing(median, low, high, len(seconds))
 
 
+def hand_back_freed_memory() -> bool:
+    """The opposite of keep_freed_memory: what glibc's own thresholds grow to in a program that frees large
+    blocks, 32 MiB for mapping a block by itself and twice that for shrinking the heap. Whether that is so now."""
+    try:
+        library = ctypes.CDLL(None)
+        done = library.mallopt(-3, 32 * 2**20) and library.mallopt(-1, 64 * 2**20)
+        library.malloc_trim(0)
+    except (AttributeError, OSError):
+        return False
+    return bool(done)
+
+
 class OnCpu:
     """A call and how often it is made in one round."""
 
