@@ -54,8 +54,12 @@ def script(name: str, full: str, quick: str, seconds: float = 0.6) -> Callable[.
 
     def words(o: argparse.Namespace, limit: float, out: Path) -> list[str]:
         text = (quick if o.quick else full).format(budget=round(seconds * limit))
-        named = ["--archive", shown(o.archive)] if o.archive and "{archive}" in text else []
-        text = text.replace("{archive}", "")
+        named: list[str] = []
+        if o.archive and "{archive}" in text:
+            named = ["--archive", shown(o.archive)]
+        if o.archive and "{shared}" in text:
+            named = ["--shared", shown(o.archive.parent)]
+        text = text.replace("{archive}", "").replace("{shared}", "")
         device = [] if name == "kernels" else ["--device", o.device]
         return [f"bench/{name}.py", *text.split(), *named, *device, "--json", shown(out)]
 
@@ -100,7 +104,7 @@ STAGES = (
     ),
     Stage(
         "kernels",
-        80,
+        65,
         script(
             "kernels",
             "--rounds 15 --budget 0.5 --compile-seconds {budget}",
@@ -109,7 +113,7 @@ STAGES = (
     ),
     Stage(
         "training",
-        60,
+        75,
         script(
             "short_training",
             "{{archive}} --epochs 4",
@@ -131,7 +135,7 @@ STAGES = (
         30,
         script(
             "loaders",
-            "--rounds 2 --seconds 1",
+            "{{shared}} --rounds 2 --seconds 1 --sets tinyimagenet",
             "--sets --random 64 --model smallresnet-2 --batch 4 --steps 1 --rounds 1 --seconds 0.1",
         ),
     ),
@@ -238,7 +242,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu", help="folder of the JSON")
     parser.add_argument("--budget", type=float, default=530.0, help="seconds for all of it")
-    parser.add_argument("--archive", type=Path, help="cifar10-jpeg.tar.xz, for real images; digits without")
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        help="cifar10-jpeg.tar.xz, for real images; digits without. tinyimagenet*.tar* beside it serves the loaders",
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to try the suite itself")
     o = parser.parse_args(arguments)
