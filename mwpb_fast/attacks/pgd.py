@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Config:
     """norm: of the balls. steps: K. step_ratio: step size as a share of the sample's radius, unless step_size
     fixes it. start: Gaussian noise of standard deviation sigma (TRADES), uniform in the ball, or the image
-    itself. count_correct: note as "hits" how many of the K iterates, each before its step, are classified right
-    (GAIRAT)."""
+    itself. count_correct: note as "hits" which share of the K iterates, each before its step, is classified
+    right (GAIRAT's kappa / K)."""
 
     norm: Literal["linf", "l2"] = "linf"
     steps: int = 10
@@ -38,6 +38,8 @@ class Config:
             raise ValueError(f"steps must not be negative, not {self.steps}")
         if self.sigma < 0:
             raise ValueError(f"sigma must not be negative, not {self.sigma}")
+        if self.count_correct and self.steps == 0:
+            raise ValueError("count_correct counts over the steps, of which there are none")
 
     def build(self) -> PGD:
         return PGD(self)
@@ -79,7 +81,7 @@ class PGD:
                 gradient = net.input_grad(x_adv, dlogits)
                 step(x_adv, gradient, x, radius, step_size)
         if notes is not None and self.config.count_correct:
-            notes["hits"] = hits
+            notes["hits"] = hits / self.config.steps
         return x_adv
 
     def start(
