@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--archive",
         type=Path,
-        help="cifar10-jpeg.tar.xz, for real images (digits without); beside it tinyimagenet*.tar*, for the loaders",
+        help="cifar10-jpeg.tar.xz, for real images, else digits; beside it tinyimagenet*.tar*, for the loaders",
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to try the suite itself")
