@@ -21,7 +21,8 @@ from mwpb_fast.config import Config, ConfigError, check_axes, to_dict
 from mwpb_fast.engine.net import EagerNet, Net, module_mode
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.files import write_atomically
-from mwpb_fast.log import RunLog, environment, epoch_line, progress
+from mwpb_fast.log import RunLog, Waits, environment, epoch_line, progress
+from mwpb_fast.memory import keep_freed_memory
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import learning_rate, make_optimizer
 from mwpb_fast.signals import Interrupted, StopRequest, stop_requests
@@ -41,6 +42,7 @@ def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = Fals
     steps were not finite, Interrupted after SIGTERM or SIGINT.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     if not resume:
         for kind in ("last", "best"):
             for old in checkpoint.existing(folder / "checkpoints", kind):
@@ -148,7 +150,8 @@ class Trainer:
         with progress(len(self.loader) * config.data.batch_size, label) as bar:
             bar.advance(first * config.data.batch_size)
             looked = started
-            for x, y, index in self.loader.epoch(epoch, start=first):
+            batches = Waits(self.loader.epoch(epoch, start=first))
+            for x, y, index in batches:
                 x = x.contiguous(memory_format=self.precision.memory_format)
                 result = self.step(x, y, index, key, budget)
                 if self.ema is not None:
@@ -176,6 +179,7 @@ class Trainer:
             "learning_rate": rate,
             "images_per_second": (self.batch - first) * config.data.batch_size / seconds,
             "seconds": seconds,
+            "wait_share": batches.seconds / seconds,
             "bad_steps": int((trace[:, 4] == 0).sum()),
         }
 
