@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from mwpb_fast import options
-from mwpb_fast.config import ConfigError, EvaluationConfig, all_recipes, from_dict, load
+from mwpb_fast import assess, options
+from mwpb_fast.config import ConfigError, all_recipes, load
 from mwpb_fast.options import Parser
-from mwpb_fast.radius import parse_radius
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -71,59 +68,82 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def evaluate(arguments: Sequence[str]) -> int:
-    """attack a run's checkpoint, or a file of weights"""
+def reproduce(arguments: Sequence[str]) -> int:
+    """train, attack and render a table of the paper, ours beside theirs"""
+    from mwpb_fast.reproduce import tables
+
     parser = Parser(
-        "evaluate",
-        "Attack a run's checkpoint, show the accuracies and save them as JSON beside it.",
-        "A file of weights from elsewhere needs a recipe that says what model and data set it belongs to:\n"
-        "  mwpb-fast evaluate weights.pt --recipe table1.at --model.name resnet-18 --attacks natural,pgd20",
+        "reproduce",
+        f"Run what a table of the paper needs, and render it with ours beside: {', '.join(tables.TABLES)}.\n"
+        "The same command goes on after any stop, and does nothing twice. docs/reproduce.md tells more.",
+        "Any value of the configuration is set for every row by an option of its name, as in train:\n"
+        "  mwpb-fast reproduce table1 --rows mwpb_mart --budget.alpha 0.6",
     )
     add = parser.add_argument
-    add("target", type=Path, metavar="RUN|FILE", help="a run's folder, a checkpoint of one, or weights")
+    add("table", metavar="TABLE", help="such as table1")
     own = [
-        add("--attacks", metavar="A,B,...", help="of natural, pgdN, cwN, aa (default: the run's)"),
-        add("--eps", metavar="8/255", help="radius (default: the run's)"),
-        add("--step-size", metavar="1/255", help="of PGD and CW (default: the run's)"),
-        add("--subset", type=int, metavar="N", help="attack N test images only: a preview"),
-        add("--which", choices=["best", "last"], default="best", help="of a run's checkpoints (default: best)"),
-        add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N (default: the run's)"),
-        add("--data-dir", type=Path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
-        add("--recipe", metavar="RECIPE", help="of a file of weights; changed by options as in train"),
-        add("--accept-warnings", action="store_true", help="exit with 0 although AutoAttack doubts its result"),
-    ]
+        add("--rows", metavar="A,B,...", help="of the table (default: all)"),
+        add("--seeds", type=int, default=3, metavar="N", help="runs of each row (default: 3)"),
+        add("--epochs", type=int, default=0, metavar="N", help="in all; warm-up and drops in proportion"),
+        add("--subset", metavar="N", help="train on so many images"),
+        add("--model", metavar="M", help="in place of the table's, such as smallresnet-16"),
+        add("--test-subset", metavar="N", help="attack so many test images"),
+        add("--long-subset", type=int, default=0, metavar="N", help="the same for long attacks, such as aa"),
+        add("--attacks", metavar="A,B,...", help="in place of the table's"),
+        add("--last", choices=["all", "cheap"], default="", help="attacks on the last checkpoint"),
+        add("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR",
+            help="runs in DIR/runs, the table in DIR/TABLE (default: runs/reproduce)"),
+        add("--data-dir", metavar="DIR", help="holds the prepared data sets"),
+        add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N"),
+        add("--render-only", action="store_true", help="run nothing, render what there is"),
+        add("--quiet", action="store_true", help="no line for each epoch"),
+    ]  # fmt: skip
     given, overrides = parser.parse_with_overrides(own, arguments)
-    if overrides and not given.recipe:
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    config = options.configure(given.recipe, {}, overrides) if given.recipe else None
-    changes: dict[str, Any] = {"subset": given.subset}
-    changes["attacks"] = tuple(given.attacks.split(",")) if given.attacks is not None else None
-    try:
-        for name in ("eps", "step_size"):
-            changes[name] = parse_radius(getattr(given, name)) if getattr(given, name) is not None else None
-        evaluation = dataclasses.replace(
-            config.evaluation if config else _evaluation_of(given.target),
-            **{name: value for name, value in changes.items() if value is not None},
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    options.check_attacks(evaluation)
+    table = tables.find_table(given.table)
+    for name, value in (
+        ("data.subset", given.subset),
+        ("model.name", given.model),
+        ("evaluation.subset", given.test_subset),
+        ("evaluation.attacks", given.attacks),
+        ("data.dir", given.data_dir),
+        ("precision.device", given.device),
+    ):
+        overrides += [] if value is None else [f"--{name}={value}"]
+    if min(given.seeds - 1, given.epochs, given.long_subset) < 0:
+        parser.error("--seeds must be at least 1, --epochs and --long-subset not negative")
 
-    from mwpb_fast.evaluate import evaluate_run, format_table
+    from mwpb_fast.reproduce.plan import make_jobs
 
-    result = evaluate_run(
-        given.target,
-        evaluation,
-        which=given.which,
-        data_dir=given.data_dir,
-        device=given.device,
-        config=config,
+    jobs = make_jobs(
+        table,
+        given.rows.split(",") if given.rows is not None else [],
+        given.seeds,
+        given.out,
+        overrides,
+        epochs=given.epochs,
+        last=given.last,
+        long_subset=given.long_subset,
     )
-    print(format_table(result))
-    if result["warnings"] and not given.accept_warnings:
-        _note("AutoAttack doubts this result; --accept-warnings to let it pass")
-        return 1
-    return 0
+
+    from mwpb_fast.reproduce.report import plan_lines, publish
+
+    folder, failures = given.out / table.name, dict[str, str]()
+    print("\n".join(plan_lines(table, jobs, given.out)), flush=True)
+    if not given.render_only:
+        from mwpb_fast.reproduce.execute import execute
+
+        failures = execute(
+            jobs, quiet=given.quiet, after=lambda found: publish(table, jobs, folder, found, pictures=False)
+        )
+    _, written, reason = publish(table, jobs, folder, failures)
+    print((folder / "table.md").read_text())
+    for path in written:
+        print(f"written: {path}")
+    if reason:
+        _note(f"no pictures: {reason}")
+    for name, failure in failures.items():
+        _note(f"{name} failed: {failure}")
+    return 1 if failures else 0
 
 
 def data(arguments: Sequence[str]) -> int:
@@ -213,29 +233,15 @@ def recipes(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("RECIPE", train),
-    "evaluate": ("RUN|CHECKPOINT", evaluate),
+    "evaluate": ("RUN|CHECKPOINT", assess.evaluate),
+    "trust": ("RUN|CHECKPOINT", assess.trust),
+    "reproduce": ("TABLE", reproduce),
     "data": ("list|prepare NAME", data),
     "plot": ("RUN...", plot),
     "recipes": ("", recipes),
     "doctor": ("", doctor),
     "bench": ("[NAME]", bench),
 }
-
-
-def _evaluation_of(target: Path) -> EvaluationConfig:
-    """How the run to which a folder or checkpoint belongs is to be evaluated; the defaults for a bare file."""
-    if not target.exists():
-        raise ConfigError(f"{target}: does not exist")
-    path = target / "config.yaml" if target.is_dir() else target.parent.parent / "config.yaml"
-    if not path.exists():
-        if target.is_dir():
-            raise ConfigError(f"{path}: missing; is {target} the folder of a run?")
-        return EvaluationConfig()
-    content = options.read_yaml(path)
-    try:
-        return from_dict(content).evaluation
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _draw(runs: Sequence[Path], folder: Path) -> None:

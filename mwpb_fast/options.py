@@ -131,6 +131,8 @@ def configure(name: str, files: Mapping[Path, dict[str, Any]], overrides: Sequen
 
 
 def _resolve(config: Config, values: dict[str, Any], words: list[str]) -> Config:
+    if not values and not words:
+        return config
     try:
         return resolve(config, [values], words)
     except ConfigError as error:
@@ -165,7 +167,7 @@ def values_of(config: Config) -> Iterator[tuple[str, Any]]:
 
 def listing(config: Config) -> str:
     """The options of a configuration with their values, and what each group says of itself."""
-    shown = [(key, f"  --{key} {_show(value)}") for key, value in values_of(config)]
+    shown = [(key, f"  --{key} {show(value)}") for key, value in values_of(config)]
     lines = [f"options and their values in {config.recipe}:", *_documentation(Config)]
     lines += [line for key, line in shown if key in FIELDS and key not in AXES]
     for field in FIELDS:
@@ -281,7 +283,7 @@ def _documentation(group: type) -> list[str]:
     return [f"    {line}".rstrip() for line in inspect.cleandoc(group.__doc__ or "").splitlines()]
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(map(str, value))}]"
     if isinstance(value, Fraction) and 255 % value.denominator == 0:

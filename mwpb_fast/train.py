@@ -21,7 +21,8 @@ from mwpb_fast.engine import capture
 from mwpb_fast.engine.net import EagerNet, Net, module_mode
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.files import write_atomically
-from mwpb_fast.log import RunLog, environment, epoch_line, progress
+from mwpb_fast.log import RunLog, Waits, environment, epoch_line, progress
+from mwpb_fast.memory import keep_freed_memory
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from mwpb_fast.signals import Interrupted, StopRequest, stop_requests
@@ -41,6 +42,7 @@ def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = Fals
     steps were not finite, Interrupted after SIGTERM or SIGINT.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     if not resume:
         for kind in ("last", "best"):
             for old in checkpoint.existing(folder / "checkpoints", kind):
@@ -154,7 +156,8 @@ class Trainer:
         with progress(len(self.loader) * config.data.batch_size, label) as bar:
             bar.advance(first * config.data.batch_size)
             looked = started
-            take_step, batches = self._feed()
+            take_step, feed = self._feed()
+            batches = Waits(feed)
             for batch in batches:
                 result = take_step(*batch, key, budget)
                 self.trace[self.batch] = _row(result)
@@ -180,6 +183,7 @@ class Trainer:
             "learning_rate": rate,
             "images_per_second": (self.batch - first) * config.data.batch_size / seconds,
             "seconds": seconds,
+            "wait_share": batches.seconds / seconds,
             "bad_steps": int((trace[:, 4] == 0).sum()),
         }
 
@@ -273,7 +277,7 @@ class Trainer:
         if kind == "best":
             # what is evaluated: the averaged weights where there are any, named after the epoch that made them
             weights = state["ema"] or state["model"]
-            state = {k: state[k] for k in ("config", "classes", "channels", "normalize", "best")}
+            state = {k: state[k] for k in ("config", "classes", "channels", "normalize", "best", "memory")}
             epoch, batch = epoch - 1, 0
             state |= {"epoch": epoch, "model": weights}
         checkpoint.save(self.folder / "checkpoints", kind, epoch, batch, state, keep=1 if kind == "best" else 2)
@@ -319,9 +323,13 @@ class Trainer:
         assert found is not None
         self.model.load_state_dict(found[1]["model"])
         net, radii = EagerNet(self.model, self.precision), []
-        with module_mode(self.model, training=False):
-            for x, y, _ in self._plain_batches(self.train_index):
-                radii.append(self.budget(net.logits(x), y).cpu())
+        remembered = found[1].get("memory", {}).get("attack", {}).get("radius")
+        if remembered is not None:  # by an attack that finds every image's radius itself
+            radii.append(remembered[self.train_index])
+        else:
+            with module_mode(self.model, training=False):
+                for x, y, _ in self._plain_batches(self.train_index):
+                    radii.append(self.budget(net.logits(x), y).cpu())
         content = {
             "epoch": found[1]["epoch"],
             "budget": to_dict(self.config)["budget"],

@@ -133,8 +133,8 @@ REFUSED = {
     "--budget.alpha=9": "alpha must lie in [0, 5], not 9.0",
     "--budget.alpha=nan": "budget.alpha: nan is not a number",
     "--budget=nope": "no 'nope' among the budgets: deviation, fixed, margin",
-    "--attack=inner": "no 'inner' among the attacks: pgd",
-    "--attack=.pgd": "no '.pgd' among the attacks: pgd",
+    "--attack=inner": "no 'inner' among the attacks: adaptive, anpgd, pgd, squeeze",
+    "--attack=.pgd": "no '.pgd' among the attacks: adaptive, anpgd, pgd, squeeze",
     "--objective.beta=6": "no option 'objective.beta'; objective at has no options",
     "--data.loader=fast": "data.loader: fast is not one of auto, resident, dali",
     "--data.subset=x": "data.subset: x is not a value of this option",
@@ -148,7 +148,7 @@ REFUSED = {
     "--optim.lr=-1": "lr must be positive",
     "--optim.fused=best": "fused must be torch or apex",
     "--precision.dtype=fp8": "dtype must be auto, fp32, bf16 or fp16",
-    "--evaluation.attacks=pgd20,foo": "no attack 'foo'; there are natural, aa, pgd20, cw20",
+    "--evaluation.attacks=pgd20,foo": "no attack 'foo'; there are natural, fgsm, aa, aa-l2,",
     "--evaluation.batch_size=0": "batch_size and validate_every must be at least 1",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 from fractions import Fraction
@@ -28,10 +29,26 @@ ALPHAS = {"table1": CIFAR, "table2": CIFAR, "table3": SVHN, "table4": TINY}
 METHODS = ("at", "trades", "mart")
 ROWS = [f"{prefix}{method}" for method in METHODS for prefix in ("", "control_", "mwpb_")]
 EIGHT = Fraction(8, 255)
+OTHERS = {
+    "table5": [
+        "mma",
+        "wat",
+        "mail",
+        "gairat",
+        "awp",
+        "st",
+        "iaat",
+        *(f"{p}_{m}" for p in ("control", "mwpb") for m in ("at", "awp")),
+    ],
+    "table6": ["control_at", "mwpb_at", "mwpb_trades", "mwpb_mart", "mma"],
+    "table7": ROWS,
+    "table8": [f"alpha_{n:03d}" for n in (0, 10, 20, 30, 40, 50, 58, 70, 85, 120)],
+}
 
 
 def test_every_table_has_every_row() -> None:
     expected = {f"{table}.{row}" for table in (*TABLES, "small", "digits") for row in ROWS}
+    expected |= {f"{table}.{row}" for table, rows in OTHERS.items() for row in rows}
     assert set(all_recipes()) == expected
 
 
@@ -134,3 +151,42 @@ def test_small_and_digits_keep_the_papers_shape() -> None:
         assert 0 < config.warmup_epochs < config.epochs
         assert config.optim.drops[0] <= config.warmup_epochs < config.optim.drops[1] <= config.epochs
         assert config.budget.alpha == 0.42
+
+
+@pytest.mark.parametrize("name", [n for n in all_recipes() if n.partition(".")[0] in OTHERS])
+def test_every_wide_resnet_row_has_the_settings_of_table_2(name: str) -> None:
+    """What the paper says of the other methods too: its model, learning rate, batch and weight decay."""
+    config, table2 = recipe(name), recipe("table2.at")
+    for field in ("data", "model", "optim", "epochs", "warmup", "precision"):
+        assert getattr(config, field) == getattr(table2, field), field
+    assert config.warmup_epochs == (80 if hasattr(config.budget, "alpha") else 0)
+
+
+@pytest.mark.parametrize("row", OTHERS["table8"])
+def test_alphas_of_table_8(row: str) -> None:
+    config = recipe(f"table8.{row}")
+    assert config.budget.alpha == int(row.removeprefix("alpha_")) / 100
+    assert dataclasses.replace(config, budget=None, recipe="", evaluation=None) == dataclasses.replace(
+        recipe("table2.mwpb_at"), budget=None, recipe="", evaluation=None
+    )
+
+
+def test_published_hyper_parameters_of_the_other_methods() -> None:
+    """methods.md, section 3."""
+    mma, wat, mail, gairat, awp, st, iaat = (recipe(f"table5.{name}") for name in OTHERS["table5"][:7])
+    assert mma.objective.clean_weight == 1 / 3
+    assert mma.budget.eps == Fraction(32, 255)
+    assert (wat.objective.base, wat.objective.alpha, wat.attack.start, wat.attack_mode) == (
+        "at", 0.5, "uniform", "train",
+    )  # fmt: skip
+    assert (mail.objective.base, mail.objective.bias, mail.objective.slope) == ("at", -0.5, 10.0)
+    # unweighted until the learning rate drops for the first time, as in the authors' schedule
+    assert abs(mail.objective.burn_in_epochs - mail.optim.drops[0]) <= 1
+    assert (gairat.objective.Lambda, gairat.objective.burn_in_epochs, gairat.attack.start) == (-1, 54, "uniform")
+    assert (awp.perturbation.gamma, awp.perturbation.warmup_epochs, awp.attack_mode) == (0.01, 0, "train")
+    assert recipe("table5.mwpb_awp").perturbation == awp.perturbation
+    assert recipe("table5.mwpb_awp").budget.alpha == 0.58
+    assert (st.objective.beta, st.attack_mode) == (6, "batch")
+    assert (iaat.attack.growth, iaat.attack.smoothing, iaat.attack_mode) == (Fraction(19, 2550), 0.1, "train")
+    for config in (mma, wat, mail, gairat, awp, st, iaat):
+        assert config.attack.steps == 10

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mwpb_fast.engine.positions import Convolution, Products, serves
+
 PLAIN, FUSED = "plain", "fused"
 IMAGE_CHANNELS = 4  # a convolution of at most so many channels reads the image
 
@@ -82,6 +84,7 @@ class FoldedConv(Folded):
         self.stride, self.dilation, self.groups = list(source.stride), list(source.dilation), source.groups
         self.padding = _padding(source)
         self.implementation = PLAIN
+        self.products: Products | None = None
 
     def hold(self, dtype: torch.dtype) -> None:
         on_cpu = self.weight32.device.type == "cpu"
@@ -96,11 +99,20 @@ class FoldedConv(Folded):
 
     def plain(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """Bias in the convolution, skip and ReLU in place on its output."""
-        out = torch.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        out = out.to(self.dtype)
+        out = self.convolved(x).to(self.dtype)
         if skip is not None:
             out = out.add_(skip) if skip.shape == out.shape else out + skip
         return out.relu_() if self.relu else out
+
+    def convolved(self, x: Tensor) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation)
+        if not serves(x, self.weight, geometry, self.groups):
+            return torch.conv2d(x, self.weight, self.bias, *geometry, self.groups)
+        if self.products is None or self.products.weight is not self.weight:
+            self.products = Products(self.weight)
+        self.products.follow()
+        out: Tensor = Convolution.apply(x, self.products, self.bias)
+        return out
 
     def fused(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """The library's fused call: oneDNN on the CPU, cuDNN on CUDA. Raises where it has none."""

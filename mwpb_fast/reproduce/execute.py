@@ -1,0 +1,119 @@
+"""Training and evaluating the runs of a table, one after another; each goes on from wherever it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mwpb_fast import data, train
+from mwpb_fast.config import EvaluationConfig
+from mwpb_fast.evaluate import evaluate_run
+from mwpb_fast.files import write_atomically
+from mwpb_fast.reproduce.plan import Job, read_results, result_key
+from mwpb_fast.signals import Interrupted
+
+KEPT = ("accuracy", "interval", "norm", "eps", "parameters", "after", "warnings", "deviations", "seconds")
+
+
+def execute(
+    jobs: Sequence[Job], *, quiet: bool = False, after: Callable[[dict[str, str]], object] = lambda failures: None
+) -> dict[str, str]:
+    """Train and evaluate what is not finished; returns the failures, job name -> reason.
+
+    A job that fails is reported and the others go on. after: called with the failures so far when a job is over.
+    Several processes may work on the same runs: each run is done by the one that comes first, and waited for by
+    the others in the end. Raises DataError at once where a data set is not there, and Interrupted after SIGTERM
+    or SIGINT, with everything kept.
+    """
+    failures: dict[str, str] = {}
+    todo = [job for job in jobs if job.state() != "done"]
+    for config in {(job.config.data.name, job.config.data.dir): job.config.data for job in todo}.values():
+        data.load_split(config, "test")
+    names = {job.folder: f"[{number}/{len(todo)}] {job.name}:" for number, job in enumerate(todo, 1)}
+    elsewhere = []
+    for job in todo:
+        if not _attempt(job, names[job.folder], quiet, failures, wait=False):
+            elsewhere.append(job)
+        after(failures)
+    for job in elsewhere:
+        _attempt(job, names[job.folder], quiet, failures, wait=True)
+        after(failures)
+    return failures
+
+
+def _attempt(job: Job, prefix: str, quiet: bool, failures: dict[str, str], *, wait: bool) -> bool:
+    """Do what is left of a job; False where another process has it, unless it is to be waited for."""
+    try:
+        with _claimed(job.folder, wait) as mine:
+            if mine:
+                _run(job, prefix, quiet)
+            else:
+                print(f"{prefix} another process has it; to be looked at again", flush=True)
+            return mine
+    except Interrupted:
+        raise
+    except Exception as error:  # whatever a row dies of, the others are worth having
+        if os.environ.get("MWPB_DEBUG") == "1":
+            traceback.print_exc()
+        failures[job.name] = " ".join(str(error).split()) or type(error).__name__
+        print(f"{prefix} FAILED: {failures[job.name]}", flush=True)
+        return True
+
+
+def _run(job: Job, prefix: str, quiet: bool) -> None:
+    def say(text: str) -> None:
+        print(f"{prefix} {text}", flush=True)
+
+    if not job.trained():
+        say(f"training in {job.folder}")
+        train.run(job.config, job.folder, quiet=quiet)
+    for which, evaluation in job.missing():
+        say(f"{which} checkpoint under {', '.join(evaluation.attacks)}")
+        result = evaluate_run(
+            job.folder,
+            evaluation,
+            which=which,
+            data_dir=job.config.data.dir,
+            device=job.config.precision.device,
+        )
+        _keep(job.folder, which, evaluation, result)
+        say(", ".join(f"{name} {found['accuracy']:.2f} %" for name, found in result["attacks"].items()))
+
+
+def _keep(folder: Path, which: str, evaluation: EvaluationConfig, result: dict[str, Any]) -> None:
+    results = read_results(folder)
+    kept = results.setdefault(which, {})
+    for name, found in result["attacks"].items():
+        kept[result_key(name, evaluation)] = {
+            "images": found["n"],
+            **{key: found[key] for key in KEPT if key in found},
+            "epoch": result["epoch"],
+            "model_sha256": result["model_sha256"],
+            "environment": result["environment"],
+        }
+    write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, wait: bool) -> Iterator[bool]:
+    """Whether this process has the run's folder to itself, which it is waited for or not; the system lets go of
+    it however a process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not wait:
+                    yield False
+                    return
+                time.sleep(0.2)
+        yield True

@@ -1,0 +1,330 @@
+"""The paper's numbers, the runs that a table needs, and what the command refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from reproduce_cases import fake_evaluation, jobs_of, natural
+
+from mwpb_fast import cli
+from mwpb_fast.config import ConfigError, all_recipes, recipe, to_dict
+from mwpb_fast.reproduce import paper, render
+from mwpb_fast.reproduce.gather import gather
+from mwpb_fast.reproduce.plan import identity, make_jobs, result_key, schedule
+from mwpb_fast.reproduce.tables import TABLES, find_table
+
+PAPER = [f"table{n}" for n in range(1, 9)]
+
+
+# the paper's numbers ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("table", "row", "column", "value"),
+    [
+        ("table1", "at", "natural", 84.10),
+        ("table1", "mwpb_mart", "cw", 52.57),
+        ("table1", "mwpb_trades", "aa", 50.73),
+        ("table2", "mwpb_at", "natural", 86.82),
+        ("table2", "trades", "aa", 53.06),
+        ("table3", "mart", "aa", 43.60),
+        ("table3", "mwpb_at", "pgd", 61.81),
+        ("table4", "trades", "cw", 17.79),
+        ("table4", "mwpb_mart", "pgd", 27.15),
+        ("table5", "mwpb_at", "natural", 86.85),
+        ("table5", "gairat", "aa", 42.29),
+        ("table5", "mwpb_awp", "spsa", 64.11),
+        ("table6", "mma", "radius", 0.047),
+        ("table7", "mwpb_mart", "pgd_10", 55.63),
+        ("table7", "trades", "fab", 53.59),
+        ("table7", "at", "aa_l2", 58.52),
+        ("table8", "alpha_010", "natural", 88.93),
+        ("table8", "alpha_120", "aa", 53.50),
+    ],
+)
+def test_spot_values(table: str, row: str, column: str, value: float) -> None:
+    assert paper.TABLES[table][row][paper.COLUMNS[table].index(column)] == value
+    assert find_table(table).numbers[row][column] == value
+
+
+def test_shapes() -> None:
+    assert {name: len(rows) for name, rows in paper.TABLES.items()} == {
+        "table1": 6, "table2": 6, "table3": 6, "table4": 6, "table5": 8, "table6": 4, "table7": 6, "table8": 9,
+    }  # fmt: skip
+    for name, rows in paper.TABLES.items():
+        assert all(len(values) == len(paper.COLUMNS[name]) for values in rows.values()), name
+
+
+def test_sums() -> None:
+    """Added up from the paper's tables by another way than through paper.py: a slip in any digit shows."""
+    assert {name: round(sum(map(sum, rows.values())), 4) for name, rows in paper.TABLES.items()} == {
+        "table1": 1431.90,
+        "table2": 1516.72,
+        "table3": 1513.43,
+        "table4": 683.89,
+        "table5": 2479.48,
+        "table6": 0.166,
+        "table7": 2409.30,
+        "table8": 1785.63,
+    }
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_has_a_recipe_and_every_number_a_cell(name: str) -> None:
+    table = TABLES[name]
+    rows = {row.name for row in table.rows}
+    assert {f"{name}.{row}" for row in rows} <= set(all_recipes())
+    if name in PAPER:
+        assert {f"{name}.{row}" for row in rows} == {r for r in all_recipes() if r.startswith(f"{name}.")}
+        assert set(paper.COLUMNS[name]) <= {column.key for column in table.columns}
+    assert set(table.numbers) <= rows
+    for row in table.rows:
+        assert row.control == "" or row.control in rows
+        assert set(table.numbers.get(row.name, {})) <= {column.key for column in table.columns}
+        attacks = recipe(f"{name}.{row.name}").evaluation.attacks
+        assert {column.attack for column in table.columns if column.source == "attack"} == set(attacks)
+
+
+def test_every_table_of_the_paper_is_there() -> None:
+    assert set(paper.TABLES) == set(PAPER) < set(TABLES)
+
+
+def test_rows_of_the_paper_without_control_are_those_without_alpha() -> None:
+    for name in PAPER:
+        for row in TABLES[name].rows:
+            mine = recipe(f"{name}.{row.name}")
+            if row.control:
+                theirs = recipe(f"{name}.{row.control}")
+                assert mine.budget.alpha > 0
+                assert dataclasses.replace(mine, budget=theirs.budget, recipe="") == dataclasses.replace(
+                    theirs, recipe=""
+                )
+                assert theirs.budget == dataclasses.replace(mine.budget, alpha=0.0)
+
+
+# the plan -----------------------------------------------------------------------------------------------------
+def test_two_seeds_differ_in_the_seed_only(tmp_path: Path) -> None:
+    jobs = jobs_of("table1", tmp_path)
+    assert len(jobs) == 27
+    by_row: dict[str, list[Any]] = {}
+    for job in jobs:
+        by_row.setdefault(job.row.name, []).append(job)
+    for mine in by_row.values():
+        assert [job.config.seed for job in mine] == [0, 1, 2]
+        assert len({job.folder.parent for job in mine}) == 1
+        assert [job.folder.name for job in mine] == ["seed0", "seed1", "seed2"]
+        first = to_dict(mine[0].config)
+        for job in mine[1:]:
+            other = to_dict(job.config)
+            assert {key for key in first if first[key] != other[key]} == {"seed"}
+    assert len({job.folder for job in jobs}) == 27
+
+
+def test_tables_share_the_runs_of_equal_recipes(tmp_path: Path) -> None:
+    folders = {
+        f"{name}.{job.row.name}": job.folder
+        for name in ("table1", "table2", "table5", "table6", "table7", "table8")
+        for job in jobs_of(name, tmp_path, seeds=1)
+    }
+    same = [
+        {"table2.mwpb_at", "table5.mwpb_at", "table6.mwpb_at", "table7.mwpb_at", "table8.alpha_058"},
+        {"table2.control_at", "table5.control_at", "table6.control_at", "table7.control_at", "table8.alpha_000"},
+        {"table2.mwpb_trades", "table6.mwpb_trades", "table7.mwpb_trades"},
+        {"table2.mart", "table7.mart"},
+        {"table5.mma", "table6.mma"},
+    ]
+    for names in same:
+        folder = folders[min(names)]
+        assert {name for name, other in folders.items() if other == folder} == names
+
+
+def test_identity_is_what_training_depends_on() -> None:
+    config = recipe("table1.mwpb_at")
+
+    def changed(**groups: Any) -> str:
+        return identity(
+            dataclasses.replace(
+                config,
+                **{
+                    name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
+                    for name, value in groups.items()
+                },
+            )
+        )
+
+    mine = identity(config)
+    for free in (
+        {"recipe": "other"},
+        {"seed": 3},
+        {"data": {"dir": "/elsewhere", "loader": "resident", "threads": 3}},
+        {"precision": {"device": "cuda:1"}},
+        {"evaluation": {"attacks": ("natural",), "subset": 10, "batch_size": 5}},
+    ):
+        assert changed(**free) == mine, free
+    different = [
+        changed(epochs=111),
+        changed(warmup_epochs=79),
+        changed(attack_mode="train"),
+        changed(budget={"alpha": 0.59}),
+        changed(warmup={"eps": config.budget.eps}),
+        changed(data={"subset": 100}),
+        changed(data={"name": "cifar100"}),
+        changed(model={"name": "resnet-34"}),
+        changed(optim={"drops": (80, 91)}),
+        changed(precision={"dtype": "bf16"}),
+        changed(attack={"steps": 11}),
+        changed(evaluation={"validate_every": 2}),
+        identity(recipe("table1.control_at")),
+        identity(recipe("table1.mwpb_mart")),
+    ]
+    assert len({mine, *different}) == len(different) + 1
+
+
+def test_an_option_that_is_new_and_at_its_default_changes_no_identity() -> None:
+    """So that runs on disk are still found when a later version knows more options."""
+    config = recipe("table1.mwpb_at")
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(type(config.budget)):  # type: ignore[misc]
+        later: int = 3
+
+    Later.__module__ = type(config.budget).__module__
+    values = dataclasses.asdict(config.budget)
+    assert identity(dataclasses.replace(config, budget=Later(**values))) == identity(config)
+    assert identity(dataclasses.replace(config, budget=Later(**values, later=4))) != identity(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "warmup", "drops"),
+    [
+        ("table1.mwpb_at", 55, 40, [40, 45]),  # 80 / 2, 90 / 2
+        ("table1.mwpb_at", 11, 8, [8, 9]),
+        ("table1.mwpb_at", 4, 3, [3, 4]),  # 2.91, 3.27: kept apart
+        ("table1.mwpb_at", 2, 1, [2, 3]),  # 1.45; the first epoch has the full learning rate
+        ("table1.mwpb_at", 1, 0, [2, 3]),  # no room for two phases
+        ("table1.mwpb_at", 220, 160, [160, 180]),
+        ("table1.at", 11, None, [8, 9]),
+        ("small.mwpb_at", 22, 16, [16, 18]),
+    ],
+)
+def test_schedules_are_scaled(name: str, epochs: int, warmup: int | None, drops: list[int]) -> None:
+    expected: dict[str, Any] = {"epochs": epochs, "optim.drops": drops}
+    if warmup is not None:
+        expected["warmup_epochs"] = warmup
+    assert schedule(recipe(name), epochs) == expected
+
+
+def test_an_axis_numbers_of_epochs_are_scaled() -> None:
+    assert schedule(recipe("table5.mail"), 11)["objective.burn_in_epochs"] == 8
+    assert schedule(recipe("table5.iaat"), 22)["attack.warmup_epochs"] == 2
+    assert schedule(recipe("table5.iaat"), 2)["attack.warmup_epochs"] == 1
+
+
+def test_options_reach_every_row_and_come_after_the_scaled_schedule(tmp_path: Path) -> None:
+    words = ["--warmup_epochs=1", "--data.subset=2000", "--model.name=smallresnet-16"]
+    jobs = make_jobs(find_table("table1"), ["mwpb-at", "at"], 2, tmp_path, words, epochs=4)
+    assert [(job.row.name, job.config.seed) for job in jobs] == [
+        ("mwpb_at", 0),
+        ("at", 0),
+        ("mwpb_at", 1),
+        ("at", 1),
+    ]
+    config = jobs[0].config
+    assert (config.epochs, config.warmup_epochs, config.optim.drops) == (4, 1, (3, 4))
+    assert (config.data.subset, config.model.name) == (2000, "smallresnet-16")
+    text = "; ".join(gather(find_table("table1"), jobs)["changes"])
+    for part in (
+        "epochs 4 instead of 110",
+        "data.subset 2000 instead of all",
+        "model.name smallresnet-16 instead of resnet-18",
+        "optim.drops [3,4] instead of [80,90]",
+        "warmup_epochs 1 instead of 80 (mwpb_at)",
+    ):
+        assert part in text
+
+
+def test_nothing_changed_is_said_so_by_nothing(tmp_path: Path) -> None:
+    out = gather(find_table("table1"), jobs_of("table1", tmp_path, overrides=("--data.dir=x", "--seed=5")))
+    assert out["changes"] == []
+    assert out["seeds"] == [5, 6, 7]
+    assert "Reduced" not in render.markdown(out)
+
+
+def test_long_attacks_may_have_fewer_images_and_leave_out_the_last_checkpoint(tmp_path: Path) -> None:
+    (job,) = jobs_of("small", tmp_path, "mwpb_at", seeds=1)
+    assert [(which, e.attacks, e.subset) for which, e in job.evaluations] == [
+        ("best", ("natural", "pgd20", "cw20"), 1000),
+        ("best", ("aa",), 500),
+        ("last", ("natural", "pgd20", "cw20"), 1000),
+    ]
+    (job,) = jobs_of("table1", tmp_path, "at", seeds=1)
+    every = ("natural", "pgd20", "cw20", "aa")
+    assert [(which, e.attacks, e.subset) for which, e in job.evaluations] == [
+        ("best", every, 0),
+        ("last", every, 0),
+    ]
+
+
+def test_a_costly_attack_has_fewer_images_and_the_table_says_so(tmp_path: Path) -> None:
+    (job,) = jobs_of("table7", tmp_path, "at", seeds=1)
+    out = gather(find_table("table7"), [job])
+    assert (out["images"]["spsa"], out["images"]["square"]) == (1000, 0)
+    assert "Test images, stratified by class: all (natural" in (text := render.markdown(out))
+    assert "; 1000 (spsa)." in text
+    (fewer,) = jobs_of("table7", tmp_path, "at", seeds=1, overrides=("--evaluation.subset=100",))
+    assert gather(find_table("table7"), [fewer])["images"]["spsa"] == 100
+    (more,) = jobs_of("table7", tmp_path, "at", seeds=1, overrides=("--evaluation.costly_subset=2000",))
+    assert gather(find_table("table7"), [more])["changes"] == ["evaluation.costly_subset 2000 instead of 1000"]
+    assert more.folder == job.folder
+    keys = {result_key("spsa", each.evaluations[0][1]) for each in (job, fewer, more)}
+    assert len(keys) == 3
+
+
+def test_states_of_a_run(tmp_path: Path) -> None:
+    (job,) = jobs_of("table1", tmp_path, "mwpb_at", seeds=1)
+    assert job.state() == "to be run"
+    natural(job, best=80.0)
+    assert job.state() == "trained, to be evaluated: best, last"
+    for which in ("best", "last"):
+        fake_evaluation(job, which, dict.fromkeys(("natural", "pgd20", "cw20", "aa"), 50.0))
+    assert job.state() == "done"
+    (job.folder / "radii.json").unlink()
+    assert job.state() == "after epoch 110 of 110"
+    (job.folder / "metrics.jsonl").unlink()
+    assert job.state() == "begun"
+    other = dataclasses.replace(job.config, epochs=9)
+    (job.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(other)))
+    assert "holds a run with other settings" in job.state()
+    with pytest.raises(ConfigError, match="other settings"):
+        job.trained()
+
+
+# what is refused ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["table9"], "there are table1, table2"),
+        ([], "the following arguments are required: TABLE"),
+        (["table1", "--rows", "nope"], "table1 has no row 'nope'; it has at, control_at"),
+        (["table1", "--rows", ""], "table1 has no row ''"),
+        (["table1", "--seeds", "0"], "--seeds must be at least 1"),
+        (["table1", "--epochs", "-3"], "not negative"),
+        (["table1", "--epochs", "x"], "invalid int value"),
+        (["table1", "--model", "nope-3"], "model.name"),
+        (["table1", "--attacks", "nope"], "no attack 'nope'"),
+        (["table1", "--test-subset", "-1"], "subset"),
+        (["table1", "--nope", "3"], "no option 'nope'"),
+        (["table1", "--budget.alpha", "0.6"], "table1.at: no option 'budget.alpha'; did you mean budget.eps?"),
+        (["table1", "--last", "none"], "invalid choice"),
+    ],
+)
+def test_refused_in_one_line(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["reproduce", *words, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
