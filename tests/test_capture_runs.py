@@ -12,12 +12,12 @@ import pytest
 import torch
 from capture_cases import BUDGET, CPU, OBJECTIVES, batch, make_step
 from fake_recorder import FakeRecorder
-from test_train import StopAfter, assert_same, final_state, tiny
+from test_train import TINY, StopAfter, assert_same, final_state, tiny
 from twin_cases import needs_bf16
 
 from mwpb_fast import data, train
 from mwpb_fast.attacks import pgd
-from mwpb_fast.config import ConfigError, OptimConfig, PrecisionConfig, load
+from mwpb_fast.config import ConfigError, OptimConfig, PrecisionConfig, load, recipe, resolve
 from mwpb_fast.engine import capture
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
@@ -64,6 +64,23 @@ def test_a_captured_run_is_the_eager_run_byte_for_byte(
     assert_same(state(tmp_path / "eager"), state(tmp_path / "captured"))
     assert FakeRecorder.alive == before  # what was recorded is freed at the end
     assert [c.captures for c in faked] == [2]  # the warm-up phase and the main one; not the drop of the rate
+
+
+def test_a_captured_run_with_memory_and_perturbed_weights(
+    tmp_path: Path, faked: list[capture.CapturedStep]
+) -> None:
+    """IAAT, whose radii are remembered for each image, and AWP, stopped in the middle of an epoch."""
+    axes = ("--attack=adaptive", "--attack.steps=2", "--attack.warmup_epochs=1", "--perturbation=awp")
+    options = ("--epochs=3", "--warmup_epochs=1", "--data.subset=192", "--budget=fixed", *axes)
+    options = tuple(o for o in TINY if not o.startswith("--attack")) + options
+    recipe_of = functools.partial(resolve, recipe("digits.mwpb_at"), [])
+    train.run(recipe_of([*options]), tmp_path / "eager", quiet=True)
+    config, stop = recipe_of([*options, "--precision.capture=true"]), StopAfter(4)
+    with pytest.raises(Interrupted):
+        train.Trainer(config, tmp_path / "captured", stop, quiet=True).train()  # type: ignore[arg-type]
+    train.run(config, tmp_path / "captured", quiet=True)
+    assert_same(state(tmp_path / "eager"), state(tmp_path / "captured"))
+    assert state(tmp_path / "captured")["memory"]["attack"]["radius"].any()
 
 
 @pytest.mark.parametrize("cut", [2, 4])
