@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -81,6 +82,27 @@ def test_the_whole_is_at_least_as_strong_as_its_parts() -> None:
     # the first part sees the same images as it does alone
     assert attacks["apgd-ce"]["accuracy"] == attacks["aa"]["after"]["apgd-ce"]
     assert list(attacks["square"]["after"]) == ["clean", "square"]
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("component", aa.COMPONENTS)
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.02), ("l2", 0.1)])
+def test_a_part_alone_gives_the_images_of_the_bare_package(component: str, norm: str, eps: float) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
+    model.requires_grad_(False)
+    x = torch.rand(30, 3, 6, 6)
+    y = model(x).argmax(1)
+    result = aa.autoattack(model, x, y, eps=eps, norm=norm, seed=3, components=[component])
+    plain = package.AutoAttack(model, eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], seed=3, version="standard")
+    plain.attacks_to_run = [component]
+    logging.disable(logging.CRITICAL)
+    try:
+        x_adv, labels = plain.run_standard_evaluation(x, y, batch_size=250)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert torch.equal(result.x_adv, x_adv)
+    assert torch.equal(result.correct, labels == y)
+    assert result.correct.sum() < 30
 
 
 def test_parameters_are_pinned_whatever_the_package_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,17 @@ def test_descent_starts_at_the_image_with_steps_of_the_learning_rate() -> None:
     torch.testing.assert_close(x_adv[0, :, :, :2], torch.tensor([[[0.4, 0.6]]]), rtol=0, atol=1e-5)
 
 
+def test_estimate_is_taken_at_the_iterate_not_at_the_image() -> None:
+    # the margin 1 + 100 (p - 0.47)^2 has its minimum between the image, 0.5, and the end of the ball, 0.4
+    def model(points: Tensor) -> Tensor:
+        margins = 1 + 100 * (points.flatten(1)[:, 0] - 0.47) ** 2
+        return torch.stack((margins, torch.zeros(len(points))), 1)
+
+    spsa, x = SPSA(pairs=2, iterations=60), torch.full((1, 1, 1, 1), 0.5)
+    x_adv, _ = spsa.attack(model, x, torch.tensor([0]), torch.tensor([0]), eps=0.1, seed=0)
+    assert abs(x_adv.item() - 0.47) < 0.02
+
+
 def test_defaults_are_the_papers_and_forwards_are_counted() -> None:
     spsa = SPSA()
     assert (spsa.pairs, spsa.iterations, spsa.delta, spsa.learning_rate) == (256, 100, 0.001, 0.01)
