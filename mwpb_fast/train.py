@@ -261,7 +261,7 @@ class Trainer:
         if kind == "best":
             # what is evaluated: the averaged weights where there are any, named after the epoch that made them
             weights = state["ema"] or state["model"]
-            state = {k: state[k] for k in ("config", "classes", "channels", "normalize", "best")}
+            state = {k: state[k] for k in ("config", "classes", "channels", "normalize", "best", "memory")}
             epoch, batch = epoch - 1, 0
             state |= {"epoch": epoch, "model": weights}
         checkpoint.save(self.folder / "checkpoints", kind, epoch, batch, state, keep=1 if kind == "best" else 2)
@@ -307,9 +307,13 @@ class Trainer:
         assert found is not None
         self.model.load_state_dict(found[1]["model"])
         net, radii = EagerNet(self.model, self.precision), []
-        with module_mode(self.model, training=False):
-            for x, y, _ in self._plain_batches(self.train_index):
-                radii.append(self.budget(net.logits(x), y).cpu())
+        remembered = found[1].get("memory", {}).get("attack", {}).get("radius")
+        if remembered is not None:  # by an attack that finds every image's radius itself
+            radii.append(remembered[self.train_index])
+        else:
+            with module_mode(self.model, training=False):
+                for x, y, _ in self._plain_batches(self.train_index):
+                    radii.append(self.budget(net.logits(x), y).cpu())
         content = {
             "epoch": found[1]["epoch"],
             "budget": to_dict(self.config)["budget"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from mwpb_fast.options import configure, split
 
 DOC = (Path(__file__).resolve().parents[1] / "docs" / "methods.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
-AWP = importlib.util.find_spec("mwpb_fast.perturbations.awp") is not None
 
 
 def run(blocks: list[str], shared: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +36,6 @@ def test_the_parts_run_in_a_loop_of_your_own() -> None:
     assert shared["loss"].isfinite()
 
 
-@pytest.mark.skipif(not AWP, reason="no perturbation awp")
 def test_awp_runs_in_a_loop_of_your_own() -> None:
     shared = run(BLOCKS[:4], {"__name__": "methods"})
     plain = copy.deepcopy({k: shared[k] for k in ("model", "optimizer")})
@@ -62,8 +60,30 @@ def test_defaults_are_those_of_the_page(name: str) -> None:
     assert len(stated) >= 3
 
 
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"perturbations": "awp"},
+        {"objectives": "mma", "attacks": "anpgd"},
+        {"objectives": "st", "attacks": "squeeze"},
+        {"attacks": "adaptive"},
+    ],
+    ids=lambda axes: "-".join(axes.values()),
+)
+def test_defaults_of_several_axes_are_those_of_the_page(axes: dict[str, str]) -> None:
+    words = [f"--{kind.removesuffix('s')} {name}" for kind, name in axes.items()]
+    row = next(line for line in DOC.splitlines() if line.startswith("|") and all(w in line for w in words))
+    stated = re.findall(r"`(\w+)` ([\d./]+)", row.split(" | ")[-1])
+    configs = [axis_config(kind, name) for kind, name in axes.items()]
+    assert len(stated) == sum(len(dataclasses.fields(c)) for c in configs) - ("step_size" in dir(configs[-1]))
+    for field, value in stated:
+        numerator, _, denominator = value.partition("/")
+        (own,) = {getattr(c, field) for c in configs if hasattr(c, field)}
+        assert float(own) == pytest.approx(float(numerator) / float(denominator or 1), rel=1e-12), field
+
+
 PHRASES = set(re.findall(r"`(--[^`]+)`", DOC.replace("\n", " ")))
-OPTIONS = sorted(p for p in PHRASES if re.search("wat|mail|gairat", p))
+OPTIONS = sorted(p for p in PHRASES if re.search("wat|mail|gairat|awp|mma|squeeze|adaptive", p))
 
 
 @pytest.mark.parametrize("words", OPTIONS)
