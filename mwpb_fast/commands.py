@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from mwpb_fast import options
-from mwpb_fast.config import ConfigError, EvaluationConfig, all_recipes, from_dict, load
+from mwpb_fast import assess, options
+from mwpb_fast.config import ConfigError, all_recipes, load
 from mwpb_fast.options import Parser
-from mwpb_fast.radius import parse_radius
 from mwpb_fast.reproduce import command
 
 
@@ -69,61 +66,6 @@ def train(arguments: Sequence[str]) -> int:
         _draw([folder], folder)
     except ConfigError as error:  # no matplotlib: the run is none the worse
         _note(str(error))
-    return 0
-
-
-def evaluate(arguments: Sequence[str]) -> int:
-    """attack a run's checkpoint, or a file of weights"""
-    parser = Parser(
-        "evaluate",
-        "Attack a run's checkpoint, show the accuracies and save them as JSON beside it.",
-        "A file of weights from elsewhere needs a recipe that says what model and data set it belongs to:\n"
-        "  mwpb-fast evaluate weights.pt --recipe table1.at --model.name resnet-18 --attacks natural,pgd20",
-    )
-    add = parser.add_argument
-    add("target", type=Path, metavar="RUN|FILE", help="a run's folder, a checkpoint of one, or weights")
-    own = [
-        add("--attacks", metavar="A,B,...", help="of natural, pgdN, cwN, aa (default: the run's)"),
-        add("--eps", metavar="8/255", help="radius (default: the run's)"),
-        add("--step-size", metavar="1/255", help="of PGD and CW (default: the run's)"),
-        add("--subset", type=int, metavar="N", help="attack N test images only: a preview"),
-        add("--which", choices=["best", "last"], default="best", help="of a run's checkpoints (default: best)"),
-        add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N (default: the run's)"),
-        add("--data-dir", type=Path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
-        add("--recipe", metavar="RECIPE", help="of a file of weights; changed by options as in train"),
-        add("--accept-warnings", action="store_true", help="exit with 0 although AutoAttack doubts its result"),
-    ]
-    given, overrides = parser.parse_with_overrides(own, arguments)
-    if overrides and not given.recipe:
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    config = options.configure(given.recipe, {}, overrides) if given.recipe else None
-    changes: dict[str, Any] = {"subset": given.subset}
-    changes["attacks"] = tuple(given.attacks.split(",")) if given.attacks is not None else None
-    try:
-        for name in ("eps", "step_size"):
-            changes[name] = parse_radius(getattr(given, name)) if getattr(given, name) is not None else None
-        evaluation = dataclasses.replace(
-            config.evaluation if config else _evaluation_of(given.target),
-            **{name: value for name, value in changes.items() if value is not None},
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    options.check_attacks(evaluation)
-
-    from mwpb_fast.evaluate import evaluate_run, format_table
-
-    result = evaluate_run(
-        given.target,
-        evaluation,
-        which=given.which,
-        data_dir=given.data_dir,
-        device=given.device,
-        config=config,
-    )
-    print(format_table(result))
-    if result["warnings"] and not given.accept_warnings:
-        _note("AutoAttack doubts this result; --accept-warnings to let it pass")
-        return 1
     return 0
 
 
@@ -214,7 +156,8 @@ def recipes(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("RECIPE", train),
-    "evaluate": ("RUN|CHECKPOINT", evaluate),
+    "evaluate": ("RUN|CHECKPOINT", assess.evaluate),
+    "trust": ("RUN|CHECKPOINT", assess.trust),
     "reproduce": ("TABLE", command.reproduce),
     "data": ("list|prepare NAME", data),
     "plot": ("RUN...", plot),
@@ -222,22 +165,6 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "doctor": ("", doctor),
     "bench": ("[NAME]", bench),
 }
-
-
-def _evaluation_of(target: Path) -> EvaluationConfig:
-    """How the run to which a folder or checkpoint belongs is to be evaluated; the defaults for a bare file."""
-    if not target.exists():
-        raise ConfigError(f"{target}: does not exist")
-    path = target / "config.yaml" if target.is_dir() else target.parent.parent / "config.yaml"
-    if not path.exists():
-        if target.is_dir():
-            raise ConfigError(f"{path}: missing; is {target} the folder of a run?")
-        return EvaluationConfig()
-    content = options.read_yaml(path)
-    try:
-        return from_dict(content).evaluation
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _draw(runs: Sequence[Path], folder: Path) -> None:

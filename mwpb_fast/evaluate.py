@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from mwpb_fast import checkpoint, data
+from mwpb_fast.attacks.contract import Attack
 from mwpb_fast.attacks.job import Job
-from mwpb_fast.attacks.score import format_table, score, summary
+from mwpb_fast.attacks.score import format_table, summary, worst
 from mwpb_fast.attacks.suite import find_attack
 from mwpb_fast.config import Config, ConfigError, EvaluationConfig, from_dict, to_dict
 from mwpb_fast.crew import Crew, crew, orphaned
@@ -26,10 +27,9 @@ from mwpb_fast.log import progress
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 from mwpb_fast.signals import Interrupted, stop_requests
 
-__all__ = ["assist", "evaluate", "evaluate_run", "format_table", "work"]
+__all__ = ["assist", "evaluate", "evaluate_run", "format_table", "result_path", "work"]
 
-FORMAT = 1
-NORM = "linf"
+FORMAT = 2
 TestSet = data.Images | tuple[torch.Tensor, torch.Tensor]
 Help = Callable[[int], AbstractContextManager[Crew]]
 
@@ -46,45 +46,47 @@ def evaluate(
     about: dict[str, Any] | None = None,
     tick: Callable[[], None] = lambda: None,
     help: Help = lambda unfinished: nullcontext(Crew()),
+    extra: dict[str, Attack] | None = None,
+    save: bool = True,
 ) -> dict[str, Any]:
     """Attack `model` on a test set by the attacks of `config` and return what came out, in plain types.
 
     model: in eval mode, float32 weights, on the precision's device; it is left as it was. images: a data set's
     Images, or (x, y) with x (N, C, H, W) float in [0, 1] and y (N,) int64. folder: keeps finished shards, so
-    that the same call goes on after a kill; the result goes to the same path with .json; None for neither.
+    that the same call goes on after a kill; the result goes to the same path with .json if `save`; or None.
     about: more entries of the result. tick: called before every forward pass, may raise to stop. help: given
     the number of unfinished shards of the long attacks, the processes that do their part of them by `work`.
+    extra: attacks besides those that the configuration names.
 
-    The result holds for each attack the accuracy in percent, its 95 % Wilson interval and a flag 0 or 1 for each
-    image; under "worst" the same for being right under every attack that was run; under "warnings" what makes
-    it doubtful. Raises EvaluationError and ConfigError, in one line.
+    The result holds for each attack the accuracy in percent, its 95 % Wilson interval, a flag 0 or 1 for each
+    image, and the ball that it kept to; under "worst" the point-wise worst case, see score.worst; under
+    "warnings" what makes it doubtful. Raises EvaluationError and ConfigError, in one line.
     """
-    job, preview = _job(model, images, config, precision, folder, seed, tick)
+    job = _job(model, images, config, precision, folder, seed, tick, extra)
     with job.ready():
-        attacks = {name: job.attack(name) for name in config.attacks}
+        attacks = {name: job.attack(name) for name in job.attacks}
         long = [attack for attack in attacks.values() if attack.attack.long]
         with help(sum(len(attack.unfinished) for attack in long)) as others:
-            for attack in attacks.values():
+            for name, attack in attacks.items():
                 share = 1 + others.count if attack in long else 1
                 mine = range(0, len(attack.shards), share)
-                with progress(len(job.index), attack.name) if show else nullcontext() as bar:
+                with progress(len(attack.index), name) if show else nullcontext() as bar:
                     report = bar.advance if bar else lambda images: None
                     attack.run(job.model, mine, report)
                     if share > 1:
                         others.wait(tick)
                         attack.run(job.model, [n for n in range(len(attack.shards)) if n not in mine], report)
-    results = {name: summary(attack) for name, attack in attacks.items()}
-    worst = map(min, zip(*(result["flags"] for result in results.values()), strict=True))
+    results = {name: summary(attack, len(job.index)) for name, attack in attacks.items()}
     result = {
         "format": FORMAT,
         **(about or {}),
         **job.describe(),
-        "preview": preview,
+        "preview": job.preview,
         "attacks": results,
-        "worst": score("".join(worst)),
+        **worst({name: results[name] for name in config.attacks}, job.index.tolist(), job.setting),
         "warnings": {k: v for r in results.values() for k, v in r.get("warnings", {}).items()},
     }
-    if folder is not None:
+    if folder is not None and save:
         write_atomically(Path(f"{folder}.json"), (json.dumps(result, indent=1) + "\n").encode())
     return result
 
@@ -102,7 +104,7 @@ def work(
     tick: Callable[[], None],
 ) -> None:
     """What one of a crew does: its part, from 1 to parts - 1, of the shards of `evaluate`'s long attacks."""
-    job, _ = _job(model, images, config, precision, folder, seed, tick)
+    job = _job(model, images, config, precision, folder, seed, tick)
     with job.ready():
         for name in config.attacks:
             if find_attack(name).long:
@@ -118,18 +120,10 @@ def _job(
     folder: Path | None,
     seed: int,
     tick: Callable[[], None],
-) -> tuple[Job, bool]:
+    extra: dict[str, Attack] | None = None,
+) -> Job:
     pixels, labels = (images.images, images.labels) if isinstance(images, data.Images) else images
-    index, preview = choose(labels, config.subset)
-    return Job(model, pixels, labels.cpu(), index, config, precision, folder, seed, tick), preview
-
-
-def choose(labels: torch.Tensor, subset: int) -> tuple[torch.Tensor, bool]:
-    """The numbers of the images to attack, (n,) int64, and whether they are only a part of them: `subset` of
-    them, stratified by class, since many sets lie sorted by class; all for 0."""
-    if not 0 < subset < len(labels):
-        return torch.arange(len(labels)), False
-    return data.stratified_order(labels.cpu())[:subset].sort().values, True
+    return Job(model, pixels, labels.cpu(), config, precision, folder, seed, tick, extra or {})
 
 
 def evaluate_run(
@@ -143,13 +137,16 @@ def evaluate_run(
     seed: int = 0,
     processes: int | None = None,
     show: bool = True,
+    extra: Callable[[Config], dict[str, Attack]] = lambda config: {},
+    save: bool = True,
 ) -> dict[str, Any]:
     """Evaluate a run folder's best or last checkpoint, one checkpoint, or a file of weights, on the test split.
 
     evaluation, data_dir, device: instead of the run's own. config: says the model and data set of a bare file of
     weights. processes: how many share the long attacks on the CPU; as many as there are threads if None. The
     result goes to evaluation-<which>.json in the run folder, beside the file for a file; finished shards are
-    kept in the folder of the same name, and the same call goes on from them. Raises ConfigError, DataError and
+    kept in the folder of the same name, and the same call goes on from them. extra: from the run's configuration
+    to attacks besides the named ones; save: whether to write the result. Raises ConfigError, DataError and
     CheckpointError for what the user can mend, and Interrupted after SIGTERM or SIGINT.
     """
     saved = _read(Path(target), which, config)
@@ -196,6 +193,8 @@ def evaluate_run(
             about=saved.about | setup.about,
             tick=tick,
             help=help,
+            extra=extra(setup.config),
+            save=save,
         )
 
 
@@ -233,14 +232,19 @@ class _Saved:
     about: dict[str, Any]
 
 
+def result_path(target: Path, which: str, kind: str = "evaluation") -> Path:
+    """Where a result of that kind about a run's best or last checkpoint, or a file, is kept; less its suffix."""
+    return target / f"{kind}-{which}" if target.is_dir() else target.parent / f"{kind}-{target.stem}"
+
+
 def _read(target: Path, which: str, config: Config | None) -> _Saved:
     if target.is_dir():
         found = checkpoint.read_newest(target / "checkpoints", which)
         if found is None:
             raise checkpoint.CheckpointError(f"{target}: no {which} checkpoint in it; train it first")
-        (path, state), results = found, target / f"evaluation-{which}"
+        path, state = found
     else:
-        path, results = target, target.parent / f"evaluation-{target.stem}"
+        path = target
         try:
             state = read_checkpoint(path)
         except ValueError as error:
@@ -255,7 +259,7 @@ def _read(target: Path, which: str, config: Config | None) -> _Saved:
         about |= {"recipe": config.recipe, "epoch": state["epoch"], "which": which if target.is_dir() else None}
         about |= {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}
     assert config is not None
-    return _Saved(state, config, results, about)
+    return _Saved(state, config, result_path(target, which), about)
 
 
 class _Setup:

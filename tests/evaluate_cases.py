@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mwpb_fast.attacks.autoattack import COMPONENTS
 from mwpb_fast.config import EvaluationConfig, PrecisionConfig
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluate import evaluate
@@ -32,6 +33,8 @@ class ShortAutoAttack(package.AutoAttack):
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "AutoAttack", ShortAutoAttack)
+    for component, name, value in (("apgd-ce", "n_iter", 10), ("fab-t", "n_iter", 5), ("square", "n_queries", 60)):
+        monkeypatch.setitem(COMPONENTS[component].parameters, name, value)  # both APGDs share theirs
 
 
 @pytest.fixture(autouse=True)

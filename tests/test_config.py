@@ -148,7 +148,7 @@ REFUSED = {
     "--optim.lr=-1": "lr must be positive",
     "--optim.fused=best": "fused must be torch or apex",
     "--precision.dtype=fp8": "dtype must be auto, fp32, bf16 or fp16",
-    "--evaluation.attacks=pgd20,foo": "no attack 'foo'; there are natural, aa, pgd20, cw20",
+    "--evaluation.attacks=pgd20,foo": "no attack 'foo'; there are natural, fgsm, aa, aa-l2,",
     "--evaluation.batch_size=0": "batch_size and validate_every must be at least 1",
 }
 

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from mwpb_fast import checkpoint
 from mwpb_fast.attacks import autoattack as aa
-from mwpb_fast.attacks.suite import Setting, check_ball, check_images, find_attack
+from mwpb_fast.attacks.contract import Setting, check_ball, check_images
+from mwpb_fast.attacks.suite import find_attack
 from mwpb_fast.config import ConfigError, EvaluationConfig, recipe, to_dict
 from mwpb_fast.data import Config, load_split
 from mwpb_fast.engine.frozen import EvaluationError
@@ -213,7 +214,7 @@ def test_labels_beyond_the_models_classes_are_refused() -> None:
         run(linear(), (torch.rand(2, 3, 4, 4), torch.tensor([3, 12])), config("natural"))
 
 
-@pytest.mark.parametrize("name", ["pgd", "pgd0", "cw-20", "fgsm", "aa2", "PGD20", ""])
+@pytest.mark.parametrize("name", ["pgd", "pgd0", "cw-20", "aa2", "PGD20", "spsa0", "spsa8x2", "fab20", ""])
 def test_unknown_attacks_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="no attack"):
         find_attack(name)
@@ -290,7 +291,7 @@ def test_missing_and_foreign_checkpoints_are_refused(folder: Path, tmp_path: Pat
     with pytest.raises(checkpoint.CheckpointError, match=r"junk\.pt"):
         evaluate_run(folder / "junk.pt", config("natural"))
     with pytest.raises(ConfigError, match="no attack"):
-        evaluate_run(folder, config("fgsm"))
+        evaluate_run(folder, config("nope"))
 
 
 @pytest.mark.usefixtures("short")

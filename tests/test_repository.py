@@ -32,13 +32,13 @@ KERNELS = [p for p in PYTHON if p.is_relative_to(ROOT / "kernels")]
 FLOORS = (
     ("lazy", "radius", "files", "signals", "crew"),
     ("config", "checkpoint", "models", "data"),
-    ("log", "optim", "engine"),
+    ("log", "optim", "engine", "trust_text"),
     ("step", "attacks", "budgets", "perturbations", "plots"),
     ("objectives", "doctor"),
     ("recipes",),
     ("train", "evaluate"),
-    ("options",),
-    ("reproduce",),
+    ("options", "trust"),
+    ("reproduce", "assess"),
     ("commands",),
     ("cli", "package"),
 )

@@ -19,10 +19,36 @@ from typing import Any
 from mwpb_fast.config import ConfigError
 from mwpb_fast.lazy import torch
 
-COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 TARGETS = 9
-MIN_CLASSES = 4
 SQUARE_MARGIN = 0.002
+
+
+@dataclass(frozen=True)
+class Component:
+    """One of the four attacks. name: of the package's object. forwards: images sent through the model for an
+    image, at most, with 9 targets. parameters: the standard version's, set on the object whatever the package's
+    own defaults. targeted: whether it goes for each of `TARGETS` other classes. classes: how many it needs.
+    l2_side: how many pixels height and width need to have in l2."""
+
+    name: str
+    forwards: int
+    parameters: dict[str, Any]
+    targeted: bool = False
+    classes: int = 2
+    l2_side: int = 1
+
+
+_APGD = {"n_iter": 100, "n_restarts": 1, "thr_decr": 0.75, "eot_iter": 1}
+_FAB = {"n_iter": 100, "n_restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9}
+# rescale_schedule: stretching the schedule of the squares' sizes over the queries, as the class does by default
+_SQUARE = {"n_queries": 5000, "p_init": 0.8, "rescale_schedule": False, "n_restarts": 1}
+COMPONENTS = {
+    "apgd-ce": Component("apgd", 101, _APGD),
+    "apgd-t": Component("apgd_targeted", TARGETS * 102, _APGD, targeted=True, classes=4),
+    "fab-t": Component("fab", TARGETS * 202, _FAB, targeted=True),
+    "square": Component("square", 5001, _SQUARE, l2_side=5),
+}
+STANDARD = tuple(COMPONENTS)
 _NORMS = {"linf": "Linf", "l2": "L2"}
 _WARNINGS = {
     "randomized defense": "randomized",
@@ -45,8 +71,8 @@ class AutoAttackResult:
 
     @property
     def correct(self) -> torch.Tensor:
-        """(B,) boolean: right on the natural image and under all four attacks."""
-        return self.after[COMPONENTS[-1]]
+        """(B,) boolean: right on the natural image and under all the components that were run."""
+        return list(self.after.values())[-1]
 
 
 def package_version() -> str:
@@ -55,14 +81,16 @@ def package_version() -> str:
     return version("pyautoattack")
 
 
-def deviations(num_classes: int) -> tuple[str, ...]:
-    """How the attack on a model of so many classes departs from the standard. Raises ConfigError below 4."""
-    if num_classes < MIN_CLASSES:
+def deviations(num_classes: int, components: Sequence[str] = STANDARD) -> tuple[str, ...]:
+    """How the attack on a model of so many classes departs from the standard. Raises ConfigError where a component
+    needs more."""
+    least = max(COMPONENTS[name].classes for name in components)
+    if num_classes < least:
         raise ConfigError(
-            f"AutoAttack's targeted DLR loss needs at least {MIN_CLASSES} classes, the model has {num_classes}: "
-            "leave aa out of evaluation.attacks"
+            f"AutoAttack's targeted DLR loss needs at least {least} classes, the model has {num_classes}: "
+            "leave aa, aa-l2 and apgd-t out of evaluation.attacks"
         )
-    if num_classes <= TARGETS:
+    if any(COMPONENTS[name].targeted for name in components) and num_classes <= TARGETS:
         return (f"{num_classes - 1} target classes instead of {TARGETS}",)
     return ()
 
@@ -76,20 +104,24 @@ def autoattack(
     norm: str = "linf",
     seed: int = 0,
     batch_size: int = 250,
-    components: Sequence[str] = COMPONENTS,
+    components: Sequence[str] = STANDARD,
 ) -> AutoAttackResult:
-    """Attack a batch.
+    """Attack a batch by the components one after the other, each on what survives.
 
     model: images (B, C, H, W) float32 to logits (B, classes) float32, in eval mode, on x's device, its weights
     frozen (FAB would otherwise gather their gradients). x: float32 in [0, 1]. y: (B,) int64. eps: radius in the
-    units of x. batch_size: images at once; the random draws depend on it. Raises ConfigError
-    where pyautoattack is missing or the classes are too few.
+    units of x. batch_size: images at once; the random draws depend on it. FAB looks for the nearest adversarial
+    image; one farther than eps away does not count, and the natural image then stands in x_adv. Raises
+    ConfigError where pyautoattack is missing, the classes are too few or the images too small.
     """
     package = _package()
+    side = max(COMPONENTS[name].l2_side for name in components)
+    if norm == "l2" and min(x.shape[2:]) < side:
+        raise ConfigError(f"AutoAttack's Square in l2 needs images of at least {side} by {side} pixels")
     x = x.contiguous()
     with torch.no_grad():
         logits = torch.cat([model(part) for part in x.split(batch_size)])
-    departures = deviations(logits.shape[1])
+    departures = deviations(logits.shape[1], components)
     alive = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
     x_adv, after = x.clone(), {"clean": alive.clone()}
     with _contained(package, x.device) as messages:
@@ -104,6 +136,8 @@ def autoattack(
         targets = min(TARGETS, logits.shape[1] - 1)
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
         for component in components:
+            for name, value in COMPONENTS[component].parameters.items():
+                setattr(getattr(adversary, COMPONENTS[component].name), name, value)
             index = alive.nonzero().flatten()
             if len(index):
                 # the package's own loop over survivors, one attack at a time, so that each one's flags are seen
@@ -142,7 +176,8 @@ def _package() -> Any:
         import pyautoattack
     except ImportError as error:
         raise ConfigError(
-            "the attack aa needs pyautoattack: install mwpb-fast[eval], or leave aa out of evaluation.attacks"
+            "AutoAttack and its parts need pyautoattack: install mwpb-fast[eval], or leave aa, aa-l2, apgd-ce, "
+            "apgd-t, fab and square out of evaluation.attacks"
         ) from error
     return pyautoattack
 

@@ -11,8 +11,10 @@ from typing import Any
 import mwpb_kernels as ops
 import torch
 
+from mwpb_fast import data
+from mwpb_fast.attacks.contract import Attack, Setting, check_images
 from mwpb_fast.attacks.sharded import ShardedAttack, Watched
-from mwpb_fast.attacks.suite import Setting, check_images, find_attack
+from mwpb_fast.attacks.suite import find_attack, shard_name
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.engine.frozen import EvaluationError, check_model, frozen, full_float32, hash_model
 from mwpb_fast.engine.precision import Precision
@@ -24,9 +26,10 @@ NORM = "linf"
 class Job:
     """A checked model and the images to attack.
 
-    pixels: (N, C, H, W) uint8, or float in [0, 1]. labels: (N,) int64 on the CPU. index: (n,) int64, which of
-    them to attack. folder: for shard files, or None. tick: called before every forward pass, may raise. Raises
-    EvaluationError and ConfigError for what cannot be evaluated.
+    pixels: (N, C, H, W) uint8, or float in [0, 1]. labels: (N,) int64 on the CPU; config.subset says how many of
+    them to attack. extra: attacks besides those that the configuration names. folder: for shard files, or None.
+    tick: called before every forward pass, may raise. Raises EvaluationError and ConfigError for what cannot be
+    evaluated.
     """
 
     def __init__(
@@ -34,25 +37,27 @@ class Job:
         model: torch.nn.Module,
         pixels: torch.Tensor,
         labels: torch.Tensor,
-        index: torch.Tensor,
         config: EvaluationConfig,
         precision: Precision,
         folder: Path | None,
         seed: int,
         tick: Callable[[], None],
+        extra: dict[str, Attack],
     ) -> None:
-        attacks = [find_attack(name) for name in config.attacks]
-        if not attacks or len(index) == 0:
+        self.attacks = {name: find_attack(name) for name in config.attacks} | extra
+        index, self.preview = choose(labels, config.subset)
+        if not self.attacks or len(index) == 0:
             raise EvaluationError("nothing to evaluate: evaluation.attacks is empty, or there are no images")
         check_model(model, precision)
         self.pixels = pixels if pixels.dtype == torch.uint8 else check_images(pixels)
         self.labels, self.index, self.precision, self.folder = labels, index, precision, folder
+        self.costly = choose(labels, min(config.costly_subset or len(labels), len(index)))[0]
         self.model = Watched(model, precision.memory_format, tick)
         with torch.no_grad():
             classes = model(self.load(index[:1])[0]).shape[1]
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise EvaluationError(f"labels reach {int(labels.max())}, the model has {classes} classes")
-        self.packages = {name: version for attack in attacks for name, version in attack.needs(classes).items()}
+        self.packages = {name: attack.needs(classes) for name, attack in self.attacks.items()}
         self.setting = Setting(
             eps=config.eps,
             step_size=config.step_size,
@@ -61,7 +66,7 @@ class Job:
             seed=seed,
             batch_size=config.batch_size,
         )
-        self.model_hash, self.data_hash = hash_model(model), self._hash_data()
+        self.model_hash, self.data_hash = hash_model(model), self._hash_data(index)
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
@@ -79,19 +84,23 @@ class Job:
         return x, y
 
     def attack(self, name: str) -> ShardedAttack:
-        """The attack of that name on the chosen images."""
+        """The attack of that name on the chosen images; on fewer where it is costly."""
+        attack = self.attacks[name]
+        index = self.costly if attack.costly else self.index
         key = {
             "model": self.model_hash,
-            "data": self.data_hash,
+            "data": self._hash_data(index) if attack.costly else self.data_hash,
             "device": self.precision.device.type,
             "torch": str(torch.__version__),
-            "packages": self.packages,
+            "packages": self.packages[name],
         }
-        return ShardedAttack(name, self.index, self.load, self.setting, self.folder, key)
+        setting = attack.setting(self.setting)
+        return ShardedAttack(shard_name(name), attack, index, self.load, setting, self.folder, key)
 
     def describe(self) -> dict[str, Any]:
         """What the numbers depend on."""
         setting = self.setting
+        packages = {name: version for own in self.packages.values() for name, version in own.items()}
         return {
             "n": len(self.index),
             "eps": str(setting.eps),
@@ -104,13 +113,22 @@ class Job:
             "dtype": str(setting.precision.dtype).removeprefix("torch."),
             "model_sha256": self.model_hash,
             "data_sha256": self.data_hash,
-            "environment": environment(setting.precision.device) | self.packages,
+            "environment": environment(setting.precision.device) | packages,
         }
 
-    def _hash_data(self) -> str:
+    def _hash_data(self, index: torch.Tensor) -> str:
         pixels = self.pixels
         digest = hashlib.sha256(str((tuple(pixels.shape), str(pixels.dtype))).encode())
-        for part in self.index.split(1000):
+        for part in index.split(1000):
             chosen = pixels[part.to(pixels.device)].cpu().contiguous()
             digest.update(chosen.numpy().tobytes() + self.labels[part].numpy().tobytes())
         return digest.hexdigest()
+
+
+def choose(labels: torch.Tensor, subset: int) -> tuple[torch.Tensor, bool]:
+    """The numbers of the images to attack, (n,) int64, and whether they are only a part of them: `subset` of
+    them, stratified by class, since many sets lie sorted by class; all for 0. A smaller subset is a part of a
+    larger one."""
+    if not 0 < subset < len(labels):
+        return torch.arange(len(labels)), False
+    return data.stratified_order(labels)[:subset].sort().values, True

@@ -9,6 +9,7 @@ from mwpb_fast.attacks.autoattack import square_warning
 from mwpb_fast.log import table
 
 if TYPE_CHECKING:
+    from mwpb_fast.attacks.contract import Setting
     from mwpb_fast.attacks.sharded import ShardedAttack
 
 NORMAL_QUANTILE = 1.959963984540054  # 97.5 %
@@ -31,12 +32,22 @@ def wilson(successes: int, n: int, z: float = NORMAL_QUANTILE) -> tuple[float, f
     return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
 
 
-def summary(attack: ShardedAttack) -> dict[str, Any]:
-    """The numbers of a finished attack. For a composed one also the accuracy after each component, how it
-    departs from the standard, and its warnings: kind -> message and the shards that gave it."""
+def summary(attack: ShardedAttack, whole: int) -> dict[str, Any]:
+    """The numbers of a finished attack: score, ball, parameters, seconds, images sent through the model; which
+    images where they are not the whole evaluation's. For AutoAttack also the accuracy after each component, how
+    it departs from the standard, and its warnings: kind -> message and the shards that gave it."""
     records = [attack.records[number] for number in range(len(attack.shards))]
-    result = score("".join(record["flags"] for record in records))
+    flags = "".join(record["flags"] for record in records)
+    result = score(flags) | _ball(attack) | {"n": len(flags)}
+    if len(flags) < whole:
+        result["images"] = attack.index.tolist()
     result["seconds"] = round(sum(record["seconds"] for record in records), 3)
+    result["forwards"] = sum(record["forwards"] for record in records)
+    if attack.attack.parameters:
+        result["parameters"] = attack.attack.parameters
+    if records[0]["values"]:
+        measured = list(records[0]["values"])
+        result["values"] = {name: [v for record in records for v in record["values"][name]] for name in measured}
     stages = list(records[0]["after"])
     if not stages:
         return result
@@ -51,19 +62,67 @@ def summary(attack: ShardedAttack) -> dict[str, Any]:
     return result | {"after": after, "warnings": warnings, "deviations": deviations}
 
 
+def _ball(attack: ShardedAttack) -> dict[str, Any]:
+    setting, own = attack.setting, attack.attack.per_image
+    ball: dict[str, Any] = {}
+    if attack.attack.ball:
+        ball |= {"norm": setting.norm, "eps": own or str(setting.eps)}
+        ball |= {} if own else {"eps_float": float(setting.eps)}
+    if attack.attack.stepped:
+        ball |= {"step_size": str(setting.step_size), "step_size_float": float(setting.step_size)}
+    return ball
+
+
+def worst(results: dict[str, dict[str, Any]], images: list[int], setting: Setting) -> dict[str, Any]:
+    """Point-wise worst case over what is comparable: the attacks in the evaluation's own norm and radius, and no
+    attack at all.
+
+    "worst" is over those that saw every image, and says which in "of". Where some saw fewer, "worst_common" is
+    over all of them on the images that all of them saw. Neither is there where there is nothing to compare.
+    """
+    own = {"norm": setting.norm, "eps": str(setting.eps)}
+    comparable = {name: r for name, r in results.items() if "eps" not in r or own.items() <= r.items()}
+    full = {name: r for name, r in comparable.items() if "images" not in r}
+    found: dict[str, Any] = {}
+    if full:
+        found["worst"] = _pointwise([r["flags"] for r in full.values()]) | {"of": list(full)}
+    if full.keys() < comparable.keys():
+        seen = [dict(zip(r.get("images", images), r["flags"], strict=True)) for r in comparable.values()]
+        common = [image for image in images if all(image in flags for flags in seen)]
+        flags = ["".join(one[image] for image in common) for one in seen]
+        found["worst_common"] = _pointwise(flags) | {"of": list(comparable), "n": len(common), "images": common}
+    return found
+
+
+def _pointwise(flags: list[str]) -> dict[str, Any]:
+    return score("".join(map(min, zip(*flags, strict=True))))
+
+
 def format_table(result: dict[str, Any]) -> str:
-    """The result as text for a terminal: attack, accuracy, interval; then what to know about them."""
-    rows = [
-        [name, f"{attack['accuracy']:.2f} %", "{:.2f} to {:.2f}".format(*attack["interval"])]
-        for name, attack in [*result["attacks"].items(), ("worst of these", result["worst"])]
-    ]
-    lines = list(table(["attack", "accuracy", "95 % interval"], rows))
+    """The result as text for a terminal: attack, ball, accuracy, interval; then what to know about them."""
+    rows = [[*_row(name, attack), _ball_text(attack)] for name, attack in result["attacks"].items()]
+    for title, key in (("worst of {}", "worst"), ("worst of {}, on {n} images", "worst_common")):
+        if key in result:
+            entry = result[key]
+            which = "these" if len(entry["of"]) == len(result["attacks"]) else ", ".join(entry["of"])
+            rows.append([*_row(title.format(which, n=entry.get("n")), entry), ""])
+    lines = list(table(["attack", "accuracy", "95 % interval", "ball"], rows))
     what = f"{result['n']} images, {result['norm']} eps {result['eps']}, step {result['step_size']}"
     lines.append(what + (", a preview: not the whole test set" if result["preview"] else ""))
     for name, attack in result["attacks"].items():
-        if attack.get("after"):
+        if len(attack.get("after", ())) > 2:
             steps = ", ".join(f"{stage} {accuracy:.2f}" for stage, accuracy in attack["after"].items())
             lines.append(f"{name}, accuracy after each part: {steps}")
+        if "images" in attack:
+            lines.append(f"{name}: a fixed part of the images, {attack['n']} of them, stratified by class")
         lines += [f"{name} departs from the standard: {text}" for text in attack.get("deviations", [])]
     lines += [f"warning ({kind}): {warning['message']}" for kind, warning in result["warnings"].items()]
     return "\n".join(lines)
+
+
+def _row(name: str, entry: dict[str, Any]) -> list[str]:
+    return [name, f"{entry['accuracy']:.2f} %", "{:.2f} to {:.2f}".format(*entry["interval"])]
+
+
+def _ball_text(attack: dict[str, Any]) -> str:
+    return f"{attack['norm']} {attack['eps']}" if "eps" in attack else ""

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mwpb_fast.attacks.suite import Outcome, Setting, find_attack
+from mwpb_fast.attacks.contract import Attack, Outcome, Setting
 from mwpb_fast.files import write_atomically
 
 SHARD = 250
@@ -30,15 +30,17 @@ def split(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 class Watched(torch.nn.Module):
-    """The model on images in the run's layout; `tick` is called before each forward pass and may raise."""
+    """The model on images in the run's layout; `tick` is called before each forward pass and may raise.
+    forwards: how many images have been sent through it."""
 
     def __init__(self, model: torch.nn.Module, layout: torch.memory_format, tick: Callable[[], None]) -> None:
         super().__init__()
         self.inside, self.layout, self.tick = model, layout, tick
-        self.training = False
+        self.training, self.forwards = False, 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.tick()
+        self.forwards += len(x)
         return self.inside(x.contiguous(memory_format=self.layout))
 
 
@@ -46,11 +48,13 @@ class Watched(torch.nn.Module):
 class ShardedAttack:
     """One attack on the images numbered `index`.
 
-    load: from image numbers to x (n, C, H, W) float32 in [0, 1] and y (n,) on the device. key: whatever results
-    depend on besides the setting; a file with another key is not taken. folder None: nothing is kept.
+    name: its stem in file names. setting: with the attack's own values in it. load: from image numbers to x
+    (n, C, H, W) float32 in [0, 1] and y (n,) on the device. key: whatever results depend on besides the attack and
+    the setting; a file with another key is not taken. folder None: nothing is kept.
     """
 
     name: str
+    attack: Attack
     index: torch.Tensor
     load: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     setting: Setting
@@ -58,11 +62,12 @@ class ShardedAttack:
     key: dict[str, Any]
 
     def __post_init__(self) -> None:
-        setting, self.attack = self.setting, find_attack(self.name)
+        setting = self.setting
         self.shards = split(self.index)
         key = self.key | {
             "attack": self.name,
-            "eps": str(setting.eps),
+            "parameters": self.attack.parameters,
+            "eps": str(setting.eps) if self.attack.ball else None,
             "step_size": str(setting.step_size) if self.attack.stepped else None,
             "norm": setting.norm,
             "seed": setting.seed,
@@ -83,19 +88,15 @@ class ShardedAttack:
             index = self.shards[number]
             counter = _Counter(len(index), report)
             if self.read(number) is None:
-                outcome, seconds = self._attack(model, index, counter)
-                self.write(number, outcome, seconds)
+                self.write(number, *self._attack(model, index, counter))
             counter.reach(1.0)
 
-    def _attack(self, model: Watched, index: torch.Tensor, counter: _Counter) -> tuple[Outcome, float]:
-        expected = self.attack.passes * math.ceil(len(index) / self.setting.batch_size)
-        passes, tick = 0, model.tick
+    def _attack(self, model: Watched, index: torch.Tensor, counter: _Counter) -> tuple[Outcome, float, int]:
+        before, tick = model.forwards, model.tick
 
         def count() -> None:
-            nonlocal passes
             tick()
-            counter.reach(min(passes / expected, 1.0))
-            passes += 1
+            counter.reach(min((model.forwards - before) / (self.attack.forwards * len(index)), 1.0))
 
         started = time.monotonic()
         x, y = self.load(index)
@@ -104,15 +105,15 @@ class ShardedAttack:
             outcome = self.attack.run(model, x, y, index.to(x.device), self.setting)
         finally:
             model.tick = tick
-        return outcome, time.monotonic() - started
+        return outcome, time.monotonic() - started, model.forwards - before
 
     # shard files ----------------------------------------------------------------------------------------------
     def path(self, shard: int) -> Path | None:
         """Where the result of a shard is kept."""
         return self.folder and self.folder / f"{self.name}-{self.digest[:12]}-{shard:05d}.json"
 
-    def write(self, shard: int, outcome: Outcome, seconds: float) -> None:
-        """Keep a shard's result."""
+    def write(self, shard: int, outcome: Outcome, seconds: float, forwards: int) -> None:
+        """Keep a shard's result, with the time it took and the number of images sent through the model."""
         record = {
             "key": self.digest,
             "shard": shard,
@@ -120,7 +121,9 @@ class ShardedAttack:
             "after": {name: bits(flags) for name, flags in outcome.after.items()},
             "warnings": outcome.warnings,
             "deviations": list(outcome.deviations),
+            "values": {name: numbers.tolist() for name, numbers in outcome.values.items()},
             "seconds": round(seconds, 3),
+            "forwards": forwards,
         }
         self.records[shard] = record
         path = self.path(shard)
@@ -139,7 +142,9 @@ class ShardedAttack:
                 record["key"] == self.digest
                 and record["shard"] == shard
                 and all(len(text) == count and set(text) <= {"0", "1"} for text in flags)
+                and all(len(numbers) == count for numbers in record["values"].values())
                 and isinstance(record["seconds"], float)
+                and isinstance(record["forwards"], int)
                 and isinstance(record["warnings"], dict)
                 and isinstance(record["deviations"], list)
             )

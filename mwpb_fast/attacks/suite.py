@@ -1,188 +1,185 @@
-"""The attacks of an evaluation, by name, each as a function from images to what the model still gets right.
+"""The attacks of an evaluation, by name. Another one is another entry of NAMED or FAMILIES.
 
-natural; pgdK and cwK: K steps from a uniform start, on the cross-entropy and on the Carlini-Wagner margin; aa:
-standard AutoAttack. Another one is another entry of NAMED or FAMILIES.
+natural: none. pgdK, cwK: K steps from a uniform start, on the cross-entropy and on the Carlini-Wagner margin;
+pgdKxR: the worst of R starts. fgsm: one step of size eps from the image. aa, aa-l2: standard AutoAttack; apgd-ce,
+apgd-t, fab, square: its parts alone. spsaP: SPSA of P pairs an iteration; spsa is spsa256. After an `@` comes the
+attack's own radius, then, after a colon, its own step size: pgd20@12/255, pgd20@32/255:8/255.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.attacks import pgd
-from mwpb_fast.attacks.autoattack import autoattack, deviations, package_version
+from mwpb_fast.attacks.autoattack import COMPONENTS, STANDARD, autoattack, deviations, package_version
+from mwpb_fast.attacks.contract import Attack, Outcome, Setting, check_ball, survivors
 from mwpb_fast.attacks.inner import carlini_wagner, cross_entropy
+from mwpb_fast.attacks.spsa import SPSA
 from mwpb_fast.config import ConfigError
-from mwpb_fast.engine.frozen import EvaluationError
 from mwpb_fast.lazy import ops, torch
+from mwpb_fast.radius import parse_radius
 
 if TYPE_CHECKING:
     from mwpb_fast.attacks.inner import Inner
-    from mwpb_fast.engine.precision import Precision
-
-BALL_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the attacks of one evaluation share: radius and step in the units of images, norm, seed, images at
-    once, and how the model is run (AutoAttack is always float32)."""
-
-    eps: Fraction
-    step_size: Fraction
-    precision: Precision
-    norm: str = "linf"
-    seed: int = 0
-    batch_size: int = 250
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """correct: (n,) boolean on the CPU. after: the same after each component of a composed attack. warnings and
-    deviations: see AutoAttackResult."""
-
-    correct: torch.Tensor
-    after: dict[str, torch.Tensor] = field(default_factory=dict)
-    warnings: dict[str, str] = field(default_factory=dict)
-    deviations: tuple[str, ...] = ()
-
-
-Run = Callable[["torch.nn.Module", "torch.Tensor", "torch.Tensor", "torch.Tensor", Setting], Outcome]
-
-
-@dataclass(frozen=True)
-class Attack:
-    """run(model, x, y, index, setting) -> Outcome, with a frozen model in eval mode, x (n, C, H, W) float32 in
-    [0, 1], y and index (n,) int64, all on one device. passes: forward passes of a batch, at most, for progress.
-    needs(classes): versions of other packages that it uses; raises ConfigError where it cannot run. stepped:
-    whether the setting's step size matters. long: worth several processes."""
-
-    run: Run
-    passes: int
-    needs: Callable[[int], dict[str, str]] = lambda classes: {}
-    stepped: bool = False
-    long: bool = False
 
 
 def find_attack(name: str) -> Attack:
-    """The attack of that name. Raises ConfigError, naming what there is."""
-    if name in NAMED:
-        return NAMED[name]
-    match = re.fullmatch(r"([a-z]+)([1-9]\d{0,4})", name)
-    if match is None or match[1] not in FAMILIES:
+    """The attack of that name, with the radius and step of its suffix. Raises ConfigError, if there is none."""
+    base, at, own = name.partition("@")
+    attack = _named(base)
+    if not at:
+        return attack
+    eps, colon, step = own.partition(":")
+    if not attack.ball or (colon and not attack.stepped):
+        raise ConfigError(f"evaluation.attacks: {name}: {base} has no {'step size' if attack.ball else 'radius'}")
+    try:
+        return replace(attack, eps=parse_radius(eps), step_size=parse_radius(step) if colon else attack.step_size)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.attacks: {name}: {error}") from error
+
+
+def _named(base: str) -> Attack:
+    if base in NAMED:
+        return NAMED[base]
+    match = re.fullmatch(r"([a-z]+)([1-9]\d{0,4})(?:x([1-9]\d{0,2}))?", base)
+    if match is None or match[1] not in FAMILIES or (match[3] and match[1] not in RESTARTED):
         known = ", ".join([*NAMED, *(f"{family}20" for family in FAMILIES)])
-        raise ConfigError(f"evaluation.attacks: no attack {name!r}; there are {known}, with any number of steps")
+        raise ConfigError(
+            f"evaluation.attacks: no attack {base!r}; there are {known}, with any number in place of 20, "
+            "pgd20x5 for 5 starts, and pgd20@6/255 for a radius of its own"
+        )
+    if match[3]:
+        return RESTARTED[match[1]](int(match[2]), int(match[3]))
     return FAMILIES[match[1]](int(match[2]))
+
+
+def shard_name(name: str) -> str:
+    """An attack's name as it stands in file names: without the suffix, which is a part of the shards' key."""
+    return name.partition("@")[0]
 
 
 def natural(
     model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: Setting
 ) -> Outcome:
     """No attack."""
-    return _over_batches(model, x, y, index, setting, lambda net, x, y, index: x)
+    return Outcome(survivors(model, x, y, index, setting, lambda net, x, y, index: x))
 
 
-def descent(steps: int, inner: Inner) -> Attack:
-    """PGD of so many steps of the setting's fixed size, from one uniform start, on the given inner loss."""
+def descent(
+    steps: int,
+    inner: Inner,
+    restarts: int = 1,
+    start: Any = "uniform",
+    radius_of: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> Attack:
+    """PGD of so many steps of the setting's fixed size on the given inner loss, from each of so many starts; or
+    from the image itself, in one step as long as the radius, for start "none".
+
+    radius_of: (net, x, y) -> (B,), a radius for each image in place of the setting's; the outcome then holds
+    them as values["radius"].
+    """
 
     def run(
         model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: Setting
     ) -> Outcome:
         norm: Any = setting.norm
-        attack = pgd.Config(norm=norm, steps=steps, step_size=setting.step_size, start="uniform").build()
-        key = torch.tensor([ops.derive_seed(setting.seed)], device=x.device)
+        step_size = setting.eps if start == "none" else setting.step_size
+        attack = pgd.Config(norm=norm, steps=steps, step_size=step_size, start=start).build()
+        radii: list[torch.Tensor] = []
 
         def perturb(net: Any, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
             radius = torch.full(y.shape, float(setting.eps), device=x.device)
+            if radius_of is not None:
+                radius = radius_of(net, x, y)
+                radii.append(radius.cpu())
             x_adv = attack(net, x, y, None, radius, inner, key, index)
-            check_ball(x_adv, x, setting)
+            check_ball(x_adv, x, setting, None if radius_of is None else radius)
             return x_adv
 
-        return _over_batches(model, x, y, index, setting, perturb)
+        alive = torch.arange(len(y))
+        for restart in range(restarts):
+            words = (restart,) if restart else ()  # the first start is that of the attack without restarts
+            key = torch.tensor([ops.derive_seed(setting.seed, *words)], device=x.device)
+            rest = alive.to(x.device)
+            if not len(rest):
+                break
+            alive = alive[survivors(model, x[rest], y[rest], index[rest], setting, perturb)]
+        correct = torch.zeros(len(y), dtype=torch.bool)
+        correct[alive] = True
+        # every start has the same radii; only the first one saw all images
+        return Outcome(correct, values={"radius": torch.cat(radii)[: len(y)]} if radii else {})
 
-    return Attack(run, passes=steps + 1, stepped=True)
-
-
-def standard_autoattack(
-    model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: Setting
-) -> Outcome:
-    """AutoAttack in float32, its random draws from the setting's seed and the first image's index."""
-    with torch.autocast(x.device.type, enabled=False):
-        result = autoattack(
-            model,
-            x,
-            y,
-            eps=float(setting.eps),
-            norm=setting.norm,
-            seed=ops.derive_seed(setting.seed, int(index[0])),
-            batch_size=setting.batch_size,
-        )
-    check_ball(result.x_adv, x, setting)
-    after = {name: flags.cpu() for name, flags in result.after.items()}
-    return Outcome(result.correct.cpu(), after, result.warnings, result.deviations)
+    return Attack(run, forwards=restarts * (steps + 1) + (radius_of is not None), stepped=start != "none")
 
 
-def _autoattack_needs(classes: int) -> dict[str, str]:
-    deviations(classes)
-    return {"pyautoattack": package_version()}
+def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Attack:
+    """AutoAttack, or some of its components, in float32, with random draws from the setting's seed and the first
+    image's index."""
+
+    def run(
+        model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: Setting
+    ) -> Outcome:
+        with torch.autocast(x.device.type, enabled=False):
+            result = autoattack(
+                model,
+                x,
+                y,
+                eps=float(setting.eps),
+                norm=setting.norm,
+                seed=ops.derive_seed(setting.seed, int(index[0])),
+                batch_size=setting.batch_size,
+                components=components,
+            )
+        check_ball(result.x_adv, x, setting)
+        after = {name: flags.cpu() for name, flags in result.after.items()}
+        return Outcome(result.correct.cpu(), after, result.warnings, result.deviations)
+
+    def needs(classes: int) -> dict[str, str]:
+        deviations(classes, components)
+        return {"pyautoattack": package_version()}
+
+    forwards = 1 + sum(COMPONENTS[name].forwards for name in components)
+    parameters = {name: COMPONENTS[name].parameters for name in components}
+    return Attack(run, forwards, needs, long=True, parameters=parameters, **own)
 
 
-_AUTOATTACK_PASSES = 101 + 9 * 102 + 9 * 202 + 5001  # APGD-CE, APGD-T and FAB-T with 9 targets, Square
+def by_samples(spsa: SPSA) -> Attack:
+    """SPSA in float32, its directions from the setting's seed and each image's index."""
+
+    def run(
+        model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: Setting
+    ) -> Outcome:
+        with torch.autocast(x.device.type, enabled=False):
+            x_adv, right = spsa.attack(
+                model, x, y, index, eps=float(setting.eps), seed=setting.seed, batch_size=setting.batch_size
+            )
+        check_ball(x_adv, x, setting)
+        return Outcome(right.cpu())
+
+    return Attack(run, spsa.forwards, long=True, costly=True, parameters=asdict(spsa))
+
+
 NAMED = {
-    "natural": Attack(natural, passes=1),
-    "aa": Attack(standard_autoattack, passes=_AUTOATTACK_PASSES, needs=_autoattack_needs, long=True),
+    "natural": Attack(natural, forwards=1, ball=False),
+    "fgsm": descent(1, cross_entropy, start="none"),
+    "aa": of_autoattack(),
+    "aa-l2": of_autoattack(norm="l2", eps=Fraction(128, 255)),
+    "apgd-ce": of_autoattack(["apgd-ce"]),
+    "apgd-t": of_autoattack(["apgd-t"]),
+    "fab": of_autoattack(["fab-t"]),
+    "square": of_autoattack(["square"]),
+    "spsa": by_samples(SPSA()),
 }
 FAMILIES: dict[str, Callable[[int], Attack]] = {
     "pgd": lambda steps: descent(steps, cross_entropy),
     "cw": lambda steps: descent(steps, carlini_wagner),
+    "spsa": lambda pairs: by_samples(SPSA(pairs=pairs)),
 }
-
-
-def check_images(x: torch.Tensor) -> torch.Tensor:
-    """x with values outside [0, 1] by rounding (1e-6) clamped. Raises EvaluationError where it is more."""
-    if not x.is_floating_point() or x.dim() != 4:
-        raise EvaluationError(f"images must be float (N, C, H, W) in [0, 1], not {x.dtype} {tuple(x.shape)}")
-    if len(x):
-        low, high = x.amin().item(), x.amax().item()
-        if not (low >= -BALL_TOLERANCE and high <= 1 + BALL_TOLERANCE):
-            raise EvaluationError(
-                f"images must lie in [0, 1], these reach from {low:.6g} to {high:.6g}: "
-                "normalisation belongs into the model, as its first layer"
-            )
-    return x.float().clamp(0, 1)
-
-
-def check_ball(x_adv: torch.Tensor, x: torch.Tensor, setting: Setting) -> None:
-    """Raises EvaluationError unless every adversarial image is finite, in [0, 1] and within eps + 1e-6 of x."""
-    if not len(x):
-        return
-    change = (x_adv - x).flatten(1).double()
-    distance = change.abs().amax(1) if setting.norm == "linf" else change.norm(dim=1)
-    # written so that NaN fails
-    if not bool((distance <= float(setting.eps) + BALL_TOLERANCE).all()):
-        raise EvaluationError(
-            f"an attack moved an image by {distance.max().item():.6g}, with eps {setting.eps}: "
-            "the model's logits or gradients are not finite, or the attack is wrong"
-        )
-    if not bool(((x_adv >= 0) & (x_adv <= 1)).all()):
-        raise EvaluationError("an attack left [0, 1]")
-
-
-def _over_batches(
-    model: torch.nn.Module,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    index: torch.Tensor,
-    setting: Setting,
-    perturb: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-) -> Outcome:
-    from mwpb_fast.attacks.accuracy import correct
-    from mwpb_fast.engine.net import EagerNet
-
-    net = EagerNet(model, setting.precision)
-    size = setting.batch_size
-    batches: Iterable[Any] = zip(x.split(size), y.split(size), index.split(size), strict=True)
-    return Outcome(correct(net, batches, lambda x, y, index: perturb(net, x, y, index)))
+RESTARTED: dict[str, Callable[[int, int], Attack]] = {
+    "pgd": lambda steps, restarts: descent(steps, cross_entropy, restarts),
+    "cw": lambda steps, restarts: descent(steps, carlini_wagner, restarts),
+}

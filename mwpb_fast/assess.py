@@ -1,0 +1,145 @@
+"""The commands that attack a checkpoint: each takes its words and returns the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mwpb_fast import options
+from mwpb_fast.config import Config, ConfigError, EvaluationConfig, from_dict
+from mwpb_fast.options import Parser
+from mwpb_fast.radius import parse_radius
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """attack a run's checkpoint, or a file of weights"""
+    parser = Parser(
+        "evaluate",
+        "Attack a run's checkpoint, show the accuracies and save them as JSON beside it.",
+        "Attacks: natural, fgsm, pgdN, cwN (N steps; pgd20x5 for the worst of 5 starts), aa, aa-l2 (AutoAttack),\n"
+        "apgd-ce, apgd-t, fab, square (its parts alone), spsa (spsaN for N pairs). pgd20@6/255 has a radius of\n"
+        "its own, and any other attack likewise.\n\n"
+        "A file of weights from elsewhere needs a recipe that says what model and data set it belongs to:\n"
+        "  mwpb-fast evaluate weights.pt --recipe table1.at --model.name resnet-18 --attacks natural,pgd20",
+    )
+    add = parser.add_argument
+    own = _target(parser)
+    own += [
+        add("--attacks", metavar="A,B,...", help="such as natural,pgd20,cw20,aa (default: the run's)"),
+        add(
+            "--costly-subset", type=int, metavar="N", help="images for spsa, 0 for all (default: the run's)"
+        ),
+        add("--accept-warnings", action="store_true", help="exit with 0 although AutoAttack doubts its result"),
+    ]
+    given, config, evaluation = _read(parser, own, arguments)
+    options.check_attacks(evaluation)
+
+    from mwpb_fast.evaluate import evaluate_run, format_table
+
+    result = evaluate_run(
+        given.target,
+        evaluation,
+        which=given.which,
+        data_dir=given.data_dir,
+        device=given.device,
+        config=config,
+    )
+    print(format_table(result))
+    if result["warnings"] and not given.accept_warnings:
+        print("mwpb-fast: AutoAttack doubts this result; --accept-warnings to let it pass", file=sys.stderr)
+        return 1
+    return 0
+
+
+def trust(arguments: Sequence[str]) -> int:
+    """say whether a checkpoint's robust accuracy can be believed"""
+    parser = Parser(
+        "trust",
+        "Attack a run's checkpoint in many ways, and say in plain lines, `ok:` or `doubt:`, whether its robust\n"
+        "accuracy can be believed: AutoAttack at one radius beside PGD at the run's own radii, radii up to where\n"
+        "nothing is right, more steps and starts, one step, a black box, zero gradients. The report is printed\n"
+        "as Markdown and saved as trust-<which>.json and .md beside the checkpoint.",
+        "The exit status is 0 whatever the verdicts. A quick look, which leaves out what takes longest:\n"
+        "  mwpb-fast trust runs/table1.mwpb_at --subset 200 --without aa,square",
+    )
+    add = parser.add_argument
+    own = _target(parser)
+    own += [
+        add("--without", metavar="A,B,...", default="", help="attacks to leave out, such as aa,square"),
+        add(
+            "--control", type=Path, metavar="RUN", help="an evaluated run to show beside: that with alpha = 0"
+        ),
+    ]
+    given, config, evaluation = _read(parser, own, arguments)
+
+    from mwpb_fast.trust import trust_run
+    from mwpb_fast.trust_text import markdown
+
+    report = trust_run(
+        given.target,
+        evaluation,
+        which=given.which,
+        without=[name for name in given.without.split(",") if name],
+        control=given.control,
+        data_dir=given.data_dir,
+        device=given.device,
+        config=config,
+    )
+    print(markdown(report))
+    return 0
+
+
+def _target(parser: Parser) -> list[argparse.Action]:
+    """The words and options of every command that attacks a checkpoint."""
+    add = parser.add_argument
+    add("target", type=Path, metavar="RUN|FILE", help="a run's folder, a checkpoint of one, or weights")
+    return [
+        add("--eps", metavar="8/255", help="radius (default: the run's)"),
+        add("--step-size", metavar="1/255", help="of PGD and CW (default: the run's)"),
+        add("--subset", type=int, metavar="N", help="attack N test images only: a preview"),
+        add("--which", choices=["best", "last"], default="best", help="of a run's checkpoints (default: best)"),
+        add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N (default: the run's)"),
+        add("--data-dir", type=Path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
+        add("--recipe", metavar="RECIPE", help="of a file of weights; changed by options as in train"),
+    ]
+
+
+def _read(
+    parser: Parser, own: Sequence[argparse.Action], arguments: Sequence[str]
+) -> tuple[argparse.Namespace, Config | None, EvaluationConfig]:
+    """What the options say, the configuration of a file of weights, and how to evaluate."""
+    given, overrides = parser.parse_with_overrides(own, arguments)
+    if overrides and not given.recipe:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    config = options.configure(given.recipe, {}, overrides) if given.recipe else None
+    values = {name: vars(given).get(name) for name in ("subset", "costly_subset", "attacks", "eps", "step_size")}
+    changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    try:
+        for name in {"eps", "step_size"} & set(changes):
+            changes[name] = parse_radius(changes[name])
+        if "attacks" in changes:
+            changes["attacks"] = tuple(changes["attacks"].split(","))
+        start = config.evaluation if config else _evaluation_of(given.target)
+        return given, config, dataclasses.replace(start, **changes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _evaluation_of(target: Path) -> EvaluationConfig:
+    """How the run to which a folder or checkpoint belongs is to be evaluated; the defaults for a bare file."""
+    if not target.exists():
+        raise ConfigError(f"{target}: does not exist")
+    path = target / "config.yaml" if target.is_dir() else target.parent.parent / "config.yaml"
+    if not path.exists():
+        if target.is_dir():
+            raise ConfigError(f"{path}: missing; is {target} the folder of a run?")
+        return EvaluationConfig()
+    content = options.read_yaml(path)
+    try:
+        return from_dict(content).evaluation
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

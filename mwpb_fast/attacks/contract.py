@@ -1,0 +1,129 @@
+"""What an attack of an evaluation is, what it is given and what it returns; and the checks on its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from mwpb_fast.engine.frozen import EvaluationError
+from mwpb_fast.lazy import torch
+
+if TYPE_CHECKING:
+    from mwpb_fast.engine.precision import Precision
+
+BALL_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an attack is run with: radius and step in the units of images, norm, seed, images at once, and how
+    the model is run (AutoAttack and SPSA are always float32)."""
+
+    eps: Fraction
+    step_size: Fraction
+    precision: Precision
+    norm: str = "linf"
+    seed: int = 0
+    batch_size: int = 250
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """correct: (n,) boolean on the CPU. after: the same after each component of a composed attack. warnings and
+    deviations: see AutoAttackResult. values: what else was measured, name -> (n,) numbers on the CPU."""
+
+    correct: torch.Tensor
+    after: dict[str, torch.Tensor] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
+    deviations: tuple[str, ...] = ()
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+Run = Callable[["torch.nn.Module", "torch.Tensor", "torch.Tensor", "torch.Tensor", Setting], Outcome]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """run(model, x, y, index, setting) -> Outcome, with a frozen model in eval mode, x (n, C, H, W) float32 in
+    [0, 1], y and index (n,) int64, all on one device. forwards: images sent through the model for each image
+    attacked, at most, for progress. needs(classes): versions of other packages that it uses; raises ConfigError
+    where it cannot run. stepped: whether the setting's step size matters. long: worth several processes.
+    costly: run on the evaluation's `costly_subset` unless the whole is smaller. ball: whether it moves images
+    at all. eps, step_size, norm: its own, in place of the evaluation's. per_image: what its radii are called where
+    each image has one of its own. parameters: what else is fixed about it,
+    in plain types; recorded, and a part of its shards' key."""
+
+    run: Run
+    forwards: int
+    needs: Callable[[int], dict[str, str]] = lambda classes: {}
+    stepped: bool = False
+    long: bool = False
+    costly: bool = False
+    ball: bool = True
+    eps: Fraction | None = None
+    step_size: Fraction | None = None
+    norm: str | None = None
+    per_image: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def setting(self, common: Setting) -> Setting:
+        """The evaluation's setting with what is this attack's own."""
+        return replace(
+            common,
+            eps=common.eps if self.eps is None else self.eps,
+            step_size=common.step_size if self.step_size is None else self.step_size,
+            norm=self.norm or common.norm,
+        )
+
+
+def check_images(x: torch.Tensor) -> torch.Tensor:
+    """x with values outside [0, 1] by rounding (1e-6) clamped. Raises EvaluationError where it is more."""
+    if not x.is_floating_point() or x.dim() != 4:
+        raise EvaluationError(f"images must be float (N, C, H, W) in [0, 1], not {x.dtype} {tuple(x.shape)}")
+    if len(x):
+        low, high = x.amin().item(), x.amax().item()
+        if not (low >= -BALL_TOLERANCE and high <= 1 + BALL_TOLERANCE):
+            raise EvaluationError(
+                f"images must lie in [0, 1], these reach from {low:.6g} to {high:.6g}: "
+                "normalisation belongs into the model, as its first layer"
+            )
+    return x.float().clamp(0, 1)
+
+
+def check_ball(x_adv: torch.Tensor, x: torch.Tensor, setting: Setting, radius: torch.Tensor | None = None) -> None:
+    """Raises EvaluationError unless every adversarial image is finite, in [0, 1] and within eps + 1e-6 of x, or
+    within its own radius (B,) + 1e-6 where there is one."""
+    if not len(x):
+        return
+    change = (x_adv - x).flatten(1).double()
+    distance = change.abs().amax(1) if setting.norm == "linf" else change.norm(dim=1)
+    allowed = float(setting.eps) if radius is None else radius.double()
+    # written so that NaN fails
+    if not bool((distance <= allowed + BALL_TOLERANCE).all()):
+        limit = f"eps {setting.eps}" if radius is None else f"radii up to {radius.max().item():.6g}"
+        raise EvaluationError(
+            f"an attack moved an image by {distance.max().item():.6g}, with {limit}: "
+            "the model's logits or gradients are not finite, or the attack is wrong"
+        )
+    if not bool(((x_adv >= 0) & (x_adv <= 1)).all()):
+        raise EvaluationError("an attack left [0, 1]")
+
+
+def survivors(
+    model: torch.nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    index: torch.Tensor,
+    setting: Setting,
+    perturb: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """(n,) boolean on the CPU: is the prediction right after perturb(net, x, y, index) -> x_adv, in batches?"""
+    from mwpb_fast.attacks.accuracy import correct
+    from mwpb_fast.engine.net import EagerNet
+
+    net = EagerNet(model, setting.precision)
+    size = setting.batch_size
+    batches: Iterable[Any] = zip(x.split(size), y.split(size), index.split(size), strict=True)
+    return correct(net, batches, lambda x, y, index: perturb(net, x, y, index))

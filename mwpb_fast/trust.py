@@ -1,0 +1,258 @@
+"""A checkpoint's trust report: whether its robust accuracy can be believed, in numbers and in plain verdicts.
+
+Beside the result at the run's own, margin-weighted radii stand AutoAttack at one uniform radius, and what gives
+away masked gradients (Athalye, Carlini and Wagner, ICML 2018; Carlini et al., 2019): single steps or black boxes
+that beat PGD, steps or starts that keep helping, accuracy that outlives any radius, gradients that are zero.
+Attacks are compared image by image; a difference counts where it is beyond chance (McNemar's test, 5 %).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from mwpb_fast.attacks.probes import gradients, weighted
+from mwpb_fast.attacks.score import NORMAL_QUANTILE
+from mwpb_fast.config import Config, ConfigError, EvaluationConfig
+from mwpb_fast.evaluate import evaluate_run, result_path
+from mwpb_fast.files import write_atomically
+from mwpb_fast.trust_text import in_255, markdown
+
+STEPS = ("pgd10", "pgd20", "pgd50", "pgd100")
+RESTARTS = ("pgd20", "pgd20x5")
+FACTORS = (Fraction(3, 4), Fraction(1), Fraction(5, 4), Fraction(3, 2), *(Fraction(2**k) for k in range(1, 5)))
+GAP = 10.0  # points between PGD and AutoAttack: published methods that AutoAttack does not refute have 4 to 8
+MUCH = 2.0  # points that more steps or starts may gain: converged PGD gains less than 1
+NEARLY_ZERO = 1.0  # per cent that may be right at the largest radius
+NO_GRADIENT = 1.0  # per cent of images that may have no gradient
+
+
+def trust_run(
+    target: Path,
+    evaluation: EvaluationConfig,
+    which: str = "best",
+    *,
+    without: Sequence[str] = (),
+    control: Path | None = None,
+    data_dir: Path | str | None = None,
+    device: str | None = None,
+    config: Config | None = None,
+    processes: int | None = None,
+    show: bool = True,
+) -> dict[str, Any]:
+    """The trust report of a run's best or last checkpoint, one checkpoint, or a file of weights.
+
+    evaluation: radius, step and subset; its attacks are not looked at. without: attacks to leave out, whose checks
+    are then said not to be run. control: another run, evaluated before at the same radius, to stand beside it.
+    The others are as in `evaluate_run`, which does the work: shards finished by it are taken, and the same call
+    goes on after a kill. The report goes to trust-<which>.json and .md in the run folder, beside the file for a
+    file. Raises what `evaluate_run` raises.
+    """
+    if evaluation.eps == 0:
+        raise ConfigError("a trust report needs an eps above 0")
+    names = plan(evaluation)
+    if unknown := sorted(set(without) - set(names)):
+        raise ConfigError(f"no attack {unknown[0]!r} in the trust report; there are {', '.join(names)}")
+    beside = None if control is None else _read_control(control, which, evaluation)
+    result = evaluate_run(
+        target,
+        dataclasses.replace(evaluation, attacks=tuple(name for name in names if name not in without)),
+        which,
+        data_dir,
+        device=device,
+        config=config,
+        processes=processes,
+        show=show,
+        extra=lambda config: {"weighted": weighted(config.budget), "gradients": gradients()},
+        save=False,
+    )
+    report = judge(result, evaluation)
+    if beside is not None:
+        report["control"] = beside
+    path = result_path(target, which, "trust")
+    write_atomically(Path(f"{path}.md"), (markdown(report) + "\n").encode())
+    write_atomically(Path(f"{path}.json"), (json.dumps(report, indent=1) + "\n").encode())
+    return report
+
+
+def plan(evaluation: EvaluationConfig) -> list[str]:
+    """The attacks of a report, each once; the longest last."""
+    return list(dict.fromkeys(["natural", "fgsm", *STEPS, *RESTARTS, *sweep(evaluation), "square", "aa"]))
+
+
+def sweep(evaluation: EvaluationConfig) -> list[str]:
+    """PGD-20 at rising radii, up to 16 times the evaluation's or 1. The step is the evaluation's while 20 of them
+    cross three quarters of the ball, beyond that a quarter of the radius."""
+    names = []
+    for factor in FACTORS:
+        eps, step = factor * evaluation.eps, evaluation.step_size
+        if 0 < eps <= 1:
+            own = "" if 20 * step >= Fraction(3, 2) * eps else f":{eps / 4}"
+            names.append("pgd20" if factor == 1 and not own else f"pgd20@{eps}{own}")
+    return names
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two attacks on the same images. points: how much lower the accuracy is under the first. clear: whether the
+    first is stronger beyond chance. only: images that fall to the first alone."""
+
+    points: float
+    clear: bool
+    only: int
+
+
+def compare(first: str, second: str) -> Paired:
+    """Two attacks' flags, image by image."""
+    one = sum(a < b for a, b in zip(first, second, strict=True))
+    other = sum(a > b for a, b in zip(first, second, strict=True))
+    clear = one - other > NORMAL_QUANTILE * math.sqrt(one + other)
+    return Paired(100 * (one - other) / max(len(first), 1), clear, one)
+
+
+def judge(result: dict[str, Any], evaluation: EvaluationConfig) -> dict[str, Any]:
+    """The result of an evaluation by `plan` and the probes, with "sweep", "measures" and "verdicts" added."""
+    attacks = result["attacks"]
+    seen = _Seen(attacks, [name for name in sweep(evaluation) if name in attacks])
+    verdicts = []
+    for title, needs, check in CHECKS:
+        needs = needs or tuple(sweep(evaluation))
+        missing = [name for name in needs if name not in attacks]
+        if missing:
+            verdicts.append({"check": title, "verdict": "not run", "text": f"without {', '.join(missing)}"})
+            continue
+        ok, text = check(seen)
+        verdicts.append({"check": title, "verdict": "ok" if ok else "doubt", "text": text})
+    return {**result, "sweep": seen.sweep, "measures": _measures(seen), "verdicts": verdicts}
+
+
+class _Seen:
+    """The results by attack, for the checks."""
+
+    def __init__(self, attacks: dict[str, Any], sweep: list[str]) -> None:
+        self.attacks, self.sweep = attacks, sweep
+
+    def accuracy(self, name: str) -> float:
+        return self.attacks[name]["accuracy"]
+
+    def flags(self, *names: str) -> str:
+        """Right under all of these attacks that were run, and without one: an attack can also set a wrong
+        prediction right."""
+        flags = [self.attacks[name]["flags"] for name in (*names, "natural") if name in self.attacks]
+        return "".join(map(min, zip(*flags, strict=True)))
+
+    def values(self, name: str, what: str) -> list[float]:
+        return self.attacks[name]["values"][what]
+
+
+def _gap(seen: _Seen) -> tuple[bool, str]:
+    gap = compare(seen.flags("aa"), seen.flags("pgd20")).points
+    return gap <= GAP, f"AutoAttack is {gap:.2f} points below PGD-20 (doubtful beyond {GAP:g})"
+
+
+def _warnings(seen: _Seen) -> tuple[bool, str]:
+    warnings = seen.attacks["aa"]["warnings"]
+    return not warnings, "; ".join(w["message"] for w in warnings.values()) or "AutoAttack gave no warning"
+
+
+def _black_box(seen: _Seen) -> tuple[bool, str]:
+    white = seen.flags("pgd100", *STEPS, *RESTARTS)
+    found = compare(seen.flags("square"), white)
+    text = (
+        f"Square, which sees no gradients, leaves {seen.accuracy('square'):.2f} %, PGD in all its forms "
+        f"{100 * white.count('1') / len(white):.2f} %; {found.only} images fall to Square alone"
+    )
+    return not found.clear, text
+
+
+def _single_step(seen: _Seen) -> tuple[bool, str]:
+    found = compare(seen.flags("fgsm"), seen.flags("pgd20"))
+    return not found.clear, f"FGSM leaves {seen.accuracy('fgsm'):.2f} %, PGD-20 {seen.accuracy('pgd20'):.2f} %"
+
+
+def _more(stronger: str, what: str) -> Callable[[_Seen], tuple[bool, str]]:
+    def check(seen: _Seen) -> tuple[bool, str]:
+        found = compare(seen.flags(stronger), seen.flags("pgd20"))
+        text = f"{what} leaves {found.points:.2f} points less than PGD-20 (doubtful beyond {MUCH:g})"
+        return not (found.clear and found.points > MUCH), text
+
+    return check
+
+
+def _falls(seen: _Seen) -> tuple[bool, str]:
+    last = seen.attacks[seen.sweep[-1]]
+    text = f"at eps {in_255(last['eps'])} {last['accuracy']:.2f} % are right (doubtful beyond {NEARLY_ZERO:g} %)"
+    for small, large in zip(seen.sweep, seen.sweep[1:], strict=False):
+        if compare(seen.flags(small), seen.flags(large)).clear:
+            eps = [in_255(seen.attacks[name]["eps"]) for name in (small, large)]
+            return False, f"accuracy rises from eps {eps[0]} to {eps[1]}; {text}"
+    return last["interval"][0] <= NEARLY_ZERO, text
+
+
+def _zero_gradients(seen: _Seen) -> tuple[bool, str]:
+    measures = _measures(seen)
+    share = measures["images_without_gradient"]
+    text = (
+        f"{share:.2f} % of the images have no gradient at all (doubtful beyond {NO_GRADIENT:g} %); "
+        f"{measures['zero_gradient_share']:.2f} % of all numbers of the gradients are zero"
+    )
+    return share <= NO_GRADIENT, text
+
+
+def _weighted(seen: _Seen) -> tuple[bool, str]:
+    found = compare(seen.flags("pgd20"), seen.flags("weighted"))
+    mean = 255 * _measures(seen)["radius"]["mean"]
+    text = (
+        f"PGD-20 leaves {seen.accuracy('weighted'):.2f} % at the run's own radii, {mean:.2f}/255 on average, and "
+        f"{seen.accuracy('pgd20'):.2f} % at the uniform one"
+    )
+    return not found.clear, text
+
+
+CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[_Seen], tuple[bool, str]]], ...] = (
+    ("PGD to AutoAttack", ("pgd20", "aa"), _gap),
+    ("AutoAttack's own warnings", ("aa",), _warnings),
+    ("black box against white box", ("square", "pgd100"), _black_box),
+    ("one step against many", ("fgsm", "pgd20"), _single_step),
+    ("more steps", ("pgd20", "pgd100"), _more("pgd100", "PGD-100")),
+    ("more starts", ("pgd20", "pgd20x5"), _more("pgd20x5", "the worst of five starts")),
+    ("larger radii", (), _falls),  # needs the whole sweep
+    ("zero gradients", ("gradients",), _zero_gradients),
+    ("weighted radii against uniform", ("pgd20", "weighted"), _weighted),
+)
+
+
+def _measures(seen: _Seen) -> dict[str, Any]:
+    radius, zero = seen.values("weighted", "radius"), seen.values("gradients", "zero_share")
+    return {
+        "radius": {"min": min(radius), "mean": math.fsum(radius) / len(radius), "max": max(radius)},
+        "images_without_gradient": 100 * sum(share == 1 for share in zero) / len(zero),
+        "zero_gradient_share": 100 * math.fsum(zero) / len(zero),
+    }
+
+
+def _read_control(control: Path, which: str, evaluation: EvaluationConfig) -> dict[str, Any]:
+    """The accuracies of another run's trust report, or of its evaluation."""
+    for kind in ("trust", "evaluation"):
+        path = Path(f"{result_path(control, which, kind)}.json")
+        if not path.exists():
+            continue
+        try:
+            found = json.loads(path.read_text())
+            eps, attacks = Fraction(found["eps"]), found["attacks"]
+            kept = {name: {k: a[k] for k in ("accuracy", "interval")} for name, a in attacks.items()}
+            kind_of = {"recipe": found.get("recipe"), "n": found["n"], "attacks": kept}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path}: is not the result of an evaluation") from error
+        if eps != evaluation.eps:
+            raise ConfigError(f"{path}: was made with eps {eps}, not {evaluation.eps}")
+        return {"path": str(path), **kind_of}
+    raise ConfigError(
+        f"{control}: neither trust-{which}.json nor evaluation-{which}.json is there; evaluate it first"
+    )
