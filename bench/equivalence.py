@@ -6,7 +6,8 @@ Attack rows, for trained weights: share of the input gradient's signs, by count 
 with the reference's; difference of the adversarial images; loss after the attack relative to the reference's;
 robust accuracy, at radii where the model holds and where it does not. Training rows, for AT, TRADES and MART:
 distance of the loss curve from the reference's with the same seed, beside the distances between the reference's
-own seeds.
+own seeds (see curves.py). Each row says whether it is in bounds. What was finished is kept beside the result
+file, so a run that was cut off goes on from there. Without --archive the images are scikit-learn's digits.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
-import sys
 import tarfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -25,24 +24,41 @@ from typing import Any
 import mwpb_kernels as ops
 import torch
 import torch.nn.functional as F
-from attack import commit
+from curves import OBJECTIVES, Parts, loss_curve, oracle_precision, training_rows
+from measure import SkippedError, keep_freed_memory, reason, write_results
 from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks.inner import cross_entropy
-from mwpb_fast.config import OptimConfig, load
 from mwpb_fast.engine.net import EagerNet, Net
 from mwpb_fast.engine.precision import Precision, cpu_has_bf16
 from mwpb_fast.engine.twin import TwinNet
-from mwpb_fast.log import environment
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
-from mwpb_fast.optim import make_optimizer
-from mwpb_fast.step import Step
 
 # least share of mass, least ratio of losses, greatest difference of robust accuracy in points
 BOUNDS = {"mass_agreeing": 0.995, "loss_ratio": 0.99, "robust_difference": 0.3}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OBJECTIVES = ("at", "trades", "mart")
+COLUMNS = {
+    "attack": [
+        ("path", "path", ""),
+        ("weights", "weights", ""),
+        ("eps", "radius, 255ths", "g"),
+        ("mass_agreeing", "mass of agreeing signs", ".4f"),
+        ("signs_agreeing", "agreeing signs", ".4f"),
+        ("difference_max", "largest difference", ".4f"),
+        ("difference_mean", "mean difference", ".5f"),
+        ("loss_ratio", "loss against the reference's", ".4f"),
+        ("robust_difference", "robust accuracy, points apart", ".2f"),
+        ("in_bounds", "in bounds", ""),
+    ],
+    "training": [
+        ("path", "path", ""),
+        ("objective", "objective", ""),
+        ("steps", "steps", "d"),
+        ("distance", "distance from the reference", ".4f"),
+        ("allowed", "mean distance between its seeds", ".4f"),
+        ("in_bounds", "in bounds", ""),
+    ],
+}
 
 
 def real_images(archive: Path, per_class: int, split: str = "test") -> tuple[Tensor, Tensor]:
@@ -75,6 +91,16 @@ def real_images(archive: Path, per_class: int, split: str = "test") -> tuple[Ten
     x = torch.from_numpy(numpy.stack(images)).permute(0, 3, 1, 2).float().div(255)
     x = x[order].contiguous(memory_format=torch.channels_last)
     return x, torch.tensor(labels)[order]
+
+
+def digits(split: str) -> tuple[Tensor, Tensor]:
+    """scikit-learn's digits as (N, 3, 32, 32) images: for a machine without real ones."""
+    from mwpb_fast.data import Config, load_split, split_indices
+
+    images = load_split(Config(name="digits"), split)
+    index, _ = split_indices(images.labels, Config(name="digits", validation=0))
+    x = F.interpolate(images.images[index].float().div(255), size=(32, 32)).expand(-1, 3, -1, -1)
+    return x.contiguous(memory_format=torch.channels_last), images.labels[index]
 
 
 def batches(x: Tensor, y: Tensor, size: int = 100) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -128,7 +154,7 @@ def attack_rows(weights: str, nets: dict[str, Net], x: Tensor, y: Tensor, eps: f
     rows = []
     for name in itertools.islice(nets, 1, None):
         difference = (results[name][0] - x_adv).abs()
-        row: dict[str, Any] = {"path": name, "weights": weights, "eps": eps, "images": len(x)}
+        row: dict[str, Any] = {"kind": "attack", "path": name, "weights": weights, "eps": eps, "images": len(x)}
         row |= {"loss": results[name][1], "reference_loss": loss}
         row |= gradient_agreement(reference, nets[name], x, y)
         row |= {
@@ -139,78 +165,17 @@ def attack_rows(weights: str, nets: dict[str, Net], x: Tensor, y: Tensor, eps: f
             "reference_robust": accuracy,
             "robust_difference": abs(results[name][2] - accuracy),
         }
-        row["within_bounds"] = (
+        row["in_bounds"] = (
             row["mass_agreeing"] >= BOUNDS["mass_agreeing"]
             and row["loss_ratio"] >= BOUNDS["loss_ratio"]
             and row["robust_difference"] <= BOUNDS["robust_difference"]
         )
         rows.append(row)
-        print(json.dumps(row), flush=True)
-    return rows
-
-
-# training rows ------------------------------------------------------------------------------------------------
-
-
-def loss_curve(
-    objective: str, seed: int, dtype: torch.dtype | None, x: Tensor, y: Tensor, o: argparse.Namespace
-) -> tuple[Tensor, nn.Module]:
-    """(steps,) losses of the margin-weighted form of `objective`, and the model that it leaves; dtype: of the
-    twin, None for eager float32."""
-    torch.manual_seed(seed)
-    layout = torch.channels_last
-    model = build_model(o.train_model, num_classes=10).to(device=x.device, memory_format=layout)  # type: ignore[call-overload]
-    precision = Precision(x.device, torch.float32, layout, oracle=False)
-    net: Any = EagerNet(model, precision) if dtype is None else TwinNet(model, precision, x[:2], dtype)
-    step = Step(
-        model=model,
-        net=net,
-        attack=pgd.Config(steps=10).build(),
-        objective=load("objectives", objective).Config().build(),
-        perturb=load("perturbations", "none").Config().build(),
-        optimizer=make_optimizer(model, OptimConfig(lr=0.05)),
-        precision=precision,
-    )
-    budget = load("budgets", "margin").Config().build()
-    order = torch.Generator().manual_seed(seed)
-    key = torch.tensor([ops.derive_seed(seed, 1)], device=x.device)
-    losses = []
-    for _ in range(o.train_steps):
-        rows = torch.randperm(len(x), generator=order)[: o.train_batch].to(x.device)
-        if dtype is not None:
-            net.refresh()
-        images = x[rows].contiguous(memory_format=layout)
-        losses.append(step(images, y[rows], rows, key, budget).loss)
-    return torch.stack(losses).cpu(), model.eval()
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """Root mean square difference of two curves, each first averaged over windows of ten steps."""
-    width = min(10, len(a))
-    smooth = [c[: len(c) // width * width].view(-1, width).mean(1) for c in (a, b)]
-    return (smooth[0] - smooth[1]).square().mean().sqrt().item()
-
-
-def training_rows(
-    paths: dict[str, torch.dtype], x: Tensor, y: Tensor, o: argparse.Namespace
-) -> list[dict[str, Any]]:
-    rows = []
-    for objective in o.objectives:
-        curves = [loss_curve(objective, seed, None, x, y, o)[0] for seed in range(o.seeds)]
-        between = [distance(a, b) for a, b in itertools.combinations(curves, 2)]
-        for name, dtype in paths.items():
-            fast, _ = loss_curve(objective, 0, dtype, x, y, o)
-            row: dict[str, Any] = {
-                "path": name,
-                "objective": objective,
-                "steps": o.train_steps,
-                "distance": distance(fast, curves[0]),
-                "seed_distances": between,
-                "last_losses": [c[-10:].mean().item() for c in (fast, *curves)],
-            }
-            row["within_bounds"] = row["distance"] <= max(between)
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+        print(
+            f"attack   {name:24s} {weights:32s} eps {eps:4g}/255: {row['mass_agreeing']:.4f} of the mass, loss "
+            f"{row['loss_ratio']:.4f}, {row['robust_difference']:.2f} points apart, in bounds: {row['in_bounds']}",
+            flush=True,
+        )
     return rows
 
 
@@ -221,59 +186,89 @@ def default_weights() -> Path | None:
     return found if found and found.exists() else None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--archive", type=Path, required=True, help="tar of train|test/CLASS/NNNN.jpg")
+def trained_models(
+    o: argparse.Namespace, device: torch.device, x: Tensor, y: Tensor, parts: Parts
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Models with weights worth attacking, by name, and what is missing."""
+    found: dict[str, nn.Module] = {}
+    skipped: dict[str, str] = {}
+    if o.weights is None or o.no_weights:
+        skipped["weights"] = "--no-weights" if o.no_weights else "no --weights, and pyautoattack is not installed"
+    else:
+        model = build_model(o.model, num_classes=10)
+        load_weights(model, read_checkpoint(o.weights))
+        found[f"{o.model} {o.weights.name}"] = model.to(device).eval()
+    if o.train_steps:
+        model = build_model(o.train_model, num_classes=10).to(device)
+        with oracle_precision(device).mode():
+            state = parts.get("weights", lambda: loss_curve("at", 0, None, x, y, o)[1].state_dict())
+        model.load_state_dict(state)
+        found[f"{o.train_model} after {o.train_steps} steps of AT"] = model.eval()
+    return found, skipped
+
+
+def attack_paths(device: torch.device) -> list[tuple[str, torch.dtype, bool]]:
+    """Name, number type, and whether the attack is on the twin; what this machine computes in hardware."""
+    low = [torch.bfloat16] if device.type == "cuda" or cpu_has_bf16() else []
+    low += [torch.float16] if device.type == "cuda" else []
+    return [
+        (f"{kind} {str(dtype).removeprefix('torch.')}", dtype, kind == "twin")
+        for kind, dtypes in (("twin", [torch.float32, *low]), ("autocast", low))
+        for dtype in dtypes
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=Path, help="tar of train|test/CLASS/NNNN.jpg")
     parser.add_argument("--model", default="resnet-18")
-    parser.add_argument(
-        "--weights", type=Path, default=default_weights(), help="default: pyautoattack's example"
-    )
+    parser.add_argument("--weights", type=Path, default=default_weights(), help="default: pyautoattack's example")
+    parser.add_argument("--no-weights", action="store_true", help="attack the model trained here alone")
     parser.add_argument("--per-class", type=int, default=100, help="test images of each class")
     parser.add_argument("--eps", nargs="*", type=float, default=[8, 1, 0.5], help="radii in 255ths")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--train-model", default="smallresnet-8")
     parser.add_argument("--train-steps", type=int, default=200, help="0 leaves the training rows out")
     parser.add_argument("--train-batch", type=int, default=64)
+    parser.add_argument("--attack-steps", type=int, default=10, help="of the training rows")
     parser.add_argument("--objectives", nargs="*", default=OBJECTIVES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    o = parser.parse_args()
+    o = parser.parse_args(arguments)
     device = torch.device(o.device)
-    names = ["fp32"] + (["bf16"] if device.type == "cuda" or cpu_has_bf16() else [])
-    paths = {f"twin {n}": DTYPES[n] for n in names + (["fp16"] if device.type == "cuda" else [])}
-    result: dict[str, Any] = {
-        "environment": environment(device) | {"commit": commit()},
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "bounds": BOUNDS,
-        "attack": [],
-        "training": [],
-        "skipped": {},
-    }
-    x, y = (t.to(device) for t in real_images(o.archive, o.per_class))
-    train_x, train_y = (t.to(device) for t in real_images(o.archive, 500, "train"))
-    trained: dict[str, nn.Module] = {}
-    if o.weights is None:
-        result["skipped"]["weights"] = "no --weights, and pyautoattack is not installed"
+    if device.type == "cpu":
+        keep_freed_memory()
+    parts = Parts(o.json, {k: str(v) for k, v in vars(o).items()})
+    if o.archive is None:
+        (x, y), (train_x, train_y) = digits("test"), digits("train")
+        x, y = x[: 10 * o.per_class], y[: 10 * o.per_class]
     else:
-        model = build_model(o.model, num_classes=10)
-        load_weights(model, read_checkpoint(o.weights))
-        trained[f"{o.model} {o.weights.name}"] = model.to(device).eval()
-    if o.train_steps:
-        name = f"{o.train_model} after {o.train_steps} steps of AT"
-        trained[name] = loss_curve("at", 0, None, train_x, train_y, o)[1]
-    oracle = Precision(device, torch.float32, torch.contiguous_format, oracle=True)
-    for name, model in trained.items():
-        nets: dict[str, Net] = {"reference": EagerNet(model, oracle)}
-        nets |= {path: TwinNet(model, oracle, x, dtype) for path, dtype in paths.items()}
+        x, y = real_images(o.archive, o.per_class)
+        train_x, train_y = real_images(o.archive, 500, "train")
+    x, y, train_x, train_y = (t.to(device) for t in (x, y, train_x, train_y))
+    models, skipped = trained_models(o, device, train_x, train_y, parts)
+    rows: list[dict[str, Any]] = []
+    for name, model in models.items():
+        nets: dict[str, Net] = {"reference": EagerNet(model, oracle_precision(device))}
+        for path, dtype, twin in attack_paths(device):
+            precision = Precision(device, dtype, torch.channels_last, oracle=False)
+            try:
+                nets[path] = TwinNet(model, precision, x) if twin else EagerNet(model, precision)
+            except Exception as error:  # named, and the others go on
+                skipped[path] = reason(error)
         for eps in o.eps:
-            result["attack"] += attack_rows(name, nets, x, y, eps)
+            rows += parts.get(f"{name} {eps}", lambda n=name, k=nets, e=eps: attack_rows(n, k, x, y, e))  # type: ignore[misc]
     if o.train_steps:
-        result["training"] = training_rows(paths, train_x, train_y, o)
+        found, missing = training_rows(train_x, train_y, o, parts)
+        rows, skipped = rows + found, skipped | missing
+    if not rows:
+        raise SkippedError("nothing to compare: no weights, and no training steps")
     if o.json:
-        o.json.parent.mkdir(parents=True, exist_ok=True)
-        o.json.write_text(json.dumps(result, indent=1) + "\n")
+        images = "digits" if o.archive is None else o.archive.name
+        outside = [row for row in rows if not row["in_bounds"]]
+        more = {"images": images, "bounds": BOUNDS, "skipped": skipped, "all_in_bounds": not outside}
+        write_results(o.json, device, COLUMNS, rows, **more)
+        parts.done()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -113,9 +114,7 @@ def difference(op: Op, args: tuple[Any, ...]) -> float:
     ]
     largest = 0.0
     for a, b in pairs:
-        torch.testing.assert_close(
-            a, b, rtol=1e-2 if a.dtype.itemsize < 4 else 1e-4, atol=1e-5, equal_nan=True
-        )
+        torch.testing.assert_close(a, b, rtol=1e-2 if a.dtype.itemsize < 4 else 1e-4, atol=1e-5, equal_nan=True)
         if a.numel():
             largest = max(largest, (a.double() - b.double()).abs().nan_to_num().max().item())
     return largest
@@ -206,25 +205,25 @@ def test_speed(benchmark: Any, name: str, case: str, variant: str) -> None:
 # command line ------------------------------------------------------------------------------------------------
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "ops", nargs="*", metavar="OP", help=f"which ops (default: all): {', '.join(sorted(OPS))}"
-    )
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"which ops (default: all): {', '.join(sorted(OPS))}")
     parser.add_argument("--json", type=Path, help="result file to write")
     parser.add_argument("--rounds", type=int, default=25, help="readings of the clock for each variant")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds a case, after three rounds")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument(
+        "--compile-seconds", type=float, default=1e9, help="leave torch.compile out after so many seconds"
+    )
     options = parser.parse_args()
     unknown = sorted(set(options.ops) - set(OPS))
     if unknown:
         parser.error(f"no op {unknown[0]!r}; the ops are {', '.join(sorted(OPS))}")
-    logging.getLogger("torch._dynamo").setLevel(
-        logging.ERROR
-    )  # a reference may read a value; that is no news
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # a reference may read a value; that is no news
     kept = keep_freed_memory() if DEVICE.type == "cpu" else None
-    rows = []
+    rows, started = [], time.monotonic()
     for name in options.ops or sorted(OPS):
         for case, args in cases(OPS[name]):
-            row = measured(OPS[name], case, args, not options.no_compile, options.rounds, options.budget)
+            compiled = not options.no_compile and time.monotonic() - started < options.compile_seconds
+            row = measured(OPS[name], case, args, compiled, options.rounds, options.budget)
             rows.append(row)
             against = f"{row['vs_compiled']:6.1f}x compiled" if row["vs_compiled"] else " " * 16
             print(

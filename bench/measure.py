@@ -7,8 +7,10 @@ the L2 cache, and timed by events.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
+import os
 import platform
 import shlex
 import statistics
@@ -22,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from mwpb_fast.memory import keep_freed_memory as keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_ROUND = 2e-3  # seconds; a shorter round is repeated within one reading of the clock
@@ -43,14 +48,16 @@ def timing(seconds: Sequence[float]) -> Timing:
     return Timing(median, low, high, len(seconds))
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep what is freed, as a training process would; else a large result is timed by page faults."""
+def hand_back_freed_memory() -> bool:
+    """The opposite of keep_freed_memory: what glibc's own thresholds grow to in a program that frees large
+    blocks, 32 MiB for mapping a block by itself and twice that for shrinking the heap. Whether that is so now."""
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        done = library.mallopt(-3, 32 * 2**20) and library.mallopt(-1, 64 * 2**20)
+        library.malloc_trim(0)
     except (AttributeError, OSError):
         return False
-    trim_threshold, mmap_threshold = -1, -3
-    return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, 2**31 - 1))
+    return bool(done)
 
 
 class OnCpu:
@@ -115,7 +122,117 @@ def in_turn(tasks: dict[str, OnCpu | OnCuda], rounds: int, budget: float) -> dic
     return {name: timing(values) for name, values in seconds.items()}
 
 
+def seconds(run: Callable[[], Any], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time of one call: by CUDA events on a GPU, by `clock` elsewhere."""
+    if device.type != "cuda":
+        start = clock()
+        run()
+        return clock() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+# ceilings and counts -----------------------------------------------------------------------------------------
+def matrix_rate(
+    dtype: torch.dtype, device: torch.device, clock: Callable[[], float] = time.perf_counter, size: int = 0
+) -> float:
+    """FLOP/s of a large square product of random matrices, the best of three."""
+    n = size or (8192 if device.type == "cuda" else 2048)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    torch.mm(a, b)
+    return 2 * n**3 / min(seconds(lambda: torch.mm(a, b), device, clock) for _ in range(3))
+
+
+def copy_bandwidth(device: torch.device, volume: int = 0) -> float:
+    """Bytes a second of a large copy, read and written ones together, the best of three."""
+    n = (volume or (2**32 if device.type == "cuda" else 2**28)) // 2
+    source = torch.randint(256, (n,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source).copy_(source)
+    return 2 * n / min(seconds(lambda: target.copy_(source), device) for _ in range(3))
+
+
+def multiply_adds(model: nn.Module, size: int) -> int:
+    """Of one image's forward pass, in convolutions and linear layers."""
+    total = 0
+
+    def count(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        total += weight.numel() * (out.shape[2] * out.shape[3] if out.dim() == 4 else 1)
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [m.register_forward_hook(count) for m in layers]
+    before = [m.training for m in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in zip(model.modules(), before, strict=True):
+            module.training = mode
+    return total
+
+
+class Memory:
+    """`with Memory(device) as memory: ...` then `memory.bytes`: the most that was held inside beyond what was
+    held before. Of the device on CUDA; elsewhere of the process, None where the system does not tell."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda, self.bytes = device.type == "cuda", None
+
+    def __enter__(self) -> Memory:
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.before: int | None = torch.cuda.memory_allocated()
+            return self
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
+            self.before = _held("VmHWM")
+        except OSError:
+            self.before = None
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() if self.cuda else _held("VmHWM")
+        if self.before is not None and peak is not None:
+            self.bytes: int | None = peak - self.before
+
+
+def _held(key: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+    except (OSError, StopIteration):
+        return None
+
+
 # result files ------------------------------------------------------------------------------------------------
+class SkippedError(RuntimeError):
+    """Why something does not run here."""
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).splitlines()
+    return lines[0] if lines and lines[0] else type(error).__name__
+
+
 def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -125,19 +242,22 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, marked where tracked files differ from it."""
+    """The checkout's commit, marked where tracked files differ from it; outside of git, what MWPB_COMMIT says."""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD")[:12] + (
-            " with changes" if git("status", "--porcelain", "-uno") else ""
-        )
+        return git("rev-parse", "HEAD")[:12] + (" with changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("MWPB_COMMIT", "unknown")
+
+
+def command() -> str:
+    """The command line, with the script's path from the checkout's root."""
+    script = Path(sys.argv[0]).resolve()
+    name = script.relative_to(ROOT).as_posix() if script.is_relative_to(ROOT) else script.name
+    return shlex.join(["python", name, *sys.argv[1:]])
 
 
 def circumstances(device: torch.device) -> dict[str, str]:
@@ -155,18 +275,17 @@ def circumstances(device: torch.device) -> dict[str, str]:
     return {
         "device": name,
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, triton {triton_version}",
-        "command": shlex.join(
-            ["python", Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]]
-        ),
+        "command": command(),
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
 
-def write_results(
-    path: Path, device: torch.device, columns: Sequence[Sequence[str]], rows: list[dict], **more: Any
-):
-    """A result file: circumstances, columns (key, title, format) for `bench/tables.py`, and the rows."""
-    content = {**circumstances(device), **more, "columns": [list(c) for c in columns], "rows": rows}
+def write_results(path: Path, device: torch.device, columns: Any, rows: list[dict], **more: Any) -> None:
+    """A result file: circumstances, columns (key, title, format) for `bench/tables.py`, and the rows. It
+    appears whole or not at all. columns: a list, or for rows of several kinds a list by the rows' `kind`."""
+    content = {**circumstances(device), **more, "columns": columns, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)

@@ -11,14 +11,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from measure import SkippedError
 from torch import Tensor, nn
 
 EPS, STEP = 8 / 255, 2 / 255
 Attack = Callable[[Tensor, Tensor], Tensor]
-
-
-class SkippedError(RuntimeError):
-    """Why a contestant does not run here."""
 
 
 class Autocast(nn.Module):

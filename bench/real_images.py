@@ -83,9 +83,7 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default="data", help="folder of prepared data sets")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--recipes", nargs="*", default=RECIPES)

@@ -1,8 +1,10 @@
 """Renders the tables of docs/performance.md from the result files in bench/results; none is ever typed.
 
-In the document, `<!-- table: NAME [key=value ...] -->` and `<!-- end -->` enclose the table of
+In the document, `<!-- table: NAME [optional] [key=value ...] -->` and `<!-- end -->` enclose the table of
 bench/results/NAME.json, of the rows that have these values; the lines between are replaced. A result file
-holds `columns` (key, title, format) and `rows`, and says where it was measured (see measure.py).
+holds `columns` (key, title, format) and `rows`, and says where it was measured (see measure.py); columns that
+differ by the rows' kind are chosen by kind=. An optional table whose file is not there says that it was not yet
+measured.
 
     python bench/tables.py           rewrite the document
     python bench/tables.py --check   exit with 1 if that would change it
@@ -24,6 +26,8 @@ TABLE = re.compile(r"(<!-- table: (?P<name>\S+)(?P<filters>[^>]*?) -->\n).*?(<!-
 def cell(value: Any, form: str) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return (format(value, form) if form else str(value)).replace("|", "\\|")
 
 
@@ -32,7 +36,10 @@ def table(content: dict[str, Any], filters: dict[str, str]) -> str:
     rows = [r for r in content["rows"] if all(str(r.get(k)) == v for k, v in filters.items())]
     if not rows:
         raise ValueError(f"no row has {filters}")
-    columns = [c for c in content["columns"] if c[0] not in filters]
+    columns = content["columns"]
+    if isinstance(columns, dict):
+        columns = columns[filters.get("kind", "")]
+    columns = [c for c in columns if c[0] not in filters]
     lines = [
         "| " + " | ".join(title for _, title, _ in columns) + " |",
         "|" + "|".join("--:" if form else "---" for _, _, form in columns) + "|",
@@ -47,9 +54,12 @@ def rendered(text: str, results: Path) -> str:
 
     def replacement(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.json"
+        words = match["filters"].split()
+        if "optional" in words and not path.exists():
+            return f"{match[1]}Not yet measured.\n{match[4]}"
         try:
             content = json.loads(path.read_text())
-            filters = dict(word.split("=", 1) for word in match["filters"].split())
+            filters = dict(word.split("=", 1) for word in words if word != "optional")
             return f"{match[1]}{table(content, filters)}\n{match[4]}"
         except (OSError, ValueError, KeyError) as error:
             raise SystemExit(f"{path}: {error}") from None

@@ -72,22 +72,31 @@ class OptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32, bf16 or fp16.
+    attack_dtype: of the attack alone: auto (as dtype), fp32 or bf16.
     engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in.
+    capture: record the whole step as one CUDA graph for each phase and replay it.
     oracle: fp32, eager, contiguous, reference ops and deterministic algorithms: the truth to compare with."""
 
     device: str = "auto"
     engine: str = "eager"
     dtype: str = "auto"
+    attack_dtype: str = "auto"
+    capture: bool = False
     channels_last: bool = True
     oracle: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"dtype must be auto, fp32, bf16 or fp16, not {self.dtype}")
+        if self.attack_dtype not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"attack_dtype must be auto, fp32 or bf16, not {self.attack_dtype}")
         if self.engine not in ("eager", "twin"):
             raise ValueError(f"engine must be eager or twin, not {self.engine}")
-        if self.oracle and self.dtype not in ("auto", "fp32"):
-            raise ValueError(f"the oracle computes in fp32, not {self.dtype}")
+        for dtype in (self.dtype, self.attack_dtype):
+            if self.oracle and dtype not in ("auto", "fp32"):
+                raise ValueError(f"the oracle computes in fp32, not {dtype}")
+        if self.oracle and self.capture:
+            raise ValueError("the oracle runs eagerly, without capture")
 
 
 @dataclass(frozen=True, kw_only=True)

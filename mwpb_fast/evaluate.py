@@ -24,6 +24,7 @@ from mwpb_fast.crew import Crew, crew, orphaned
 from mwpb_fast.engine.precision import Precision, make_precision
 from mwpb_fast.files import write_atomically
 from mwpb_fast.log import progress
+from mwpb_fast.memory import keep_freed_memory
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 from mwpb_fast.signals import Interrupted, stop_requests
 
@@ -273,6 +274,7 @@ class _Setup:
         device: str | None,
         given: Config | None,
     ) -> None:
+        keep_freed_memory()
         self.config = config = saved.config
         self.evaluation = evaluation or config.evaluation
         for name in self.evaluation.attacks:

@@ -6,13 +6,15 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from mwpb_fast.files import write_atomically
 from mwpb_fast.lazy import ops, torch
+
+Item = TypeVar("Item")
 
 
 class RunLog:
@@ -59,17 +61,43 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+class Waits(Generic[Item]):
+    """An iterator that counts in `seconds` how long its reader waited for items, without asking the device."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self.seconds = 0.0
+        self._items = iter(items)
+
+    def __iter__(self) -> Waits[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        started = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and machine, for the record."""
     on_cuda = device.type == "cuda"
     return {
-        "mwpb-fast": version("mwpb-fast"),
+        "mwpb-fast": own_version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if on_cuda else cpu_name(),
         "threads": torch.get_num_threads(),
         "ops": {op: ops.implementation(op, device) for op in sorted(ops.OPS)},
     }
+
+
+def own_version() -> str:
+    """The version that is installed; a checkout also runs without."""
+    try:
+        return version("mwpb-fast")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def cpu_name() -> str:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mwpb_fast.engine.guard import Guard
 from mwpb_fast.engine.net import Net, crafting
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.optim import Average
 
 
 class StepResult(NamedTuple):
@@ -28,7 +30,7 @@ class StepResult(NamedTuple):
 
 @dataclass
 class Step:
-    """step(x, y, index, key, budget) trains `model` on one batch."""
+    """step(x, y, index, key, budget) trains `model` on one batch, and `average`, if any, follows it."""
 
     model: torch.nn.Module
     net: Net
@@ -38,10 +40,11 @@ class Step:
     optimizer: torch.optim.Optimizer
     precision: Precision
     attack_mode: str = "eval"
+    average: Average | None = None
 
     def __post_init__(self) -> None:
         self.scaler = self.precision.scaler()
-        self.buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+        self.statistics = Guard(b for b in self.model.buffers() if b.is_floating_point())
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 
     def __call__(
@@ -49,7 +52,16 @@ class Step:
     ) -> StepResult:
         """x: (B, C, H, W) float32 in [0, 1]. y, index: (B,) int64. key: one-element int64 tensor, the seed of
         the attack's noise. budget: from logits and labels to radii."""
+        result = self.compute(x, y, index, key, budget)
+        self.count()
+        return result
+
+    def compute(
+        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, key: torch.Tensor, budget: Any
+    ) -> StepResult:
+        """The step's work on the device, which can be captured in a graph and replayed."""
         model, objective = self.model, self.objective
+        x = x.contiguous(memory_format=self.precision.memory_format)
         notes: dict[str, torch.Tensor] = {}
 
         def outer() -> torch.Tensor:
@@ -63,15 +75,34 @@ class Step:
             x_adv = self.attack(self.net, x, y, clean, radius, objective.inner, key, index, notes)
 
         model.train()
-        saved = [buffer.clone() for buffer in self.buffers]
+        self.statistics.save()
         with self.perturb(model, outer):
             loss = outer()
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             finite = self.update(loss)
-        for buffer, before in zip(self.buffers, saved, strict=True):
-            torch.where(finite, buffer, before, out=buffer)
+        self.statistics.put_back(finite)
+        if self.average is not None:
+            self.average.update()
         return StepResult(loss.detach(), notes.get("radius", radius), finite)
+
+    def count(self) -> None:
+        """The host's part of a step."""
+        if self.average is not None:
+            self.average.count()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every tensor that outlives a step and is changed by it, by name."""
+        found = {f"model.{k}": v for k, v in self.model.state_dict(keep_vars=True).items()}
+        for i, parameter in enumerate(self.parameters):
+            kept = self.optimizer.state.get(parameter, {}).items()
+            found |= {f"optimizer.{i}.{k}": v for k, v in kept if isinstance(v, torch.Tensor)}
+        if self.average is not None:
+            found |= {f"average.{k}": v for k, v in self.average.module.state_dict(keep_vars=True).items()}
+        for name in ("attack", "objective", "perturb"):
+            memory = getattr(getattr(self, name), "memory", {})
+            found |= {f"{name}.{k}": v for k, v in memory.items()}
+        return found
 
     def update(self, loss: torch.Tensor) -> torch.Tensor:
         """The optimiser's step, left out on the device where loss or gradient is not finite; returns finite.

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import mwpb_kernels as ops
 import torch
 import yaml
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mwpb_fast import checkpoint, data
 from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks.accuracy import correct
 from mwpb_fast.attacks.inner import cross_entropy
 from mwpb_fast.config import Config, ConfigError, check_axes, to_dict
+from mwpb_fast.engine import capture
 from mwpb_fast.engine.net import EagerNet, Net, module_mode
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.files import write_atomically
-from mwpb_fast.log import RunLog, environment, epoch_line, progress
+from mwpb_fast.log import RunLog, Waits, environment, epoch_line, progress
+from mwpb_fast.memory import keep_freed_memory
 from mwpb_fast.models import build_model
-from mwpb_fast.optim import learning_rate, make_optimizer
+from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from mwpb_fast.signals import Interrupted, StopRequest, stop_requests
 from mwpb_fast.step import Step, StepResult
 
@@ -41,6 +42,7 @@ def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = Fals
     steps were not finite, Interrupted after SIGTERM or SIGINT.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     if not resume:
         for kind in ("last", "best"):
             for old in checkpoint.existing(folder / "checkpoints", kind):
@@ -77,10 +79,7 @@ class Trainer:
         except ValueError as error:
             raise ConfigError(f"model.name: {error}") from error
         self.model = model.to(device=device, memory_format=self.precision.memory_format)  # type: ignore[call-overload]
-        self.ema: AveragedModel | None = None
-        if config.optim.ema:
-            average = get_ema_multi_avg_fn(config.optim.ema)
-            self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.ema = Average(self.model, config.optim.ema) if config.optim.ema else None
         self.warmup, self.budget = config.warmup.build(), config.budget.build()
         self.axes = {
             "attack": config.attack.build(),
@@ -99,18 +98,26 @@ class Trainer:
             optimizer=make_optimizer(self.model, config.optim),
             precision=self.precision,
             attack_mode=config.attack_mode,
+            average=self.ema,
         )
+        self.captured = self._capture() if config.precision.capture else None
         self.epoch, self.batch = 1, 0
         self.best: dict[str, Any] = {}
         self.trace = self._new_trace()
 
     def _attack_net(self) -> Net:
+        precision = self.precision.attack
         if self.config.precision.engine == "eager":
-            return EagerNet(self.model, self.precision)
+            return EagerNet(self.model, precision)
         from mwpb_fast.engine.twin import make_net
 
         sample = next(iter(self._plain_batches(self.train_index[:2]))).x
-        return make_net(self.model, self.precision, sample)
+        return make_net(self.model, precision, sample)
+
+    def _capture(self) -> capture.CapturedStep:
+        capture.check_batches(len(self.train_index), self.config.data.batch_size, self.config.data.last_batch)
+        gather = self.loader.gather if isinstance(self.loader, data.ResidentLoader) else None
+        return capture.CapturedStep(self.step, gather)
 
     # the run --------------------------------------------------------------------------------------------------
     def train(self) -> dict[str, Any]:
@@ -138,8 +145,7 @@ class Trainer:
         warm = epoch <= config.warmup_epochs
         budget = self.warmup if warm else self.budget
         rate = learning_rate(config.optim, epoch)
-        for group in self.step.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.step.optimizer, rate)
         for name, axis in self.axes.items():
             setattr(self.step, name, axis.in_epoch(epoch) if hasattr(axis, "in_epoch") else axis)
         key = torch.tensor([ops.derive_seed(config.seed, epoch)], device=self.precision.device)
@@ -148,11 +154,10 @@ class Trainer:
         with progress(len(self.loader) * config.data.batch_size, label) as bar:
             bar.advance(first * config.data.batch_size)
             looked = started
-            for x, y, index in self.loader.epoch(epoch, start=first):
-                x = x.contiguous(memory_format=self.precision.memory_format)
-                result = self.step(x, y, index, key, budget)
-                if self.ema is not None:
-                    self.ema.update_parameters(self.model)
+            take_step, feed = self._feed()
+            batches = Waits(feed)
+            for batch in batches:
+                result = take_step(*batch, key, budget)
                 self.trace[self.batch] = _row(result)
                 self.batch += 1
                 note = ""
@@ -160,7 +165,7 @@ class Trainer:
                     looked = time.monotonic()
                     note = f"loss {self.trace[self.batch - 1, 0].item():.3f}"
                     self._check_finite()
-                bar.advance(len(y), note)
+                bar.advance(len(result.radius), note)
                 if self.request.number:
                     self._interrupt()
         trace = self._check_finite()
@@ -176,8 +181,17 @@ class Trainer:
             "learning_rate": rate,
             "images_per_second": (self.batch - first) * config.data.batch_size / seconds,
             "seconds": seconds,
+            "wait_share": batches.seconds / seconds,
             "bad_steps": int((trace[:, 4] == 0).sum()),
         }
+
+    def _feed(self) -> tuple[Callable[..., StepResult], Iterable[tuple[torch.Tensor, ...]]]:
+        """The step, and what it takes of each batch that is left of the epoch."""
+        if self.captured is None or not isinstance(self.loader, data.ResidentLoader):
+            return self.captured or self.step, self.loader.epoch(self.epoch, start=self.batch)
+        order = self.loader.key(self.epoch)  # the recorded step gathers and augments the images itself
+        indices = self.loader.indices(self.epoch, self.batch)
+        return self.captured.gathered, ((index, order) for index in indices)
 
     def _check_finite(self) -> torch.Tensor:
         trace = self.trace[: self.batch].cpu()
@@ -237,7 +251,7 @@ class Trainer:
             "scaler": self.step.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "memory": self.memory,
-            "averaged": 0 if self.ema is None else int(self.ema.n_averaged),
+            "averaged": 0 if self.ema is None else self.ema.steps,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -248,7 +262,7 @@ class Trainer:
             self.step.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-            self.ema.n_averaged.fill_(state["averaged"])
+            self.ema.steps = state["averaged"]
         for name, memory in self.memory.items():
             for key, values in memory.items():
                 values.copy_(state["memory"][name][key])

@@ -85,11 +85,29 @@ def test_a_table_without_results_is_an_error(document: Path, old: str, new: str,
     assert "Traceback" not in done.stderr
 
 
+def test_an_optional_table_may_lack_its_file(document: Path) -> None:
+    document.write_text("<!-- table: absent optional case=large -->\nold\n<!-- end -->\n")
+    assert tables(document).returncode == 0
+    assert document.read_text() == (
+        "<!-- table: absent optional case=large -->\nNot yet measured.\n<!-- end -->\n"
+    )
+    document.write_text("<!-- table: some optional case=large -->\nold\n<!-- end -->\n")
+    assert tables(document).returncode == 0
+    assert "| a | 2.3 | 88% |" in document.read_text()
+
+
+def test_columns_may_differ_by_kind(document: Path) -> None:
+    kinds = {"one": [["x", "first", "d"]], "two": [["y", "second", ""]]}
+    rows = [{"kind": "one", "x": 3}, {"kind": "two", "y": True}]
+    (document.parent / "kinds.json").write_text(json.dumps({**RESULT, "columns": kinds, "rows": rows}))
+    document.write_text("<!-- table: kinds kind=two -->\nold\n<!-- end -->\n")
+    assert tables(document).returncode == 0
+    assert "| second |\n|---|\n| yes |\n" in document.read_text()
+
+
 def test_the_documentation_is_up_to_date() -> None:
     path = SCRIPT.parent.parent / "docs" / "performance.md"
     if not path.exists():
         pytest.skip("no docs/performance.md")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

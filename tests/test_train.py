@@ -22,6 +22,7 @@ from mwpb_fast.config import Config, ConfigError, from_dict, recipe, resolve
 from mwpb_fast.log import read_records
 from mwpb_fast.signals import Interrupted
 
+TIMES = ("seconds", "images_per_second", "wait_share")
 TINY = ["--epochs=2", "--warmup_epochs=1", "--data.subset=200", "--model.name=smallresnet-4", "--attack.steps=2"]
 
 
@@ -56,6 +57,7 @@ def test_a_run_leaves_its_records(tmp_path: Path) -> None:
     for r in records:
         assert math.isfinite(r["loss"])
         assert {"natural", "robust", "learning_rate", "images_per_second"} <= r.keys()
+        assert 0 < r["wait_share"] < 1
         assert 0 <= r["robust"] <= r["natural"] <= 100
     assert records[0]["radius_min"] == records[0]["radius_max"] == pytest.approx(16 / 255)
     low, high = math.exp(-0.58) * 32 / 255, math.exp(0.58) * 32 / 255
@@ -94,7 +96,7 @@ def test_a_stopped_run_goes_on_byte_for_byte(
     whole, resumed = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
     assert_same(whole, resumed)
     timeless = [
-        [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in read_records(f)]
+        [{k: v for k, v in r.items() if k not in TIMES} for r in read_records(f)]
         for f in (tmp_path / "whole/metrics.jsonl", tmp_path / "cut/metrics.jsonl")
     ]
     assert timeless[0] == timeless[1]

@@ -58,6 +58,11 @@ def test_every_norm_of_the_residual_nets_is_folded_or_fused() -> None:
     # the first norm of each of 8 blocks reads what the skip reads too, and the last norm follows an addition
     assert kinds.count(FoldedNorm) == 9
     assert all(layer.relu for layer in twin.layers if isinstance(layer, FoldedNorm))
+    with Operators() as operators:
+        twin.input_grad(torch.rand(2, 3, 32, 32), descend(torch.zeros(2, dtype=torch.int64)))
+    called = [name for name, _ in operators.calls]
+    assert called.count("mwpb::scale_bias_relu") == called.count("mwpb::scale_bias_relu_backward") == 9
+    assert not any("batch_norm" in name for name in called)
 
 
 def test_fold_in_closed_form() -> None:

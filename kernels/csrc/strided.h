@@ -103,9 +103,11 @@ template <int N> struct Nest {
 // The batch of a tensor's samples, each cut into pieces along the outermost dimension of its nest.
 template <int N> struct Pieces {
   Pieces(const std::array<const Tensor*, N>& operands) : nest(operands), batch(operands[0]->size(0)) {
-    nest.in_memory_order();
     for (int k = 0; k < N; ++k) sample_stride[k] = operands[k]->stride(0);
-    count = std::max<int64_t>(1, std::min(nest.dims[0].size, (nest.elements + kPiece - 1) / kPiece));
+    cut();
+  }
+  Pieces(Nest<N> sample, int64_t batch, const Offsets<N>& stride) : nest(std::move(sample)), batch(batch), sample_stride(stride) {
+    cut();
   }
 
   bool empty() const { return batch == 0 || nest.elements == 0; }
@@ -137,6 +139,12 @@ template <int N> struct Pieces {
   Nest<N> nest;
   int64_t batch, count;
   Offsets<N> sample_stride;
+
+ private:
+  void cut() {
+    nest.in_memory_order();
+    count = std::max<int64_t>(1, std::min(nest.dims[0].size, (nest.elements + kPiece - 1) / kPiece));
+  }
 };
 
 template <int N> inline bool unit(const Offsets<N>& stride) {

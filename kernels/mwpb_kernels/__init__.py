@@ -17,6 +17,7 @@ from mwpb_kernels.losses import kl_div
 from mwpb_kernels.margin import deviation_radius, margin, margin_radius
 from mwpb_kernels.op import OPS, force_reference, implementation, load_native
 from mwpb_kernels.philox import derive_seed, philox_words
+from mwpb_kernels.scale_bias_relu import scale_bias_relu
 from mwpb_kernels.start import gaussian_start, uniform_start
 
 native_library = load_native()
@@ -45,5 +46,6 @@ __all__ = [
     "margin_radius",
     "native_library",
     "philox_words",
+    "scale_bias_relu",
     "uniform_start",
 ]

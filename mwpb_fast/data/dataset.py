@@ -28,7 +28,8 @@ class Config:
 
     name: digits, cifar10, cifar100, svhn, tinyimagenet, folder, or the dotted path of a module of one's own.
     dir: holds the prepared sets, one folder each. loader: resident keeps all images on the device, dali
-    streams and decodes them, auto takes resident if they fit. validation: fraction of the training split
+    streams and decodes them, auto takes resident, which measures faster (docs/performance.md), if they fit in
+    half of the device's free memory. validation: fraction of the training split
     that is held out. pad, pad_mode, flip: the augmentation. last_batch: what becomes of an incomplete last
     batch. subset: train on so many images only, a stratified choice. threads: of the dali loader, 0 = one
     for each CPU core, at most 8.

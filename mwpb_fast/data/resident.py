@@ -39,16 +39,26 @@ class ResidentLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The epoch's batches from batch `start` on."""
-        return self._batches(self._plan.epoch(epoch, start), self._plan.key(epoch).to(self._device))
+        indices = self.indices(epoch, start)
+        key = self.key(epoch)
+        return (Batch(*self.gather(index, key), index) for index in indices)
 
-    def _batches(self, indices: list[Tensor], key: Tensor) -> Iterator[Batch]:
-        if not indices:
-            return
+    def indices(self, epoch: int, start: int = 0) -> tuple[Tensor, ...]:
+        """The indices, (B,) int64 on the device, of each batch of the epoch from batch `start` on."""
+        parts = self._plan.epoch(epoch, start)
+        if not parts:
+            return ()
+        return torch.cat(parts).to(self._device).split([len(part) for part in parts])  # one transfer for the epoch
+
+    def key(self, epoch: int) -> Tensor:
+        """The epoch's augmentation key, (1,) int64 on the device."""
+        return self._plan.key(epoch).to(self._device)
+
+    def gather(self, index: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Images, augmented, and labels of the samples at `index`: device work alone, which can be captured."""
         plan, mode = self._plan, self._plan.config.pad_mode
-        whole = torch.cat(indices).to(self._device)  # one transfer for the epoch
-        for index in whole.split([len(part) for part in indices]):
-            x = ops.crop_flip(self._images, index, key, pad=plan.pad, pad_mode=mode, flip=plan.flip)
-            yield Batch(x, self._labels[index], index)
+        x = ops.crop_flip(self._images, index, key, pad=plan.pad, pad_mode=mode, flip=plan.flip)
+        return x, self._labels[index]
 
     def close(self) -> None:
         """Nothing to stop; here for the loaders' common interface."""

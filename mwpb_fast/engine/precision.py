@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,19 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """device; dtype of convolutions and matrix products; layout of images and weights; oracle mode."""
+    """device; dtype of convolutions and matrix products; layout of images and weights; oracle mode; dtype of the
+    attack alone, None for the same."""
 
     device: torch.device
     dtype: torch.dtype
     memory_format: torch.memory_format
     oracle: bool
+    attack_dtype: torch.dtype | None = None
+
+    @property
+    def attack(self) -> Precision:
+        """The attack's precision."""
+        return dataclasses.replace(self, dtype=self.attack_dtype or self.dtype, attack_dtype=None)
 
     @property
     def mixed(self) -> bool:
@@ -58,19 +66,29 @@ def make_precision(config: PrecisionConfig) -> Precision:
     name = config.dtype
     if name == "auto":
         name = "bf16" if device.type == "cuda" and not config.oracle else "fp32"
-    if name == "fp16" and device.type != "cuda":
-        raise ConfigError("precision.dtype fp16 needs a CUDA device; on the CPU take fp32 or bf16")
-    if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
-        raise ConfigError("precision.dtype bf16 needs a CPU with AVX-512 BF16 or AMX; this one has neither")
-    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ConfigError("precision.dtype bf16 needs an NVIDIA GPU of the Ampere generation or later; take fp16")
+    attack = name if config.attack_dtype == "auto" else config.attack_dtype
+    _check_dtype("dtype", name, device)
+    _check_dtype("attack_dtype", attack, device)
     channels_last = config.channels_last and not config.oracle
     return Precision(
         device=device,
         dtype=_DTYPES[name],
         memory_format=torch.channels_last if channels_last else torch.contiguous_format,
         oracle=config.oracle,
+        attack_dtype=_DTYPES[attack],
     )
+
+
+def _check_dtype(option: str, name: str, device: torch.device) -> None:
+    if name == "fp16" and device.type != "cuda":
+        raise ConfigError(f"precision.{option} fp16 needs a CUDA device; on the CPU take fp32 or bf16")
+    if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+        raise ConfigError(f"precision.{option} bf16 needs a CPU with AVX-512 BF16 or AMX; this one has neither")
+    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        instead = "fp16" if option == "dtype" else "fp32"
+        raise ConfigError(
+            f"precision.{option} bf16 needs an NVIDIA GPU of the Ampere generation or later; take {instead}"
+        )
 
 
 def cpu_has_bf16() -> bool:

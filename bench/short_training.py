@@ -1,0 +1,111 @@
+"""A short training and its evaluation by PGD-20, through the Python interface alone: no jsonargparse is needed.
+
+    python bench/short_training.py --archive cifar10-jpeg.tar.xz --epochs 4 --json result.json
+
+MWPB-AT by the recipe of Table 1, its schedule shortened to the epochs given; the engine is the twin, and on CUDA
+the captured step where there is one. Without --archive, scikit-learn's digits are trained on.
+It shows that a run trains at speed; its accuracies say nothing about the paper's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import write_results
+
+from mwpb_fast import checkpoint, data, train
+from mwpb_fast.config import Config, EvaluationConfig, PrecisionConfig, recipe
+from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.evaluate import evaluate
+from mwpb_fast.log import read_records
+from mwpb_fast.models import build_model, load_weights
+
+COLUMNS = (
+    ("data", "data", ""),
+    ("model", "model", ""),
+    ("epochs", "epochs", "d"),
+    ("seconds_an_epoch", "s an epoch", ",.2f"),
+    ("images_per_second", "images/s", ",.0f"),
+    ("wait_share", "waiting for data", ".2%"),
+    ("natural", "natural, %", ".1f"),
+    ("pgd20", "PGD-20, %", ".1f"),
+)
+
+
+def configuration(o: argparse.Namespace, folder: Path) -> Config:
+    """The recipe, its rate divided by ten in the last epoch, on the images that there are."""
+    start = recipe("digits.mwpb_at" if o.archive is None else "table1.mwpb_at")
+    images = dataclasses.replace(start.data, subset=o.subset or None)
+    if o.archive is not None:
+        data.prepare("cifar10", source=o.archive, dir=folder)
+        images = dataclasses.replace(images, dir=str(folder))
+    fields = {f.name for f in dataclasses.fields(PrecisionConfig)}
+    precision: dict[str, Any] = {"device": o.device, "engine": "twin"}
+    if torch.device(o.device).type == "cuda" and "capture" in fields:
+        precision["capture"] = True
+    return dataclasses.replace(
+        start,
+        data=images,
+        epochs=o.epochs,
+        warmup_epochs=o.epochs // 2,
+        model=dataclasses.replace(start.model, name=o.model or start.model.name),
+        optim=dataclasses.replace(start.optim, drops=(max(1, o.epochs),)),
+        precision=PrecisionConfig(**precision),
+        evaluation=dataclasses.replace(start.evaluation, validate_every=o.epochs),
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=Path, help="CIFAR-10's, as `mwpb-fast data prepare --from` takes it")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--subset", type=int, default=0, help="train on so many images; 0: all")
+    parser.add_argument("--test-images", type=int, default=0, help="attack so many test images; 0: all")
+    parser.add_argument("--model", default="", help="instead of the recipe's")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    o = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        config = configuration(o, Path(folder))
+        train.run(config, Path(folder) / "run", quiet=True)
+        records = read_records(Path(folder) / "run" / "metrics.jsonl")
+        found = checkpoint.read_newest(Path(folder) / "run" / "checkpoints", "last")
+        assert found is not None
+        images = data.load_split(config.data, "test")
+        precision = make_precision(dataclasses.replace(config.precision, dtype="fp32"))
+        model = build_model(config.model.name, num_classes=images.num_classes, channels=images.channels)
+        load_weights(model, found[1]["model"])
+        model = model.to(device=precision.device, memory_format=precision.memory_format).eval()  # type: ignore[call-overload]
+        attacks = EvaluationConfig(
+            attacks=("natural", "pgd20"),
+            eps=config.evaluation.eps,
+            step_size=config.evaluation.step_size,
+            subset=o.test_images,
+        )
+        result = evaluate(model, images, attacks, precision, show=False)
+    later = records[1:] or records  # the first epoch warms up
+    row = {
+        "data": config.data.name if o.archive is None else o.archive.name,
+        "model": config.model.name,
+        "epochs": config.epochs,
+        "seconds_an_epoch": statistics.median(r["seconds"] for r in later),
+        "images_per_second": statistics.median(r["images_per_second"] for r in later),
+        "wait_share": statistics.median(r["wait_share"] for r in later),
+        **{name: attack["accuracy"] for name, attack in result["attacks"].items()},
+        "losses": [r["loss"] for r in records],
+        "epoch_seconds": [r["seconds"] for r in records],
+        "bad_steps": sum(r["bad_steps"] for r in records),
+    }
+    print(", ".join(f"{title} {format(row[key], form)}" for key, title, form in COLUMNS))
+    if o.json:
+        write_results(o.json, torch.device(o.device), COLUMNS, [row])
+
+
+if __name__ == "__main__":
+    main()

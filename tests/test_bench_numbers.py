@@ -1,0 +1,221 @@
+"""The benchmarks' arithmetic: what they count, compare and conclude; their timings are nobody's test."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mwpb_fast.config import recipe
+from mwpb_fast.models import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """bench("name") is that module of the bench folder."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+
+    return importlib.import_module
+
+
+# counts -------------------------------------------------------------------------------------------------------
+def test_multiply_adds_of_a_resnet(bench: Any) -> None:
+    model = build_model("resnet-18", num_classes=10).train()
+    macs = bench("measure").multiply_adds(model, 32)
+    assert macs == pytest.approx(0.555e9, rel=2e-3)
+    assert model.training
+    assert all(m.num_batches_tracked == 0 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize(("name", "passes"), [("at", 1), ("trades", 2), ("mart", 2)])
+def test_flop_of_a_step(bench: Any, name: str, passes: int) -> None:
+    """Margin forward, ten forwards and input gradients, a training pass of three forwards' worth each."""
+    config = recipe(f"table1.mwpb_{name}")
+    flop = bench("train").flop_per_image(config, 1000, argparse.Namespace())
+    assert flop == 2 * 1000 * (1 + 2 * 10 + 3 * passes)
+
+
+def test_flop_of_plain_at_has_no_margin_forward(bench: Any) -> None:
+    assert bench("train").flop_per_image(recipe("table1.at"), 1, argparse.Namespace()) == 2 * 23
+
+
+def test_roofline_shapes(bench: Any) -> None:
+    roofline = bench("roofline")
+    model = build_model("resnet-18", num_classes=10).eval()
+    found = roofline.shapes(model, 128, 32)
+    macs = bench("measure").multiply_adds(model, 32)
+    assert sum(shape.flop * count for shape, count in found.items()) == 2 * 128 * macs
+    wide = next(s for s in found if s.weight == (64, 64, 3, 3))
+    assert found[wide] == 4
+    assert wide.flop == 2 * 128 * 32 * 32 * 64 * 64 * 9
+    assert wide.bytes(2) == 2 * (2 * 128 * 64 * 32 * 32 + 64 * 64 * 9)
+    assert wide.flop / wide.bytes(2) == pytest.approx(288, rel=3e-3)  # performance.md's figure
+    down = next(s for s in found if s.weight == (128, 64, 1, 1))
+    assert down.out == (128, 128, 16, 16)
+
+
+def test_roofline_names_the_bound(bench: Any) -> None:
+    rows, ceilings = bench("roofline").roofline(
+        build_model("smallresnet-2", num_classes=10).eval(), 2, 8, torch.float32, CPU, rounds=1, budget=0
+    )
+    assert rows[-1]["layer"] == "all"
+    for row in rows[:-1]:
+        above = row["intensity"] > ceilings["ridge_flop_per_byte"]
+        assert row["bound"] == ("arithmetic" if above else "memory")
+        ceiling = row["gflop"] * 1e9 / ceilings["flop_per_second"], row["mb"] * 1e6 / ceilings["bytes_per_second"]
+        assert row["least_us"] == pytest.approx(1e6 * max(ceiling))
+    assert rows[-1]["least_us"] == pytest.approx(sum(r["least_us"] * r["count"] for r in rows[:-1]))
+
+
+def test_memory_is_that_of_the_block(bench: Any) -> None:
+    measure = bench("measure")
+    kept = torch.ones(2**24)  # 64 MiB before, which do not count
+    with measure.Memory(CPU) as memory:
+        torch.ones(2**25)  # 128 MiB, freed again
+    if memory.bytes is None:
+        pytest.skip("this system does not tell a process's peak")
+    assert 100 * 2**20 < memory.bytes < 190 * 2**20
+    assert kept[0] == 1
+
+
+# ledger -------------------------------------------------------------------------------------------------------
+def test_distance_is_of_averages_over_ten_steps(bench: Any) -> None:
+    distance = bench("curves").distance
+    ramp = torch.arange(40.0)
+    assert distance(ramp, ramp + 2) == pytest.approx(2)
+    noise = torch.tensor([1.0, -1.0]).repeat(20)
+    assert distance(ramp, ramp + noise) == pytest.approx(0, abs=1e-6)
+    assert distance(ramp, torch.cat((ramp[:20], ramp[20:] + 3))) == pytest.approx(1.5)
+
+
+def settings(**more: Any) -> argparse.Namespace:
+    given = {"train_model": "smallresnet-2", "train_steps": 4, "train_batch": 4, "attack_steps": 1, "seeds": 3}
+    return argparse.Namespace(**given, objectives=("at",), **more)
+
+
+def test_a_path_that_computes_something_else_is_out_of_bounds(bench: Any, monkeypatch: Any) -> None:
+    curves = bench("curves")
+    x, y = torch.rand(16, 3, 8, 8), torch.arange(16) % 10
+    real = curves.loss_curve
+
+    def loss_curve(objective: str, seed: int, path: Any, *rest: Any) -> Any:
+        losses, model = real(objective, seed, path, *rest)
+        return (losses + (5.0 if path is curves.PATHS["twin float32"] else 0.0), model)
+
+    monkeypatch.setattr(curves, "loss_curve", loss_curve)
+    rows, skipped = curves.training_rows(x, y, settings(), curves.Parts(None, {}))
+    by_path = {row["path"]: row for row in rows}
+    assert by_path["twin float32"]["in_bounds"] is False
+    assert by_path["twin float32"]["distance"] == pytest.approx(5, abs=0.1)
+    fine = [row for name, row in by_path.items() if name != "twin float32"]
+    assert all(row["distance"] < 0.5 and len(row["seed_distances"]) == 3 for row in fine)
+    assert set(skipped) >= {"twin and autocast bfloat16, captured"}
+
+
+def test_parts_are_taken_up_again_by_the_same_settings(bench: Any, tmp_path: Path) -> None:
+    parts = bench("curves").Parts
+    result = tmp_path / "ledger.json"
+    assert parts(result, {"seeds": "3"}).get("a", lambda: torch.ones(2)).tolist() == [1, 1]
+    again = parts(result, {"seeds": "3"})
+    assert again.get("a", lambda: pytest.fail("made again")).tolist() == [1, 1]
+    assert parts(result, {"seeds": "4"}).get("a", lambda: 5) == 5
+    again.path.write_bytes(b"cut off")
+    assert parts(result, {"seeds": "3"}).get("a", lambda: 7) == 7
+    again.done()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gradient_agreement_is_of_the_absolute_mass(bench: Any) -> None:
+    class Net:
+        def __init__(self, gradient: list[float]) -> None:
+            self.gradient = torch.tensor(gradient).view(1, 1, 1, 4)
+
+        def input_grad(self, x: torch.Tensor, dlogits: Any) -> torch.Tensor:
+            dlogits(torch.zeros(1, 10))
+            return self.gradient
+
+    found = bench("equivalence").gradient_agreement(
+        Net([4.0, 3.0, -2.0, 1.0]), Net([1.0, -9.0, -9.0, 1.0]), torch.zeros(1, 1, 1, 4), torch.tensor([0])
+    )
+    assert found == {"mass_agreeing": pytest.approx(0.7), "signs_agreeing": pytest.approx(0.75)}
+
+
+# conclusions --------------------------------------------------------------------------------------------------
+def test_fastest_peers_are_told_apart(bench: Any) -> None:
+    times = {
+        "mwpb twin bf16": [1.0, 2.0],
+        "a, as used": [3.0, 6.0],
+        "b, as used": [2.0, 5.0],
+        "b, autocast channels-last": [1.5, 3.0],
+    }
+    found = bench("attack").fastest(times)
+    assert found["as used"]["name"] == "b, as used"
+    assert found["as used"]["slower"] == {"median": 2.25, "min": 2.0, "max": 2.5}
+    assert found["tuned by their user"]["slower"]["median"] == 1.5
+
+
+def test_targets_are_filled_from_the_files(bench: Any, tmp_path: Path) -> None:
+    def write(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows, **more}))
+
+    recipes = ("table1.mwpb_at", "table1.mwpb_at", "table1.mwpb_mart")
+    write("train", [{"recipe": r, "epoch_seconds": s} for r, s in zip(recipes, (9.0, 3.6, 1.0), strict=True)])
+    write("train-wrn", [], failed="cut off after 45 s")
+    names = ("mwpb twin bf16", "TRADES-style, as used", "TRADES-style, autocast channels-last")
+    write("attack", [{"name": n, "ms": ms} for n, ms in zip(names, (1.0, 7.5, 1.4), strict=True)])
+    ops = (("linf_step_", "large", 0.7), ("crop_flip", "large", 0.75), ("linf_step_", "typical", 2.0))
+    write("kernels", [{"op": o, "case": c, "share_of_copy": s} for o, c, s in ops])
+    rows = {row["row"]: row for row in bench("targets").summary(tmp_path, "cuda")}
+    met = {name.split(",")[0]: (row["measured"], row["met"]) for name, row in rows.items()}
+    assert met["RN-18 MWPB-AT"] == ("3.60", "target")
+    assert met["WRN-34-10 MWPB-AT"] == ("-", "not measured")
+    assert met["110 epochs of Table 1's steps"] == ("6.6", "target")
+    assert met["fused element-wise ops"] == ("72%", "missed")
+    assert met["attack against a TRADES-style float32 loop"] == ("7.50x", "target")
+    assert met["attack against that loop with bf16 autocast"] == ("-", "not measured")
+    on_cpu = {row["row"]: row["met"] for row in bench("targets").summary(tmp_path, "cpu")}
+    assert on_cpu["attack, times the speed of the fastest peer as used"] == "beyond"
+
+
+def test_the_default_loader_is_the_faster_one() -> None:
+    files = sorted((ROOT / "bench" / "results").rglob("loaders*.json"))
+    if not files:
+        pytest.skip("the loaders were not measured yet")
+    for path in files:
+        rows = json.loads(path.read_text())["rows"]
+        for name in {row["set"] for row in rows if "set" in row}:
+            rate = {default: 0.0 for default in (True, False)}
+            for row in (r for r in rows if r["set"] == name):
+                rate[row["default"]] = max(rate[row["default"]], row["images_per_second"])
+            assert rate[True] > rate[False], f"{path.stem}, {name}: change what data.loader=auto takes"
+
+
+def test_waiting_of_a_loader_is_measured_in_a_step(bench: Any) -> None:
+    loaders = bench("loaders")
+
+    class Slow:
+        def __len__(self) -> int:
+            return 5
+
+        def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+            for _ in range(5):
+                time.sleep(0.03)
+                yield torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64), torch.arange(2)
+
+    o = argparse.Namespace(device=CPU, steps=9)
+    seconds, share = loaders.in_training(Slow(), lambda *a: time.sleep(0.01), None, o)
+    assert 0.04 <= seconds < 0.1
+    assert share == pytest.approx(0.75, abs=0.15)
+    assert math.isclose(loaders.alone(Slow(), 1, 9.0, CPU), 2 / 0.03, rel_tol=0.5)

@@ -1,0 +1,132 @@
+"""The CUDA recorder's order of calls, and what counts as an operation that cannot be captured."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mwpb_fast.config import ConfigError
+from mwpb_fast.engine.recorder import CudaRecorder, Watch
+
+
+class Stream:
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def wait_stream(self, other: Stream) -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Callable[[], None]]:
+    """torch.cuda replaced by what notes its calls, and work that notes its stream; a capture's arguments must fit
+    the real signature."""
+    calls: list[str] = []
+    current = [Stream("main", calls)]
+    real = inspect.signature(torch.cuda.graph.__init__)
+
+    class Graph:
+        def replay(self) -> None:
+            calls.append("replay")
+
+        def reset(self) -> None:
+            calls.append("reset")
+
+    @contextlib.contextmanager
+    def stream(one: Stream) -> Iterator[None]:
+        current.append(one)
+        yield
+        current.pop()
+
+    @contextlib.contextmanager
+    def graph(*args: Any, **kwargs: Any) -> Iterator[None]:
+        bound = real.bind(None, *args, **kwargs).arguments
+        calls.append(f"begin on {bound['stream'].name}, {bound['capture_error_mode']}")
+        with stream(bound["stream"]):
+            yield
+        calls.append("end")
+
+    for name, value in {
+        "Stream": lambda device: Stream("side", calls),
+        "CUDAGraph": Graph,
+        "current_stream": lambda: current[-1],
+        "stream": stream,
+        "graph": graph,
+        "device": lambda device: contextlib.nullcontext(),
+        "synchronize": lambda device: calls.append("wait"),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return calls, lambda: calls.append(f"work on {current[-1].name}")
+
+
+def test_the_order_of_a_recording(cuda: tuple[list[str], Callable[[], None]]) -> None:
+    log, work = cuda
+    one = CudaRecorder(torch.device("cuda"))
+    one.close()  # nothing was recorded: nothing to free
+    assert log == []
+    one.warm_up(work)
+    one.capture(work)
+    one.replay()
+    one.replay()
+    one.close()
+    one.close()
+    assert log == [
+        "side waits for main",
+        "work on side",
+        "main waits for side",
+        "begin on side, thread_local",
+        "work on side",
+        "end",
+        "replay",
+        "replay",
+        "wait",
+        "reset",
+    ]
+
+
+X = torch.rand(4, 3)
+INDEX = torch.tensor([0, 2])
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda: X[INDEX],
+        lambda: X.clone().index_put_((INDEX,), torch.zeros(())),
+        lambda: X.gather(0, INDEX[:, None]),
+        lambda: torch.where(X > 0.5, X, 0),
+        lambda: X.masked_fill(X > 0.5, 0),
+        lambda: X.argmax(1).eq(0),
+        lambda: torch.empty(3, device="meta").sum(),
+        lambda: torch.zeros_like(X, device="cpu"),
+    ],
+)
+def test_what_a_graph_can_hold(f: Any) -> None:
+    with Watch():
+        f()
+
+
+@pytest.mark.parametrize(
+    ("f", "reason"),
+    [
+        (lambda: X.max().item(), "gives a value to the host"),
+        (lambda: bool(X.any()), "gives a value to the host"),
+        (lambda: torch.equal(X, X), "gives a value to the host"),
+        (lambda: X[X > 0.5], "selects by a mask"),
+        (lambda: X.clone().index_put_((X > 0.5,), torch.zeros(())), "selects by a mask"),
+        (lambda: X.nonzero(), "shape waits for the device"),
+        (lambda: X.repeat_interleave(torch.tensor([1, 2, 1, 1]), 0), "shape waits for the device"),
+        (lambda: X.to("meta"), r"across devices \(cpu, meta\)"),
+        (lambda: X + torch.ones((), device="meta"), "across devices"),
+        (lambda: torch.randn(3), "global generator"),
+        (lambda: X.bernoulli(), "global generator"),
+    ],
+)
+def test_what_it_cannot(f: Any, reason: str) -> None:
+    with Watch(), pytest.raises(ConfigError, match=reason):
+        f()
