@@ -16,6 +16,7 @@ from pathlib import Path
 from mwpb_fast import assess, options
 from mwpb_fast.config import ConfigError, all_recipes, load
 from mwpb_fast.options import Parser
+from mwpb_fast.reproduce import command
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -66,84 +67,6 @@ def train(arguments: Sequence[str]) -> int:
     except ConfigError as error:  # no matplotlib: the run is none the worse
         _note(str(error))
     return 0
-
-
-def reproduce(arguments: Sequence[str]) -> int:
-    """train, attack and render a table of the paper, ours beside theirs"""
-    from mwpb_fast.reproduce import tables
-
-    parser = Parser(
-        "reproduce",
-        f"Run what a table of the paper needs, and render it with ours beside: {', '.join(tables.TABLES)}.\n"
-        "The same command goes on after any stop, and does nothing twice. docs/reproduce.md tells more.",
-        "Any value of the configuration is set for every row by an option of its name, as in train:\n"
-        "  mwpb-fast reproduce table1 --rows mwpb_mart --budget.alpha 0.6",
-    )
-    add = parser.add_argument
-    add("table", metavar="TABLE", help="such as table1")
-    own = [
-        add("--rows", metavar="A,B,...", help="of the table (default: all)"),
-        add("--seeds", type=int, default=3, metavar="N", help="runs of each row (default: 3)"),
-        add("--epochs", type=int, default=0, metavar="N", help="in all; warm-up and drops in proportion"),
-        add("--subset", metavar="N", help="train on so many images"),
-        add("--model", metavar="M", help="in place of the table's, such as smallresnet-16"),
-        add("--test-subset", metavar="N", help="attack so many test images"),
-        add("--long-subset", type=int, default=0, metavar="N", help="the same for long attacks, such as aa"),
-        add("--attacks", metavar="A,B,...", help="in place of the table's"),
-        add("--last", choices=["all", "cheap"], default="", help="attacks on the last checkpoint"),
-        add("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR",
-            help="runs in DIR/runs, the table in DIR/TABLE (default: runs/reproduce)"),
-        add("--data-dir", metavar="DIR", help="holds the prepared data sets"),
-        add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N"),
-        add("--render-only", action="store_true", help="run nothing, render what there is"),
-        add("--quiet", action="store_true", help="no line for each epoch"),
-    ]  # fmt: skip
-    given, overrides = parser.parse_with_overrides(own, arguments)
-    table = tables.find_table(given.table)
-    for name, value in (
-        ("data.subset", given.subset),
-        ("model.name", given.model),
-        ("evaluation.subset", given.test_subset),
-        ("evaluation.attacks", given.attacks),
-        ("data.dir", given.data_dir),
-        ("precision.device", given.device),
-    ):
-        overrides += [] if value is None else [f"--{name}={value}"]
-    if min(given.seeds - 1, given.epochs, given.long_subset) < 0:
-        parser.error("--seeds must be at least 1, --epochs and --long-subset not negative")
-
-    from mwpb_fast.reproduce.plan import make_jobs
-
-    jobs = make_jobs(
-        table,
-        given.rows.split(",") if given.rows is not None else [],
-        given.seeds,
-        given.out,
-        overrides,
-        epochs=given.epochs,
-        last=given.last,
-        long_subset=given.long_subset,
-    )
-
-    from mwpb_fast.reproduce.report import plan_lines, publish
-
-    folder, failures = given.out / table.name, dict[str, str]()
-    print("\n".join(plan_lines(table, jobs, given.out)), flush=True)
-    if not given.render_only:
-        from mwpb_fast.reproduce.execute import execute
-
-        failures = execute(
-            jobs, quiet=given.quiet, after=lambda found: publish(table, jobs, folder, found, pictures=False)
-        )
-    _, written, reason = publish(table, jobs, folder, failures)
-    print((folder / "table.md").read_text())
-    for path in written:
-        print(f"written: {path}")
-    if reason:
-        _note(f"no pictures: {reason}")
-    for name, failure in failures.items():
-        _note(f"{name} failed: {failure}")
-    return 1 if failures else 0
 
 
 def data(arguments: Sequence[str]) -> int:
@@ -235,7 +158,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("RECIPE", train),
     "evaluate": ("RUN|CHECKPOINT", assess.evaluate),
     "trust": ("RUN|CHECKPOINT", assess.trust),
-    "reproduce": ("TABLE", reproduce),
+    "reproduce": ("TABLE", command.reproduce),
     "data": ("list|prepare NAME", data),
     "plot": ("RUN...", plot),
     "recipes": ("", recipes),

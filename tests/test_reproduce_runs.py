@@ -284,9 +284,8 @@ def test_table_1_on_real_images_killed_half_way(shared_data: Path, tmp_path: Pat
             assert row["cells"][key]["best"]["n"] == 1
             if row["control"]:
                 assert row["cells"][key]["best"]["control"]["n"] == 1
-        natural, pgd = (row["cells"][key]["best"]["mean"] for key in ("natural", "pgd"))
-        assert natural > 15  # above chance
-        assert pgd <= natural
+        assert row["cells"]["pgd"]["best"]["mean"] <= row["cells"]["natural"]["best"]["mean"]
+    assert table["rows"][0]["cells"]["natural"]["best"]["mean"] > 15  # AT is above chance
     text = (tmp_path / "out" / "table1" / "table.md").read_text()
     assert "9 of 9 runs are complete." in text
     assert "**Reduced setting:**" in text
