@@ -16,7 +16,7 @@ from mwpb_fast import checkpoint, data
 from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks.accuracy import correct
 from mwpb_fast.attacks.inner import cross_entropy
-from mwpb_fast.config import Config, ConfigError, check_axes, to_dict
+from mwpb_fast.config import Config, ConfigError, check_axes, from_dict, to_dict
 from mwpb_fast.engine import capture
 from mwpb_fast.engine.net import EagerNet, Net, module_mode
 from mwpb_fast.engine.precision import make_precision
@@ -27,6 +27,9 @@ from mwpb_fast.models import build_model
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from mwpb_fast.signals import Interrupted, StopRequest, stop_requests
 from mwpb_fast.step import Step, StepResult
+
+# what may change when a run goes on: groups of options, or some of a group's
+FREE = {"evaluation": None, "epochs": None, "recipe": None, "data": {"dir"}, "precision": {"device"}}
 
 
 class TrainingError(RuntimeError):
@@ -286,9 +289,8 @@ class Trainer:
         path, mine = self.folder / "config.yaml", to_dict(self.config)
         found = checkpoint.read_newest(self.folder / "checkpoints", "last")
         if found is not None:
-            theirs = found[1]["config"]
-            free = ("evaluation", "epochs", "recipe")
-            differing = sorted(k for k in {*mine, *theirs} - {*free} if mine.get(k) != theirs.get(k))
+            theirs = to_dict(from_dict(found[1]["config"]))  # options that it did not know have their defaults
+            differing = sorted(k for k in mine if _binding(k, mine) != _binding(k, theirs))
             if differing:
                 raise ConfigError(
                     f"{self.folder} holds a run with other settings ({', '.join(differing)}); "
@@ -336,6 +338,14 @@ class Trainer:
             "radii": torch.cat(radii).tolist(),
         }
         write_atomically(self.folder / "radii.json", json.dumps(content).encode())
+
+
+def _binding(key: str, config: dict[str, Any]) -> Any:
+    """What an earlier part of a run binds the rest to, of one value of the configuration."""
+    free = FREE.get(key, set())
+    if free is None:
+        return None
+    return {k: v for k, v in config[key].items() if k not in free} if free else config[key]
 
 
 def _row(result: StepResult) -> torch.Tensor:

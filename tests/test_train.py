@@ -125,6 +125,18 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     assert final_state(tmp_path)["config"]["seed"] == 9
 
 
+def test_a_run_goes_on_with_its_data_elsewhere_and_after_new_options(tmp_path: Path) -> None:
+    train.run(tiny("--epochs=1"), tmp_path, quiet=True)
+    path = checkpoint.existing(tmp_path / "checkpoints", "last")[0]
+    state = checkpoint.read(path)
+    del state["config"]["precision"]["capture"]  # as a version wrote it that did not know the option
+    state["config"]["data"]["dir"] = "elsewhere"
+    checkpoint.save(path.parent, "last", state["epoch"], state["batch"], state)
+    assert train.run(tiny("--epochs=2", "--precision.device=cpu"), tmp_path, quiet=True)["epoch"] == 2
+    with pytest.raises(ConfigError, match=r"other settings \(data, precision\)"):
+        train.run(tiny("--epochs=2", "--data.flip=true", "--precision.engine=twin"), tmp_path, quiet=True)
+
+
 def test_a_loss_that_stays_nan_ends_the_run_and_spares_the_weights(tmp_path: Path) -> None:
     config = tiny("--optim.lr=1e30", "--max_bad_steps=1", "--epochs=6", "--data.batch_size=16")
     with pytest.raises(train.TrainingError, match="not finite"):
