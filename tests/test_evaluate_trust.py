@@ -300,7 +300,7 @@ def test_helper_does_its_part_and_leaves_when_orphaned(folder: Path, monkeypatch
     settings = replace(recipe("digits.mwpb_at"), evaluation=asked)
     job = {"target": str(folder), "which": "best", "data_dir": None, "device": None, "seed": 0}
     words = json.dumps(job | {"config": to_dict(settings), "part": 1, "parts": 2})
-    monkeypatch.setattr(sys, "argv", ["-c", words, "1"])
+    monkeypatch.setattr(sys, "argv", ["-c", words, str(os.getppid() + 1)])
     with pytest.raises(SystemExit):
         assist()
     assert not (folder / "evaluation-best").exists()
