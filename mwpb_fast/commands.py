@@ -114,7 +114,7 @@ def doctor(arguments: Sequence[str]) -> int:
 def bench(arguments: Sequence[str]) -> int:
     """run a benchmark of a checkout's bench/ folder"""
     folder = Path(__file__).resolve().parents[1] / "bench"
-    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    names = sorted(path.stem for path in folder.glob("*.py") if "__main__" in path.read_text())
     parser = Parser("bench", f"Run a script of the checkout's bench/ folder: {', '.join(names) or 'none here'}.")
     add = parser.add_argument
     add("name", nargs="?", default="kernels", metavar="NAME", help="of the script (default: kernels)")

@@ -304,7 +304,9 @@ def test_bench(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: p
     assert cli.main(["bench"]) == 2
     assert "needs a checkout" in one_error_line(capfd.readouterr().err)
     (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "kernels.py").write_text("import sys; print(sys.argv[1:]); sys.exit(3)\n")
+    script = "import sys\nif __name__ == '__main__':\n    print(sys.argv[1:])\n    sys.exit(3)\n"
+    (tmp_path / "bench" / "kernels.py").write_text(script)
+    (tmp_path / "bench" / "helpers.py").write_text("X = 1\n")  # not to be run
     assert cli.main(["bench", "kernels", "--json", "x"]) == 3
     assert capfd.readouterr().out == "['--json', 'x']\n"
     assert cli.main(["bench", "nope"]) == 2
