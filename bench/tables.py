@@ -1,12 +1,13 @@
-"""Renders the tables of docs/performance.md from the result files in bench/results; none is ever typed.
+"""Renders the tables of the documentation from the result files in bench/results; none is ever typed.
 
 In the document, `<!-- table: NAME [optional] [key=value ...] -->` and `<!-- end -->` enclose the table of
 bench/results/NAME.json, of the rows that have these values; the lines between are replaced. A result file
 holds `columns` (key, title, format) and `rows`, and says where it was measured (see measure.py); columns that
 differ by the rows' kind are chosen by kind=. An optional table whose file is not there says that it was not yet
-measured.
+measured. `<!-- text: NAME -->` encloses bench/results/NAME.md, as `mwpb-fast reproduce` wrote it, without its
+title.
 
-    python bench/tables.py           rewrite the document
+    python bench/tables.py           rewrite the documents
     python bench/tables.py --check   exit with 1 if that would change it
 """
 
@@ -21,6 +22,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table: (?P<name>\S+)(?P<filters>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+TEXT = re.compile(r"(<!-- text: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "reproduce.md")
 
 
 def cell(value: Any, form: str) -> str:
@@ -50,7 +54,15 @@ def table(content: dict[str, Any], filters: dict[str, str]) -> str:
 
 
 def rendered(text: str, results: Path) -> str:
-    """The document with every enclosed table made anew."""
+    """The document with every enclosed table and text made anew."""
+
+    def included(match: re.Match[str]) -> str:
+        path = results / f"{match['name']}.md"
+        try:
+            _, _, body = path.read_text().partition("\n")
+        except OSError as error:
+            raise SystemExit(f"{path}: {error.strerror}") from None
+        return f"{match[1]}{body.strip()}\n{match[3]}"
 
     def replacement(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.json"
@@ -64,23 +76,24 @@ def rendered(text: str, results: Path) -> str:
         except (OSError, ValueError, KeyError) as error:
             raise SystemExit(f"{path}: {error}") from None
 
-    return TABLE.sub(replacement, text)
+    return TEXT.sub(included, TABLE.sub(replacement, text))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "performance.md")
+    parser.add_argument("--document", type=Path, nargs="+", default=DOCUMENTS)
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument(
         "--check", action="store_true", help="change nothing; exit with 1 if a table is out of date"
     )
     options = parser.parse_args()
-    before = options.document.read_text()
-    after = rendered(before, options.results)
-    if options.check and after != before:
-        sys.exit(f"{options.document}: tables are out of date; run python bench/tables.py")
-    if after != before:
-        options.document.write_text(after)
+    for document in options.document:
+        before = document.read_text()
+        after = rendered(before, options.results)
+        if options.check and after != before:
+            sys.exit(f"{document}: tables are out of date; run python bench/tables.py")
+        if after != before:
+            document.write_text(after)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,18 @@ def test_a_table_without_results_is_an_error(document: Path, old: str, new: str,
     assert "Traceback" not in done.stderr
 
 
+def test_a_text_is_included_without_its_title(document: Path) -> None:
+    (document.parent / "small.md").write_text("# title\n\n| a |\n|---|\n\nsaid\n")
+    document.write_text("before\n<!-- text: small -->\nold\n<!-- end -->\nafter\n")
+    assert tables(document, "--check").returncode == 1
+    assert tables(document).returncode == 0
+    assert document.read_text() == (
+        "before\n<!-- text: small -->\n| a |\n|---|\n\nsaid\n<!-- end -->\nafter\n"
+    )
+    document.write_text("<!-- text: absent -->\n<!-- end -->\n")
+    assert "absent.md" in tables(document).stderr
+
+
 def test_an_optional_table_may_lack_its_file(document: Path) -> None:
     document.write_text("<!-- table: absent optional case=large -->\nold\n<!-- end -->\n")
     assert tables(document).returncode == 0
