@@ -186,3 +186,11 @@ def test_curves(tmp_path: Path, name: str, attacks: tuple[str, ...]) -> None:
 def test_no_number_no_picture(tmp_path: Path) -> None:
     _, written, _ = publish(find_table("table3"), jobs_of("table3", tmp_path), tmp_path / "out")
     assert [path.name for path in written] == ["table.json", "table.md", "table.csv"]
+
+
+def test_the_committed_experiment_is_rendered_from_its_numbers() -> None:
+    folder = Path(__file__).resolve().parents[1] / "bench" / "results" / "small"
+    result = json.loads((folder / "table.json").read_text())
+    assert render.markdown(result) == (folder / "table.md").read_text()
+    assert all(run["state"] == "done" for row in result["rows"] for run in row["runs"])
+    assert result["seeds"] == [0, 1, 2]
