@@ -298,21 +298,6 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch)
     assert "Pyramid" in doctor._apex().cost
 
 
-def test_bench(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mwpb_fast").mkdir()
-    monkeypatch.setattr(commands, "__file__", str(tmp_path / "mwpb_fast" / "commands.py"))
-    assert cli.main(["bench"]) == 2
-    assert "needs a checkout" in one_error_line(capfd.readouterr().err)
-    (tmp_path / "bench").mkdir()
-    script = "import sys\nif __name__ == '__main__':\n    print(sys.argv[1:])\n    sys.exit(3)\n"
-    (tmp_path / "bench" / "kernels.py").write_text(script)
-    (tmp_path / "bench" / "helpers.py").write_text("X = 1\n")  # not to be run
-    assert cli.main(["bench", "kernels", "--json", "x"]) == 3
-    assert capfd.readouterr().out == "['--json', 'x']\n"
-    assert cli.main(["bench", "nope"]) == 2
-    assert "there are kernels" in one_error_line(capfd.readouterr().err)
-
-
 # from end to end --------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
