@@ -23,9 +23,9 @@ from fake_recorder import FakeRecorder
 from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import fixed, margin
 from mwpb_fast.config import ConfigError, load, names
-from mwpb_fast.engine.capture import CapturedStep
+from mwpb_fast.engine.capture import CapturedStep, _same
 from mwpb_fast.optim import set_learning_rate
-from mwpb_fast.perturbations import none
+from mwpb_fast.perturbations import awp, none
 
 
 # replays ------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_each_phase_is_recorded_once_and_the_old_recording_is_freed() -> None:
         lambda: None,
         lambda: setattr(step, "attack", pgd.Config(steps=3).build()),
         lambda: setattr(step, "objective", load("objectives", "mart").Config().build()),
-        lambda: setattr(step, "perturb", none.Config().build()),
+        lambda: setattr(step, "perturb", awp.Config().build()),
     )
     for count, change in enumerate(changes, start=1):
         change()
@@ -318,3 +318,14 @@ def test_verify_names_what_differs() -> None:
     assert any(name.startswith("model.") for name in found)
     assert any(name.startswith("optimizer.") for name in found)
     assert "result.radius" not in found
+
+
+def test_an_axis_is_the_same_throughout_a_phase() -> None:
+    """Or a step would be recorded anew in each epoch."""
+    iaat = load("attacks", "adaptive").Config(warmup_epochs=2).build()
+    gairat = load("objectives", "gairat").Config(burn_in_epochs=2).build()
+    for axis in (iaat, awp.Config(warmup_epochs=2).build(), gairat):
+        one, two, three, four = (axis.in_epoch(epoch) for epoch in (1, 2, 3, 4))
+        assert _same(one, two)
+        assert _same(three, four)
+        assert not _same(two, three)

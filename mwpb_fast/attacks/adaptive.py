@@ -72,16 +72,16 @@ class Adaptive:
             pgd.Config(steps=config.steps, step_ratio=config.step_ratio, start="uniform"), float(config.min_step)
         )
         self.memory: dict[str, torch.Tensor] = {}
+        self._first = copy.copy(self)  # with this memory
+        self._first.warm = True
 
     def remember(self, count: int, device: torch.device) -> None:
         """Make room for the radii of `count` training images."""
         self.memory["radius"] = torch.zeros(count, device=device)
 
     def in_epoch(self, epoch: int) -> Adaptive:
-        """The attack as it is in the `epoch`th epoch, counted from 1, with this memory."""
-        attack = copy.copy(self)
-        attack.warm = epoch <= self.config.warmup_epochs
-        return attack
+        """The attack as it is in the `epoch`th epoch, counted from 1: the same object throughout a phase."""
+        return self._first if epoch <= self.config.warmup_epochs else self
 
     def __call__(
         self,

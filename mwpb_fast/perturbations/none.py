@@ -19,6 +19,7 @@ class Config:
         return Nothing()
 
 
+@dataclass(frozen=True)
 class Nothing:
     """perturb(model, loss) -> a context manager that leaves the weights alone."""
 
