@@ -22,7 +22,7 @@ test-slow: setup-dev
 	$(BIN)/python -m pytest -m slow
 
 lint: setup-dev
-	$(BIN)/ruff check . && $(BIN)/mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: setup-dev
 	$(BIN)/mwpb-fast bench kernels

@@ -30,9 +30,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     own = _target(parser)
     own += [
         add("--attacks", metavar="A,B,...", help="such as natural,pgd20,cw20,aa (default: the run's)"),
-        add(
-            "--costly-subset", type=int, metavar="N", help="images for spsa, 0 for all (default: the run's)"
-        ),
+        add("--costly-subset", type=int, metavar="N", help="images for spsa, 0 for all (default: the run's)"),
         add("--accept-warnings", action="store_true", help="exit with 0 although AutoAttack doubts its result"),
     ]
     given, config, evaluation = _read(parser, own, arguments)
@@ -70,9 +68,7 @@ def trust(arguments: Sequence[str]) -> int:
     own = _target(parser)
     own += [
         add("--without", metavar="A,B,...", default="", help="attacks to leave out, such as aa,square"),
-        add(
-            "--control", type=Path, metavar="RUN", help="an evaluated run to show beside: that with alpha = 0"
-        ),
+        add("--control", type=Path, metavar="RUN", help="an evaluated run to show beside: that with alpha = 0"),
     ]
     given, config, evaluation = _read(parser, own, arguments)
 

@@ -55,9 +55,7 @@ def implementations() -> dict[str, dict[str, str]]:
     """The implementation of each op on the CPU, and the one that a CUDA device gets or would get."""
     import mwpb_kernels as ops
 
-    return {
-        op: {device: ops.implementation(op, device) for device in ("cpu", "cuda")} for op in sorted(ops.OPS)
-    }
+    return {op: {device: ops.implementation(op, device) for device in ("cpu", "cuda")} for op in sorted(ops.OPS)}
 
 
 def machine() -> Iterator[Finding]:

@@ -27,9 +27,7 @@ def make_optimizer(model: torch.nn.Module, config: OptimConfig) -> torch.optim.O
     can be captured in a graph, and the first one left out, too.
     """
     parameters = list(model.parameters())
-    arguments: dict[str, Any] = dict(
-        lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    arguments: dict[str, Any] = dict(lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     if config.fused == "apex":
         return _guarded(apex_fused_sgd())(parameters, **arguments)
     optimizer = torch.optim.SGD(parameters, fused=True, **arguments)

@@ -90,9 +90,7 @@ def test_a_text_is_included_without_its_title(document: Path) -> None:
     document.write_text("before\n<!-- text: small -->\nold\n<!-- end -->\nafter\n")
     assert tables(document, "--check").returncode == 1
     assert tables(document).returncode == 0
-    assert document.read_text() == (
-        "before\n<!-- text: small -->\n| a |\n|---|\n\nsaid\n<!-- end -->\nafter\n"
-    )
+    assert document.read_text() == ("before\n<!-- text: small -->\n| a |\n|---|\n\nsaid\n<!-- end -->\nafter\n")
     document.write_text("<!-- text: absent -->\n<!-- end -->\n")
     assert "absent.md" in tables(document).stderr
 

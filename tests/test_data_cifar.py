@@ -22,9 +22,7 @@ def small_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def binary_files(name: str) -> dict[str, bytes]:
     coarse = b"\x07" if name == "cifar100" else b""
-    records = [
-        coarse + bytes([label]) + pixels.tobytes() for label, pixels in zip(LABELS, PIXELS, strict=True)
-    ]
+    records = [coarse + bytes([label]) + pixels.tobytes() for label, pixels in zip(LABELS, PIXELS, strict=True)]
     if name == "cifar100":
         return {"c/train.bin": b"".join(records[:10]), "c/test.bin": b"".join(records[10:])}
     train = {f"c/data_batch_{i + 1}.bin": b"".join(records[2 * i : 2 * i + 2]) for i in range(5)}

@@ -111,9 +111,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
         config = replace(CONFIG, **change)  # type: ignore[arg-type]
         batches = ResidentLoader(images, config, seed=seed, train_index=TRAIN).epoch(epoch)
         return {
-            int(i): x.numpy().tobytes()
-            for batch in batches
-            for x, i in zip(batch.x, batch.index, strict=True)
+            int(i): x.numpy().tobytes() for batch in batches for x, i in zip(batch.x, batch.index, strict=True)
         }
 
     TRAIN = torch.arange(3, 43)

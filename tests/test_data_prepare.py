@@ -105,9 +105,7 @@ def test_a_partial_file_of_an_earlier_run_is_continued(server: Server, tmp_path:
     fetch(item(f"{address(server)}/x.bin"), tmp_path)
     assert server.requests == [("/x.bin", "bytes=1000-")]
     (tmp_path / "x.bin").unlink()
-    (tmp_path / "x.bin.part").write_bytes(
-        b"wrong" * 200
-    )  # the joined file fails its check and is fetched anew
+    (tmp_path / "x.bin.part").write_bytes(b"wrong" * 200)  # the joined file fails its check and is fetched anew
     assert fetch(item(f"{address(server)}/x.bin"), tmp_path).read_bytes() == CONTENT
 
 

@@ -96,18 +96,14 @@ def test_bad_svhn(kind: str, tmp_path: Path) -> None:
 
 def picture(seed: int, size: tuple[int, int] = (6, 5), mode: str = "RGB", form: str = "PNG") -> bytes:
     shape = (size[1], size[0]) + ((3,) if mode == "RGB" else ())
-    pixels = np.random.default_rng(seed).integers(
-        0, 256, shape, dtype=np.uint16 if mode == "I;16" else np.uint8
-    )
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint16 if mode == "I;16" else np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, form)
     return out.getvalue()
 
 
 def folder_files(test: str = "test", mode: str = "RGB") -> dict[str, bytes]:
-    names = [
-        (split, group, i) for split in ("train", test) for group in ("cat", "ant", "bee") for i in range(3)
-    ]
+    names = [(split, group, i) for split in ("train", test) for group in ("cat", "ant", "bee") for i in range(3)]
     return {f"top/{s}/{g}/{i}.png": picture(k, mode=mode) for k, (s, g, i) in enumerate(names)}
 
 

@@ -26,7 +26,6 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-
 @pytest.mark.parametrize(
     "vary",
     [
@@ -39,9 +38,7 @@ def _seed() -> None:
         lambda sd: {"net": sd, "acc": 0.5},
         lambda sd: {"model": {"state_dict": sd}},
         lambda sd: sd | {k.replace("block1", "sub_block1", 1): v for k, v in sd.items() if "block1" in k},
-        lambda sd: (
-            sd | {"normalize.mean": torch.zeros(3), "std": torch.ones(1, 3, 1, 1), "mu": torch.zeros(3)}
-        ),
+        lambda sd: sd | {"normalize.mean": torch.zeros(3), "std": torch.ones(1, 3, 1, 1), "mu": torch.zeros(3)},
         lambda sd: {k: v for k, v in sd.items() if "num_batches_tracked" not in k},
         lambda sd: {k: v.half() if v.is_floating_point() else v for k, v in sd.items()},
     ],
@@ -174,5 +171,3 @@ def test_read_checkpoint_survives_damage(tmp_path: Path, name: str) -> None:
             messages.append(str(error))
     assert len(messages) > 100
     assert all(str(path) in message and "\n" not in message for message in messages)
-
-

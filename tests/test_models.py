@@ -182,8 +182,7 @@ def preactivation_logits(weights: dict[str, Tensor], x: Tensor) -> Tensor:
 
     def normed(name: str, x: Tensor) -> Tensor:
         weight, bias, mean, var = (
-            weights[f"{name}.{part}"].view(-1, 1, 1)
-            for part in ("weight", "bias", "running_mean", "running_var")
+            weights[f"{name}.{part}"].view(-1, 1, 1) for part in ("weight", "bias", "running_mean", "running_var")
         )
         return ((x - mean) / (var + 1e-5).sqrt() * weight + bias).clamp(min=0)
 

@@ -253,7 +253,7 @@ def test_wat_attacks_the_weighted_loss_through_the_weight(base: str, dtype: torc
     assert objective.uses_clean == (base == "trades")
     got = objective.inner(logits, clean if objective.uses_clean else None, y)
     assert got.dtype == dtype
-    tolerance = 1e-5 if dtype == torch.float32 else 2 ** -8
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-8
     assert relative_error([got], gradient(wat64(leaf, y, y))) < tolerance
     assert relative_error([got], gradient(wat_detached64(leaf, y, y))) > 1e-2
     alone = objective.inner(logits[3:4], clean[3:4] if objective.uses_clean else None, y[3:4])

@@ -176,9 +176,7 @@ def test_the_pair_is_squeezed_apart() -> None:
     notes: dict[str, torch.Tensor] = {}
     with module_mode(model, training=False):
         net = EagerNet(model, CPU)
-        x_a = squeeze.Config().build()(
-            net, x, y, None, torch.full((32,), 4 * EPS), st.ST.inner, KEY, index, notes
-        )
+        x_a = squeeze.Config().build()(net, x, y, None, torch.full((32,), 4 * EPS), st.ST.inner, KEY, index, notes)
         p, high, low = (net.logits(t).softmax(1).gather(1, y[:, None]) for t in (x, x_a, notes["second"]))
     assert (high < p).float().mean() > 0.9
     assert (low > p).float().mean() > 0.9

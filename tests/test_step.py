@@ -63,9 +63,7 @@ def test_the_step_is_algorithm_1() -> None:
     x_adv = ops.gaussian_start(x, 0.001, key, index)
     for _ in range(3):
         leaf = x_adv.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(
-            torch.nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf
-        )
+        (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf)
         moved = x_adv + r / 4 * gradient.sign()
         x_adv = torch.minimum(torch.maximum(moved, x - r), x + r).clamp(0, 1)
     model.train()

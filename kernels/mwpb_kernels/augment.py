@@ -294,17 +294,13 @@ def crop_flip(
     if pad_mode not in ("zero", "reflect"):
         raise ValueError(f"pad_mode must be 'zero' or 'reflect', not {pad_mode!r}")
     if pad_mode == "reflect" and pad >= min(images.shape[2:]):
-        raise ValueError(
-            f"reflection needs pad < height and width, not pad={pad} for {tuple(images.shape[2:])}"
-        )
+        raise ValueError(f"reflection needs pad < height and width, not pad={pad} for {tuple(images.shape[2:])}")
     if dtype not in BATCH_DTYPES:
         raise TypeError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
     return CROP_FLIP(images, index, seed, pad, pad_mode == "reflect", flip, dtype)
 
 
-def crop_flip_params(
-    index: torch.Tensor, seed: torch.Tensor, *, pad: int = 4, flip: bool = True
-) -> torch.Tensor:
+def crop_flip_params(index: torch.Tensor, seed: torch.Tensor, *, pad: int = 4, flip: bool = True) -> torch.Tensor:
     """The random numbers with which `crop_flip` cuts these samples, for code that does its own cutting.
 
     index: (B,) int64. seed: one-element int64 tensor on the same device. Returns (B, 3) int32: the crop's
@@ -322,8 +318,6 @@ def check_crop(index: torch.Tensor, seed: torch.Tensor, pad: int) -> None:
     if index.dim() != 1 or index.dtype != torch.int64:
         raise ValueError(f"index must be (B,) int64, not {tuple(index.shape)} {index.dtype}")
     if seed.numel() != 1 or seed.dtype != torch.int64:
-        raise ValueError(
-            f"seed must be an int64 tensor with one element, not {tuple(seed.shape)} {seed.dtype}"
-        )
+        raise ValueError(f"seed must be an int64 tensor with one element, not {tuple(seed.shape)} {seed.dtype}")
     if not 0 <= pad <= MAX_PAD:
         raise ValueError(f"pad must be between 0 and {MAX_PAD}, not {pad}")

@@ -49,9 +49,7 @@ def boosted_ce_reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 
 
 @torch.no_grad()
-def boosted_ce_backward_reference(
-    grad: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def boosted_ce_backward_reference(grad: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     own = one_hot(labels, z.shape[1])
     other = runner_up(z, own)
@@ -128,9 +126,7 @@ def boosted_ce_triton(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return out
 
 
-def boosted_ce_backward_triton(
-    grad: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def boosted_ce_backward_triton(grad: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     out = like_fake(logits)
     if out.numel():
         grid, arguments = row_launch(logits, labels)

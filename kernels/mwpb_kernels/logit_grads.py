@@ -117,9 +117,7 @@ def _kl_grad_kernel(
 ):
     row, column, inside = tile(batch, classes, ROWS, BLOCK)
     e, total, _ = softmax_rows(load_logits(p_ptr, row, column, inside, p_stride_b, p_stride_c), inside)
-    f, target_total, _ = softmax_rows(
-        load_logits(q_ptr, row, column, inside, q_stride_b, q_stride_c), inside
-    )
+    f, target_total, _ = softmax_rows(load_logits(q_ptr, row, column, inside, q_stride_b, q_stride_c), inside)
     store_rows(out_ptr, e / total[:, None] - f / target_total[:, None], row, column, inside, classes)
 
 
@@ -180,9 +178,7 @@ def kl_grad_triton(logits: torch.Tensor, target_logits: torch.Tensor) -> torch.T
     return out
 
 
-def _launch_margin_loss(
-    loss: str, logits: torch.Tensor, labels: torch.Tensor, confidence: float
-) -> torch.Tensor:
+def _launch_margin_loss(loss: str, logits: torch.Tensor, labels: torch.Tensor, confidence: float) -> torch.Tensor:
     out = like_fake(logits)
     if out.numel():
         grid, arguments = row_launch(logits, labels)

@@ -221,6 +221,8 @@ KL_DIV = Op(
         for compile_ in row_compile(_kl_div_kernel, {"FLOOR": floored}, out_ptr="*fp32", floor="fp32")
     ),
 )
+
+
 # public functions --------------------------------------------------------------------------------------------
 def kl_div(logits_p: torch.Tensor, logits_q: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
     """KL(p || q) = sum_c p_c (log p_c - log(q_c + floor)) of every row, p and q the softmaxes of the logits.

@@ -44,9 +44,7 @@ def margin_reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 @torch.no_grad()
-def margin_radius_reference(
-    logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float
-) -> torch.Tensor:
+def margin_radius_reference(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float) -> torch.Tensor:
     return torch.exp(alpha * margin_reference(logits, labels)) * eps
 
 
@@ -64,9 +62,7 @@ def deviation_radius_reference(
 
 
 @torch.no_grad()
-def margin_backward_reference(
-    grad: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def margin_backward_reference(grad: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     own = one_hot(labels, z.shape[1])
     other = runner_up(z, own)
@@ -161,9 +157,7 @@ def margin_radius_triton(logits: torch.Tensor, labels: torch.Tensor, eps: float,
     return _launch_radius("margin_radius", logits, labels, eps, alpha)
 
 
-def deviation_radius_triton(
-    logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float
-) -> torch.Tensor:
+def deviation_radius_triton(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float) -> torch.Tensor:
     return _launch_radius("deviation_radius", logits, labels, eps, alpha)
 
 
@@ -221,9 +215,7 @@ DEVIATION_RADIUS = Op(
     triton=deviation_radius_triton,
     samples=lambda device: ((z, y, 8 / 255, 0.3) for z, y in logit_samples(device)),
     bytes_moved=row_bytes,
-    compiles=row_compile(
-        _radius_kernel, {"SCORE": "deviation_radius"}, out_ptr="*fp32", eps="fp32", alpha="fp32"
-    ),
+    compiles=row_compile(_radius_kernel, {"SCORE": "deviation_radius"}, out_ptr="*fp32", eps="fp32", alpha="fp32"),
 )
 
 

@@ -58,9 +58,7 @@ def split(p: torch.Tensor, own: torch.Tensor, other: torch.Tensor) -> tuple[torc
 
     Gradients are written in these three because 1 - p, for a p near 1, would lose its digits.
     """
-    return tuple(
-        torch.where(chosen, p, 0).sum(1, keepdim=True) for chosen in (own, other, ~(own | other))
-    )
+    return tuple(torch.where(chosen, p, 0).sum(1, keepdim=True) for chosen in (own, other, ~(own | other)))
 
 
 # Triton ------------------------------------------------------------------------------------------------------
@@ -135,9 +133,7 @@ def tile_launch(logits: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
     block = triton.next_power_of_2(classes)
     rows = max(1, min(32, 512 // block))
     warps = max(4, min(16, block // 512))
-    return (triton.cdiv(batch, rows),), dict(
-        batch=batch, classes=classes, ROWS=rows, BLOCK=block, num_warps=warps
-    )
+    return (triton.cdiv(batch, rows),), dict(batch=batch, classes=classes, ROWS=rows, BLOCK=block, num_warps=warps)
 
 
 def row_launch(logits: torch.Tensor, labels: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:

@@ -85,9 +85,7 @@ def tile_of(n, blocks, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def offset_of(
-    element, size_1, size_2, stride_0, stride_1, stride_2, FLAT: tl.constexpr, WIDE: tl.constexpr
-):
+def offset_of(element, size_1, size_2, stride_0, stride_1, stride_2, FLAT: tl.constexpr, WIDE: tl.constexpr):
     """int64 offsets of elements that are numbered through three dimensions; WIDE: numbers beyond 31 bits."""
     if FLAT:
         offset = element
@@ -110,9 +108,7 @@ def clamp_between(v, low, high):
     return tl.where((low != low) | (high != high), float("nan"), v)
 
 
-def merged_dims(
-    operands: Sequence[torch.Tensor], logical: bool = False
-) -> tuple[list[int], list[list[int]]]:
+def merged_dims(operands: Sequence[torch.Tensor], logical: bool = False) -> tuple[list[int], list[list[int]]]:
     """Sizes and each operand's strides of a sample's dimensions, outermost first, merged where all allow it.
 
     In the order of the first operand's memory, or in the logical order of the dimensions.

@@ -117,9 +117,7 @@ def launch_arguments(*lists: list[torch.Tensor]) -> tuple[tuple[int], dict[str, 
 def flat(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors where their memory can be walked in step as one array, else contiguous copies of them."""
     first = tensors[0]
-    dense = first.is_contiguous() or (
-        first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
-    )
+    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
     if dense and all(t.stride() == first.stride() for t in tensors):
         return tensors
     return tuple(t.contiguous() for t in tensors)

@@ -84,9 +84,7 @@ class PGD:
             notes["hits"] = hits / self.config.steps
         return x_adv
 
-    def start(
-        self, x: torch.Tensor, radius: torch.Tensor, key: torch.Tensor, index: torch.Tensor
-    ) -> torch.Tensor:
+    def start(self, x: torch.Tensor, radius: torch.Tensor, key: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """The first iterate: a new tensor, clamped to [0, 1]."""
         if self.config.start == "gaussian":
             return ops.gaussian_start(x, self.config.sigma, key, index)

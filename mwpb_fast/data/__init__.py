@@ -71,9 +71,7 @@ def make_loader(
     if kind == "auto":
         kind = "resident" if images.images.nbytes <= memory_budget(device) else "dali"
     if kind == "resident":
-        return ResidentLoader(
-            images, config, seed=seed, device=device, train_index=train_index, augment=augment
-        )
+        return ResidentLoader(images, config, seed=seed, device=device, train_index=train_index, augment=augment)
     from mwpb_fast.data.dali import DaliLoader
 
     return DaliLoader(

@@ -75,9 +75,7 @@ class Tree:
 
     def root_of(self, folder: str) -> str | None:
         """The prefix ("" or ending in "/") below which the least deep folder of that name lies, or None."""
-        prefixes = {
-            f"/{name}".split(f"/{folder}/", 1)[0] for name in self.names if f"/{folder}/" in f"/{name}"
-        }
+        prefixes = {f"/{name}".split(f"/{folder}/", 1)[0] for name in self.names if f"/{folder}/" in f"/{name}"}
         best = min(prefixes, key=lambda prefix: (prefix.count("/"), prefix), default=None)
         return None if best is None else f"{best}/".lstrip("/")
 
@@ -125,14 +123,7 @@ def _bomb(path: Path, limit: int) -> DataError:
 
 def _checked(path: Path, name: str, members: dict[str, Callable[[], Any]]) -> str:
     pure = PurePosixPath(name)
-    if (
-        not name
-        or "\0" in name
-        or "\\" in name
-        or name[1:2] == ":"
-        or pure.is_absolute()
-        or ".." in pure.parts
-    ):
+    if not name or "\0" in name or "\\" in name or name[1:2] == ":" or pure.is_absolute() or ".." in pure.parts:
         raise DataError(f"{path}: unsafe member path {name!r}")
     if str(pure) in members:
         raise DataError(f"{path}: two members are named {name!r}")

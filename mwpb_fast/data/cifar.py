@@ -61,9 +61,7 @@ _VARIANTS = {
 
 
 def _download(filename: str, sha256: str, size: int, *mirrors: str) -> tuple[Download, ...]:
-    return (
-        Download(filename, (*(mirror + filename for mirror in mirrors), _TORONTO + filename), sha256, size),
-    )
+    return (Download(filename, (*(mirror + filename for mirror in mirrors), _TORONTO + filename), sha256, size),)
 
 
 # Alternatives, the preferred one first. The original server is throttled at times (pytorch/vision#9536), so
@@ -130,17 +128,13 @@ def _join(tree: Tree, variant: _Variant, split: str, suffix: str, parse: Any) ->
         if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(variant.classes):
             raise DataError(f"{tree.label(member)}: label out of range 0 to {len(variant.classes) - 1}")
         parts.append((pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int64)))
-    return Arrays(
-        np.concatenate([pixels for pixels, _ in parts]), np.concatenate([labels for _, labels in parts])
-    )
+    return Arrays(np.concatenate([pixels for pixels, _ in parts]), np.concatenate([labels for _, labels in parts]))
 
 
 def _binary(file: str, content: Any, variant: _Variant) -> tuple[np.ndarray, np.ndarray]:
     record = variant.label_bytes + _PIXELS
     if len(content) % record:
-        raise DataError(
-            f"{file}: {len(content)} bytes are no whole number of {record}-byte records; truncated"
-        )
+        raise DataError(f"{file}: {len(content)} bytes are no whole number of {record}-byte records; truncated")
     records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
     return records[:, variant.label_bytes :], records[:, variant.label_bytes - 1]
 

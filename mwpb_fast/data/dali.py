@@ -155,9 +155,7 @@ def _pipeline(
     pipeline = dali.Pipeline(
         batch_size=batch_size,
         num_threads=threads,
-        device_id=(device.index if device.index is not None else torch.cuda.current_device())
-        if gpu
-        else None,
+        device_id=(device.index if device.index is not None else torch.cuda.current_device()) if gpu else None,
         prefetch_queue_depth=_PREFETCH,
         exec_dynamic=True,
     )

@@ -54,9 +54,7 @@ class Config:
             ("last_batch", ("drop", "keep")),
         ):
             if getattr(self, option) not in allowed:
-                raise ValueError(
-                    f"{option} is {getattr(self, option)!r}; must be one of {', '.join(allowed)}"
-                )
+                raise ValueError(f"{option} is {getattr(self, option)!r}; must be one of {', '.join(allowed)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; must be at least 1")
         if not 0 <= self.validation < 1:

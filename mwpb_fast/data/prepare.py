@@ -46,8 +46,7 @@ def known_sets() -> list[str]:
     """The names of the sets in this folder."""
     package = importlib.import_module(str(__package__))
     modules = [
-        importlib.import_module(f"{__package__}.{found.name}")
-        for found in pkgutil.iter_modules(package.__path__)
+        importlib.import_module(f"{__package__}.{found.name}") for found in pkgutil.iter_modules(package.__path__)
     ]
     return sorted(name for module in modules for name in getattr(module, "NAMES", ()))
 
@@ -174,9 +173,7 @@ def _locate(
     folder = dir / "downloads"
     if offline:
         names = " or ".join(" and ".join(item.filename for item in files) for files in alternatives)
-        raise DataError(
-            f"{name} is not in {_folder(dir, name)} and offline is set: give {names} with --data-dir"
-        )
+        raise DataError(f"{name} is not in {_folder(dir, name)} and offline is set: give {names} with --data-dir")
     problems = []
     for files in alternatives:
         try:
@@ -211,8 +208,7 @@ def _write(target: Path, name: str, raw: RawSet, origin: dict[str, Any], keep: b
     channels = raw.channels
     if not channels:
         channels = max(
-            count_channels(data) if isinstance(data, Encoded) else data.images.shape[3]
-            for data in splits.values()
+            count_channels(data) if isinstance(data, Encoded) else data.images.shape[3] for data in splits.values()
         )
     meta: dict[str, Any] = {
         "format": FORMAT,

@@ -18,9 +18,7 @@ class Net(Protocol):
         """(B, classes), without a graph."""
         ...
 
-    def input_grad(
-        self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
+    def input_grad(self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Gradient with respect to x, like x, of the loss whose gradient at the logits is dlogits(logits)."""
         ...
 
@@ -44,9 +42,7 @@ class EagerNet:
         with torch.no_grad(), self.precision.autocast():
             return self.model(x)
 
-    def input_grad(
-        self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
+    def input_grad(self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         with torch.enable_grad(), self.precision.autocast():
             leaf = x.detach().requires_grad_()
             logits = self.model(leaf)

@@ -69,9 +69,7 @@ VARIANTS: dict[int, tuple[Block, tuple[int, ...]]] = {
 }
 
 
-def resnet(
-    block: Block, counts: Sequence[int], width: int, *, num_classes: int, channels: int
-) -> nn.Sequential:
+def resnet(block: Block, counts: Sequence[int], width: int, *, num_classes: int, channels: int) -> nn.Sequential:
     """`counts[i]` blocks of width `width * 2**i` in stage i; each stage but the first halves H and W."""
     stem = conv(channels, width, 3)
     body: dict[str, nn.Module] = {"conv1": stem, "bn1": nn.BatchNorm2d(width), "relu": nn.ReLU()}

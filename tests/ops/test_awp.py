@@ -27,9 +27,7 @@ def call(runner: str, name: str, *args: object) -> None:
             here.copy_(written)
 
 
-def perturb(
-    runner: str, params: Tensors, directions: Tensors, gamma: float = GAMMA, eps: float = EPS
-) -> Tensors:
+def perturb(runner: str, params: Tensors, directions: Tensors, gamma: float = GAMMA, eps: float = EPS) -> Tensors:
     steps = [torch.full_like(p, math.nan) for p in params]
     call(runner, "awp_perturb_", params, steps, directions, gamma, eps)
     return steps

@@ -13,6 +13,7 @@ import pytest
 
 PACKAGE = Path(mwpb_kernels.__file__).parent
 
+
 def python(code: str, *path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter, `path` first on its module path."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MWPB_", "TRITON_"))}

@@ -83,9 +83,7 @@ def test_two_classes() -> None:
 
 
 @settings(max_examples=25, deadline=None, database=None, derandomize=True)
-@given(
-    classes=st.integers(2, 40), scale=st.sampled_from([1e-3, 1.0, 50.0, 1e4]), number=st.integers(0, 2**31)
-)
+@given(classes=st.integers(2, 40), scale=st.sampled_from([1e-3, 1.0, 50.0, 1e4]), number=st.integers(0, 2**31))
 def test_bounds_and_invariances(classes: int, scale: float, number: int) -> None:
     torch.manual_seed(number)
     logits, labels = logits_and_labels(9, classes, scale)
