@@ -74,6 +74,7 @@ class PrecisionConfig:
     """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32, bf16 or fp16.
     attack_dtype: of the attack alone: auto (as dtype), fp32 or bf16.
     engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in.
+    tune: for each convolution of the twin, time the library's fused call and the plain one, and take the faster.
     capture: record the whole step as one CUDA graph for each phase and replay it.
     oracle: fp32, eager, contiguous, reference ops and deterministic algorithms: the truth to compare with."""
 
@@ -81,6 +82,7 @@ class PrecisionConfig:
     engine: str = "eager"
     dtype: str = "auto"
     attack_dtype: str = "auto"
+    tune: bool = False
     capture: bool = False
     channels_last: bool = True
     oracle: bool = False
@@ -95,6 +97,8 @@ class PrecisionConfig:
         for dtype in (self.dtype, self.attack_dtype):
             if self.oracle and dtype not in ("auto", "fp32"):
                 raise ValueError(f"the oracle computes in fp32, not {dtype}")
+        if self.tune and self.engine != "twin":
+            raise ValueError("tune chooses among the twin's convolutions: it needs engine=twin")
         if self.oracle and self.capture:
             raise ValueError("the oracle runs eagerly, without capture")
 

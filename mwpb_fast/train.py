@@ -20,6 +20,8 @@ from mwpb_fast.config import Config, ConfigError, check_axes, from_dict, to_dict
 from mwpb_fast.engine import capture
 from mwpb_fast.engine.net import EagerNet, Net, module_mode
 from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.engine.tune import take, tune
+from mwpb_fast.engine.twin import TwinNet, make_net
 from mwpb_fast.files import write_atomically
 from mwpb_fast.log import RunLog, Waits, environment, epoch_line, progress
 from mwpb_fast.memory import keep_freed_memory
@@ -94,6 +96,7 @@ class Trainer:
             if hasattr(axis, "remember"):
                 axis.remember(len(self.images), device)
                 self.memory[name] = axis.memory
+        self.choices: list[dict[str, Any]] = []  # of the twin's implementations, as tune records them
         self.step = Step(
             model=self.model,
             net=self._attack_net(),
@@ -112,10 +115,12 @@ class Trainer:
         precision = self.precision.attack
         if self.config.precision.engine == "eager":
             return EagerNet(self.model, precision)
-        from mwpb_fast.engine.twin import make_net
-
-        sample = next(iter(self._plain_batches(self.train_index[:2]))).x
-        return make_net(self.model, precision, sample)
+        sample = self.train_index[: self.config.data.batch_size]
+        x = next(data.eval_batches(self.images, self.precision.device, len(sample), sample)).x
+        net = make_net(self.model, precision, x)
+        if self.config.precision.tune and isinstance(net, TwinNet):
+            self.choices = tune(net, x)
+        return net
 
     def _capture(self) -> capture.CapturedStep:
         capture.check_batches(len(self.train_index), self.config.data.batch_size, self.config.data.last_batch)
@@ -256,6 +261,7 @@ class Trainer:
             "scaler": self.step.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "memory": self.memory,
+            "choices": self.choices,
             "averaged": 0 if self.ema is None else self.ema.steps,
         }
 
@@ -271,6 +277,9 @@ class Trainer:
         for name, memory in self.memory.items():
             for key, values in memory.items():
                 values.copy_(state["memory"][name][key])
+        self.choices = state.get("choices", [])
+        if self.choices and isinstance(self.step.net, TwinNet):
+            take(self.step.net, self.choices)
         self.epoch, self.batch, self.best = state["epoch"], state["batch"], state["best"]
         self.trace = state["trace"].to(self.precision.device)
 
@@ -301,6 +310,8 @@ class Trainer:
                 print(f"resuming from {found[0].name}", flush=True)
         else:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        if self.choices:
+            write_atomically(self.folder / "engine.json", json.dumps(self.choices, indent=1).encode())
         write_atomically(path, yaml.safe_dump(mine, sort_keys=False).encode())
         write_atomically(
             self.folder / "environment.json", json.dumps(environment(self.precision.device), indent=1).encode()

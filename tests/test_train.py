@@ -19,6 +19,8 @@ import yaml
 
 from mwpb_fast import checkpoint, train
 from mwpb_fast.config import Config, ConfigError, from_dict, recipe, resolve
+from mwpb_fast.engine.conv import FUSED, PLAIN, FoldedConv
+from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.log import read_records
 from mwpb_fast.signals import Interrupted
 
@@ -192,6 +194,31 @@ def test_the_paper_schedule_changes_budget_after_the_warm_up(tmp_path: Path) -> 
     config = dataclasses.replace(tiny(), epochs=3, warmup_epochs=2)
     train.run(config, tmp_path, quiet=True)
     assert [r["phase"] for r in read_records(tmp_path / "metrics.jsonl")] == ["warmup", "warmup", "main"]
+
+
+def test_a_tuned_run_keeps_its_choices_when_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock decides, so a second measurement may choose otherwise: here it does."""
+    config = tiny("--precision.engine=twin", "--precision.tune=true", "--epochs=2")
+    trainer = train.Trainer(config, tmp_path, StopAfter(2), quiet=True)  # type: ignore[arg-type]
+    first = trainer.choices
+    assert first
+    assert all(r["reason"] for r in first)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    assert json.loads((tmp_path / "engine.json").read_text()) == first
+
+    def otherwise(twin: TwinNet, x: torch.Tensor) -> list[dict[str, Any]]:
+        return [r | {"chosen": FUSED if r["chosen"] == PLAIN else PLAIN} for r in first]
+
+    monkeypatch.setattr(train, "tune", otherwise)
+    trainer = train.Trainer(config, tmp_path, StopAfter(100), quiet=True)  # type: ignore[arg-type]
+    trainer.train()
+    assert json.loads((tmp_path / "engine.json").read_text()) == first
+    assert isinstance(trainer.step.net, TwinNet)
+    taken = {
+        layer.name: layer.implementation for layer in trainer.step.net.layers if isinstance(layer, FoldedConv)
+    }
+    assert taken == {r["layer"]: r["chosen"] for r in first}
 
 
 def test_the_twin_engine_trains_as_the_model_itself(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mwpb_fast.engine.conv import FUSED, PLAIN, FoldedConv
+from mwpb_fast.engine.net import module_mode
 from mwpb_fast.engine.twin import TwinNet
 
 MARGIN = 0.97  # the fused call must take at most this share of the plain one's time: below it is noise
@@ -25,7 +26,7 @@ class Choice:
     implementation. chosen: the one taken. reason: why."""
 
     layer: str
-    input: tuple[int, ...]
+    input: list[int]
     milliseconds: dict[str, float]
     chosen: str
     reason: str
@@ -41,7 +42,8 @@ def tune(twin: TwinNet, x: torch.Tensor, repeats: int = 10) -> list[dict[str, An
     convolutions = [layer for layer in twin.layers if isinstance(layer, FoldedConv)]
     handles = [layer.register_forward_pre_hook(_note(seen)) for layer in convolutions]
     try:
-        twin.logits(x)
+        with module_mode(twin.model, training=False):
+            twin.logits(x)
     finally:
         for handle in handles:
             handle.remove()
@@ -58,6 +60,14 @@ def tune(twin: TwinNet, x: torch.Tensor, repeats: int = 10) -> list[dict[str, An
     return records
 
 
+def take(twin: TwinNet, records: list[dict[str, Any]]) -> None:
+    """Set the implementations that `tune` chose before."""
+    chosen = {record["layer"]: record["chosen"] for record in records}
+    for layer in twin.layers:
+        if isinstance(layer, FoldedConv):
+            layer.implementation = chosen[layer.name]
+
+
 def _note(seen: dict[Any, Any]) -> Any:
     def hook(layer: FoldedConv, args: tuple[Any, ...]) -> None:
         skip = args[1] if len(args) > 1 else None
@@ -68,7 +78,7 @@ def _note(seen: dict[Any, Any]) -> Any:
 
 def _choose(layer: FoldedConv, x: torch.Tensor, skip: torch.Tensor | None, repeats: int) -> Choice:
     def done(milliseconds: dict[str, float], chosen: str, reason: str) -> Choice:
-        return Choice(layer.name, tuple(x.shape), milliseconds, chosen, reason)
+        return Choice(layer.name, list(x.shape), milliseconds, chosen, reason)
 
     if layer.weight.dtype != layer.dtype:
         return done({}, PLAIN, "its weights are kept in float32")
