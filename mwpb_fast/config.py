@@ -75,6 +75,7 @@ class PrecisionConfig:
     attack_dtype: of the attack alone: auto (as dtype), fp32 or bf16.
     engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in.
     tune: for each convolution of the twin, time the library's fused call and the plain one, and take the faster.
+    compile: compile the training pass with torch.compile.
     capture: record the whole step as one CUDA graph for each phase and replay it.
     oracle: fp32, eager, contiguous, reference ops and deterministic algorithms: the truth to compare with."""
 
@@ -83,6 +84,7 @@ class PrecisionConfig:
     dtype: str = "auto"
     attack_dtype: str = "auto"
     tune: bool = False
+    compile: bool = False
     capture: bool = False
     channels_last: bool = True
     oracle: bool = False
@@ -99,8 +101,8 @@ class PrecisionConfig:
                 raise ValueError(f"the oracle computes in fp32, not {dtype}")
         if self.tune and self.engine != "twin":
             raise ValueError("tune chooses among the twin's convolutions: it needs engine=twin")
-        if self.oracle and self.capture:
-            raise ValueError("the oracle runs eagerly, without capture")
+        if self.oracle and (self.capture or self.compile):
+            raise ValueError("the oracle runs eagerly, without capture or compile")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,11 @@ from mwpb_fast.attacks.accuracy import correct
 from mwpb_fast.attacks.inner import cross_entropy
 from mwpb_fast.config import Config, ConfigError, check_axes, from_dict, to_dict
 from mwpb_fast.engine import capture
-from mwpb_fast.engine.net import EagerNet, Net, module_mode
+from mwpb_fast.engine.build import compiled, make_engine
+from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import make_precision
-from mwpb_fast.engine.tune import take, tune
-from mwpb_fast.engine.twin import TwinNet, make_net
+from mwpb_fast.engine.tune import take
+from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.files import write_atomically
 from mwpb_fast.log import RunLog, Waits, environment, epoch_line, progress
 from mwpb_fast.memory import keep_freed_memory
@@ -96,10 +97,10 @@ class Trainer:
             if hasattr(axis, "remember"):
                 axis.remember(len(self.images), device)
                 self.memory[name] = axis.memory
-        self.choices: list[dict[str, Any]] = []  # of the twin's implementations, as tune records them
+        net, self.choices = make_engine(self.model, config.precision, self.precision.attack, self._sample())
         self.step = Step(
-            model=self.model,
-            net=self._attack_net(),
+            model=compiled(self.model, device) if config.precision.compile else self.model,
+            net=net,
             **self.axes,
             optimizer=make_optimizer(self.model, config.optim),
             precision=self.precision,
@@ -111,16 +112,10 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self.trace = self._new_trace()
 
-    def _attack_net(self) -> Net:
-        precision = self.precision.attack
-        if self.config.precision.engine == "eager":
-            return EagerNet(self.model, precision)
-        sample = self.train_index[: self.config.data.batch_size]
-        x = next(data.eval_batches(self.images, self.precision.device, len(sample), sample)).x
-        net = make_net(self.model, precision, x)
-        if self.config.precision.tune and isinstance(net, TwinNet):
-            self.choices = tune(net, x)
-        return net
+    def _sample(self) -> torch.Tensor:
+        """A batch of training images, without augmentation."""
+        index = self.train_index[: self.config.data.batch_size]
+        return next(data.eval_batches(self.images, self.precision.device, len(index), index)).x
 
     def _capture(self) -> capture.CapturedStep:
         capture.check_batches(len(self.train_index), self.config.data.batch_size, self.config.data.last_batch)

@@ -19,6 +19,7 @@ import yaml
 
 from mwpb_fast import checkpoint, train
 from mwpb_fast.config import Config, ConfigError, from_dict, recipe, resolve
+from mwpb_fast.engine import build
 from mwpb_fast.engine.conv import FUSED, PLAIN, FoldedConv
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.log import read_records
@@ -210,7 +211,7 @@ def test_a_tuned_run_keeps_its_choices_when_it_goes_on(tmp_path: Path, monkeypat
     def otherwise(twin: TwinNet, x: torch.Tensor) -> list[dict[str, Any]]:
         return [r | {"chosen": FUSED if r["chosen"] == PLAIN else PLAIN} for r in first]
 
-    monkeypatch.setattr(train, "tune", otherwise)
+    monkeypatch.setattr(build, "tune", otherwise)
     trainer = train.Trainer(config, tmp_path, StopAfter(100), quiet=True)  # type: ignore[arg-type]
     trainer.train()
     assert json.loads((tmp_path / "engine.json").read_text()) == first
@@ -219,6 +220,27 @@ def test_a_tuned_run_keeps_its_choices_when_it_goes_on(tmp_path: Path, monkeypat
         layer.name: layer.implementation for layer in trainer.step.net.layers if isinstance(layer, FoldedConv)
     }
     assert taken == {r["layer"]: r["chosen"] for r in first}
+
+
+@pytest.mark.slow
+def test_a_compiled_training_pass_is_the_eager_one(tmp_path: Path) -> None:
+    for name, compiled in (("eager", "false"), ("compiled", "true")):
+        train.run(tiny("--optim.ema=0.9", f"--precision.compile={compiled}"), tmp_path / name, quiet=True)
+    eager, compiled = (final_state(tmp_path / name)["model"] for name in ("eager", "compiled"))
+    assert eager.keys() == compiled.keys()
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_compiler_that_fails_is_named_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(function: Any) -> Any:
+        raise RuntimeError("no C++ compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    with pytest.raises(
+        ConfigError, match=r"^precision.compile: torch.compile does not work here: no C\+\+ compiler$"
+    ):
+        train.run(tiny("--precision.compile=true"), tmp_path, quiet=True)
 
 
 def test_the_twin_engine_trains_as_the_model_itself(tmp_path: Path) -> None:
