@@ -73,14 +73,15 @@ class OptimConfig:
 class PrecisionConfig:
     """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32, bf16 or fp16.
     attack_dtype: of the attack alone: auto (as dtype), fp32 or bf16.
-    engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in.
+    engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in, auto
+    the twin where that is known to change nothing that counts (float32 on the CPU).
     tune: for each convolution of the twin, time the library's fused call and the plain one, and take the faster.
     compile: compile the training pass with torch.compile.
     capture: record the whole step as one CUDA graph for each phase and replay it.
     oracle: fp32, eager, contiguous, reference ops and deterministic algorithms: the truth to compare with."""
 
     device: str = "auto"
-    engine: str = "eager"
+    engine: str = "auto"
     dtype: str = "auto"
     attack_dtype: str = "auto"
     tune: bool = False
@@ -94,8 +95,8 @@ class PrecisionConfig:
             raise ValueError(f"dtype must be auto, fp32, bf16 or fp16, not {self.dtype}")
         if self.attack_dtype not in ("auto", "fp32", "bf16"):
             raise ValueError(f"attack_dtype must be auto, fp32 or bf16, not {self.attack_dtype}")
-        if self.engine not in ("eager", "twin"):
-            raise ValueError(f"engine must be eager or twin, not {self.engine}")
+        if self.engine not in ("auto", "eager", "twin"):
+            raise ValueError(f"engine must be auto, eager or twin, not {self.engine}")
         for dtype in (self.dtype, self.attack_dtype):
             if self.oracle and dtype not in ("auto", "fp32"):
                 raise ValueError(f"the oracle computes in fp32, not {dtype}")

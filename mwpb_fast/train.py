@@ -97,7 +97,7 @@ class Trainer:
             if hasattr(axis, "remember"):
                 axis.remember(len(self.images), device)
                 self.memory[name] = axis.memory
-        net, self.choices = make_engine(self.model, config.precision, self.precision.attack, self._sample())
+        net, self.choices = make_engine(self.model, config, self.precision.attack, self._sample())
         self.step = Step(
             model=compiled(self.model, device) if config.precision.compile else self.model,
             net=net,

@@ -21,6 +21,7 @@ from mwpb_fast import checkpoint, train
 from mwpb_fast.config import Config, ConfigError, from_dict, recipe, resolve
 from mwpb_fast.engine import build
 from mwpb_fast.engine.conv import FUSED, PLAIN, FoldedConv
+from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.log import read_records
 from mwpb_fast.signals import Interrupted
@@ -220,6 +221,23 @@ def test_a_tuned_run_keeps_its_choices_when_it_goes_on(tmp_path: Path, monkeypat
         layer.name: layer.implementation for layer in trainer.step.net.layers if isinstance(layer, FoldedConv)
     }
     assert taken == {r["layer"]: r["chosen"] for r in first}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), TwinNet),
+        (("--attack_mode=train",), EagerNet),
+        (("--precision.oracle=true",), EagerNet),
+        (("--precision.engine=eager",), EagerNet),
+    ],
+)
+def test_the_attack_is_on_the_twin_where_that_is_in_bounds(
+    tmp_path: Path, options: tuple[str, ...], expected: type
+) -> None:
+    config = tiny("--precision.device=cpu", *options)
+    trainer = train.Trainer(config, tmp_path, StopAfter(1), quiet=True)  # type: ignore[arg-type]
+    assert type(trainer.step.net) is expected
 
 
 @pytest.mark.slow

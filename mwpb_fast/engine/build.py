@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mwpb_fast.config import ConfigError, PrecisionConfig
+from mwpb_fast.config import Config, ConfigError
 from mwpb_fast.engine.net import EagerNet, Net
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.tune import tune
@@ -14,16 +14,21 @@ from mwpb_fast.engine.twin import TwinNet, make_net
 
 
 def make_engine(
-    model: torch.nn.Module, config: PrecisionConfig, precision: Precision, sample: torch.Tensor
+    model: torch.nn.Module, config: Config, precision: Precision, sample: torch.Tensor
 ) -> tuple[Net, list[dict[str, Any]]]:
     """The net that attacks run on, and what was chosen for its layers by measurement, as `tune` records it.
 
     precision: the attack's. sample: (B, C, H, W) float32 images on the model's device, as many as a batch has.
     """
-    if config.engine == "eager":
+    folded = config.precision.engine == "twin"
+    if config.precision.engine == "auto":
+        # where the equivalence ledger (docs/performance.md) holds it to the model itself, and it can be folded
+        in_bounds = precision.device.type == "cpu" and precision.dtype == torch.float32
+        folded = in_bounds and config.attack_mode == "eval"
+    if not folded:
         return EagerNet(model, precision), []
     net = make_net(model, precision, sample)
-    return net, tune(net, sample) if config.tune and isinstance(net, TwinNet) else []
+    return net, tune(net, sample) if config.precision.tune and isinstance(net, TwinNet) else []
 
 
 def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
