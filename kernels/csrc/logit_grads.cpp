@@ -44,17 +44,17 @@ Tensor dlr_grad(const Tensor& logits, const Tensor& labels) {
     Vec<A> own{}, value[3] = {splat(rows.kLow), splat(rows.kLow), splat(rows.kLow)};
     IntVec<A> index[3] = {};
     for (int64_t c = 0; c < rows.classes; ++c) {
-      Vec<A> v = rows.z[c];
-      IntVec<A> at = IntVec<A>{} + IntOf<A>(c);
+      const Vec<A> v = rows.z[c];
+      const IntVec<A> at = IntVec<A>{} + IntOf<A>(c);
       own = select(y == at, v, own);
-      for (int k = 0; k < 3; ++k) {
+      for (int k = 2; k >= 0; --k) {
         const IntVec<A> larger = v > value[k];
-        const Vec<A> displaced = select(larger, value[k], v);
-        const IntVec<A> displaced_at = select(larger, index[k], at);
         value[k] = select(larger, v, value[k]);
         index[k] = select(larger, at, index[k]);
-        v = displaced;
-        at = displaced_at;
+        if (k == 0) continue;
+        const IntVec<A> moves = v > value[k - 1];  // and pushes the one before into this place
+        value[k] = select(moves, value[k - 1], value[k]);
+        index[k] = select(moves, index[k - 1], index[k]);
       }
     }
     const IntVec<A> first = index[0] == y;

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "common.h"
@@ -109,7 +110,7 @@ struct Column {
   int64_t stride;
 };
 
-// A block of rows, the first-th one on: z[c] are their logits for class c, e[c] is working memory.
+// A block of rows from the first-th on: z[c] are their logits for class c, e[c] is working memory.
 template <class A> struct Rows {
   using Values = Vec<A>;
   using Ints = IntVec<A>;
@@ -179,7 +180,7 @@ template <class A> struct Rows {
     for (int64_t c = 0; c < classes; ++c) e[c] = f(c);
   }
 
-  // The sum of f(c) over the classes, in partial sums so that its error hardly grows with their number.
+  // The sum of f(c) over the classes, in order and in partial sums so that its error hardly grows with their number.
   template <class F> Values sum_of(F&& f) const {
     Values total{};
     for (int64_t base = 0; base < classes; base += 16) {
