@@ -5,12 +5,9 @@ namespace mwpb {
 namespace {
 
 Tensor ce_grad(const Tensor& logits, const Tensor& labels) {
-  return row_gradients(logits, labels, []<class A>(int64_t, Row<A>& row, int64_t y) {
-    row.exponentiate(row.largest());
-    const A scale = A(1) / row.sum;
-    row.fill([=, e = row.e](int64_t j) { return e[j] * scale; });
-    row.e[y] -= A(1);
-    return true;
+  return row_gradients(logits, labels, []<class A>(Rows<A>& rows, IntVec<A> y) {
+    rows.softmax();
+    return [=, e = rows.e](int64_t c) { return e[c] - one_at<A>(y, c); };
   });
 }
 
@@ -20,52 +17,55 @@ Tensor kl_grad(const Tensor& logits, const Tensor& target_logits) {
     using T = decltype(tag);
     using A = compute_t<T>;
     T* to = mutable_data<T>(out);
-    for_pairs<T>(logits, target_logits, [&](int64_t i, Row<A>& row, Row<A>& target) {
-      row.exponentiate(row.largest());
-      target.exponentiate(target.largest());
-      const A scale = A(1) / row.sum, target_scale = A(1) / target.sum;
-      row.fill([=, e = row.e, t = target.e](int64_t j) { return e[j] * scale - t[j] * target_scale; });
-      row.store(to + i * row.classes);
+    for_pairs<T>(logits, target_logits, [&](Rows<A>& rows, Rows<A>& target) {
+      rows.softmax();
+      target.softmax();
+      rows.fill([&](int64_t c) { return rows.e[c] - target.e[c]; });
+      rows.store(to);
     });
   });
   return out;
 }
 
 Tensor cw_grad(const Tensor& logits, const Tensor& labels, double confidence) {
-  return row_gradients(logits, labels, [=]<class A>(int64_t, Row<A>& row, int64_t y) {
-    const A best = row.largest_besides(y), gap = row.z[y] - best;
-    if (gap != gap || row.poisoned()) return false;
-    row.fill([](int64_t) { return A(0); });
-    if (gap + A(confidence) > A(0)) {
-      row.e[row.find(best, y)] = A(1);
-      row.e[y] = A(-1);
-    }
-    return true;
+  return row_gradients(logits, labels, [=]<class A>(Rows<A>& rows, IntVec<A> y) {
+    const auto [own, best, other] = rows.compare(y);
+    const Vec<A> gap = own - best;
+    const Vec<A> active = select(gap + A(confidence) > A(0), splat(A(1)), Vec<A>{});
+    const Vec<A> undefined = select(rows.poisoned() | (gap != gap), splat(rows.kNaN), Vec<A>{});
+    return [=](int64_t c) { return active * (one_at<A>(other, c) - one_at<A>(y, c)) + undefined; };
   });
 }
 
 Tensor dlr_grad(const Tensor& logits, const Tensor& labels) {
-  return row_gradients(logits, labels, []<class A>(int64_t, Row<A>& row, int64_t y) {
-    if (row.poisoned()) return false;
-    const A own = row.z[y];
-    A value[3];
-    int64_t index[3];
-    // Where fewer than three logits are finite an index may repeat: the gradient is then 0 or undefined.
-    for (int k = 0; k < 3; ++k) {
-      value[k] = row.largest();
-      index[k] = row.find(value[k], -1);
-      row.z[index[k]] = row.kLow;
+  return row_gradients(logits, labels, []<class A>(Rows<A>& rows, IntVec<A> y) {
+    // The three largest logits in order, the first class first among equals. Where fewer than three are finite a
+    // class may repeat: the gradient is then 0 or undefined.
+    Vec<A> own{}, value[3] = {splat(rows.kLow), splat(rows.kLow), splat(rows.kLow)};
+    IntVec<A> index[3] = {};
+    for (int64_t c = 0; c < rows.classes; ++c) {
+      const Vec<A> v = rows.z[c];
+      const IntVec<A> at = IntVec<A>{} + IntOf<A>(c);
+      own = select(y == at, v, own);
+      for (int k = 2; k >= 0; --k) {
+        const IntVec<A> larger = v > value[k];
+        value[k] = select(larger, v, value[k]);
+        index[k] = select(larger, at, index[k]);
+        if (k == 0) continue;
+        const IntVec<A> moves = v > value[k - 1];  // and pushes the one before into this place
+        value[k] = select(moves, value[k - 1], value[k]);
+        index[k] = select(moves, index[k - 1], index[k]);
+      }
     }
-    const int second = index[0] == y;
-    const A slope = A(1) / (value[0] - value[2] + A(1e-12));
-    const A ratio = (own - value[second]) * slope;
-    if (!(ratio - ratio == A(0))) return false;
-    row.fill([](int64_t) { return A(0); });
-    row.e[index[second]] += slope;
-    row.e[y] -= slope;
-    row.e[index[0]] += ratio * slope;
-    row.e[index[2]] -= ratio * slope;
-    return true;
+    const IntVec<A> first = index[0] == y;
+    const Vec<A> slope = A(1) / (value[0] - value[2] + A(1e-12));
+    const Vec<A> ratio = (own - select(first, value[1], value[0])) * slope;
+    const Vec<A> undefined = select(rows.poisoned(), splat(rows.kNaN), ratio - ratio);
+    const IntVec<A> other = select(first, index[1], index[0]), top = index[0], third = index[2];
+    return [=](int64_t c) {
+      return slope * (one_at<A>(other, c) - one_at<A>(y, c)) +
+             ratio * slope * (one_at<A>(top, c) - one_at<A>(third, c)) + undefined;
+    };
   });
 }
 

@@ -4,49 +4,47 @@
 namespace mwpb {
 namespace {
 
-template <class A> A margin_of(Row<A>& row, int64_t y) {
-  A other = row.largest_besides(y);
-  row.exponentiate(row.z[y] > other ? row.z[y] : other);
-  return (row.e[y] - vexp(other - row.maximum)) / row.sum;
+template <class A> Vec<A> margin_of(const Rows<A>& rows, IntVec<A> y) {
+  const auto [own, best, other] = rows.compare(y);
+  const Vec<A> top = select(own > best, own, best);
+  const Vec<A> sum = rows.sum_of([&](int64_t c) { return decay_of<A>(rows.z[c] - top); });
+  return (decay_of<A>(own - top) - decay_of<A>(best - top)) / sum;
 }
 
 Tensor margin(const Tensor& logits, const Tensor& labels) {
-  return row_values(logits, labels, [](auto& row, int64_t y) { return margin_of(row, y); });
+  return row_values(logits, labels, []<class A>(Rows<A>& rows, IntVec<A> y) { return margin_of(rows, y); });
 }
 
 Tensor margin_radius(const Tensor& logits, const Tensor& labels, double eps, double alpha) {
-  return row_values(logits, labels, [=]<class A>(Row<A>& row, int64_t y) {
-    return vexp(A(alpha) * margin_of(row, y)) * A(eps);
+  return row_values(logits, labels, [=]<class A>(Rows<A>& rows, IntVec<A> y) {
+    return exp_of<A>(A(alpha) * margin_of(rows, y)) * A(eps);
   });
 }
 
 Tensor deviation_radius(const Tensor& logits, const Tensor& labels, double eps, double alpha) {
-  return row_values(logits, labels, [=]<class A>(Row<A>& row, int64_t y) {
-    row.exponentiate(row.largest());
-    const A mean = A(1) / A(row.classes), scale = A(1) / row.sum;
-    A distance = row.e[y] * scale - mean;
-    row.fill([=, e = row.e](int64_t j) {
-      A d = e[j] * scale - mean;
+  return row_values(logits, labels, [=]<class A>(Rows<A>& rows, IntVec<A> y) {
+    rows.softmax();
+    const A count = A(rows.classes), mean = A(1) / count;
+    Vec<A> distance{};
+    const Vec<A> squares = rows.sum_of([&](int64_t c) {
+      const Vec<A> d = rows.e[c] - mean;
+      distance = select(y == IntOf<A>(c), d, distance);
       return d * d;
     });
-    std::fill(row.e + row.classes, row.e + row.padded, A(0));
-    A deviation = std::sqrt(row.total() / A(row.classes));
-    A score = deviation == A(0) ? A(0) : distance / deviation;
-    return vexp(A(alpha) * score) * A(eps);
+    const Vec<A> deviation = sqrt_of<A>(squares / count);
+    return exp_of<A>(A(alpha) * select(deviation == A(0), Vec<A>{}, distance / deviation)) * A(eps);
   });
 }
 
 Tensor margin_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels) {
-  const int64_t grad_stride = grad.stride(0);
-  return row_gradients(logits, labels, [&]<class A>(int64_t i, Row<A>& row, int64_t y) {
-    const int64_t other = row.exponentiate_with_runner_up(y);
-    const A scale = A(1) / row.sum, g = data<A>(grad)[i * grad_stride];
-    const A p_own = row.e[y] * scale, p_other = row.e[other] * scale, m = p_own - p_other;
-    const A rest = row.rest_besides(y, other);
-    row.fill([=, e = row.e](int64_t j) { return g * -(e[j] * scale * m); });
-    row.e[y] = g * (p_own * (rest + A(2) * p_other));
-    row.e[other] = g * (-p_other * (rest + A(2) * p_own));
-    return true;
+  const Column column(grad);
+  return row_gradients(logits, labels, [=]<class A>(Rows<A>& rows, IntVec<A> y) {
+    const auto [own, best, other] = rows.softmax_compare(y);
+    const Vec<A> g = rows.load_values(column);
+    const Vec<A> p_own = rows.probability(own), p_other = rows.probability(best), m = p_own - p_other;
+    const Vec<A> rest = rows.rest_besides(y, other);
+    return rows.by_class(y, g * (p_own * (rest + A(2) * p_other)), other, g * (-p_other * (rest + A(2) * p_own)),
+                         [=, e = rows.e](int64_t c) { return g * -(e[c] * m); });
   });
 }
 

@@ -1,32 +1,84 @@
-// Rows of logits, one sample each, copied into padded memory so that every loop runs over whole vectors.
+// Rows of logits in blocks, one row a vector lane: maxima, sums and exponentials over the classes are then whole
+// vector operations, whatever the number of classes, and no row's value depends on its neighbours.
 #pragma once
 
-#include <vector>
+#include <array>
+#include <memory>
+#include <type_traits>
+#include <utility>
 
 #include "common.h"
 #include "vecmath.h"
 
 namespace mwpb {
 
-constexpr int kLanes = 16;
+// vectors -----------------------------------------------------------------------------------------------------
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
 
-// Folds lane[0] .. lane[2 * width - 1] across the lanes by f.
-template <int width, class A, class F> inline A fold_lanes(A* lane, F&& f) {
-  for (int j = 0; j < width; ++j) lane[j] = f(lane[j], lane[j + width]);
-  if constexpr (width > 1) {
-    return fold_lanes<width / 2>(lane, f);
-  } else {
-    return lane[0];
-  }
+template <class A> struct VectorOf;
+template <> struct VectorOf<float> {
+  typedef float Values __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
+};
+template <> struct VectorOf<double> {
+  typedef double Values __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Ints __attribute__((vector_size(kVectorBytes)));
+};
+template <class A> using Vec = typename VectorOf<A>::Values;
+template <class A> using IntVec = typename VectorOf<A>::Ints;  // a class for every row, or a comparison's result
+template <class A> using IntOf = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+template <class A> constexpr int kLanes = kVectorBytes / sizeof(A);
+
+template <class A> inline Vec<A> splat(A v) { return v - Vec<A>{}; }
+template <class M, class X> inline X select(M mask, X yes, X no) { return mask ? yes : no; }
+
+// f of every lane: a loop that the compiler vectorises.
+template <class A, class F> inline Vec<A> map(Vec<A> x, F&& f) {
+  alignas(kVectorBytes) A lane[kLanes<A>];
+  std::memcpy(lane, &x, sizeof(x));
+#pragma GCC ivdep
+  for (int j = 0; j < kLanes<A>; ++j) lane[j] = f(lane[j]);
+  std::memcpy(&x, lane, sizeof(x));
+  return x;
+}
+template <class A> inline Vec<A> exp_of(Vec<A> x) {
+  return map<A>(x, [](A v) { return vexp(v); });
+}
+template <class A> inline Vec<A> decay_of(Vec<A> x) {  // exp of x <= 0
+  return map<A>(x, [](A v) { return vexp_decay(v); });
+}
+template <class A> inline Vec<A> log_of(Vec<A> x) {
+  return map<A>(x, [](A v) { return vlog(v); });
+}
+template <class A> inline Vec<A> sqrt_of(Vec<A> x) {
+  return map<A>(x, [](A v) { return std::sqrt(v); });
 }
 
-// Folds `padded` values, a multiple of kLanes, by f: lane by lane, then across the lanes.
-template <class A, class F> inline A fold(const A* v, int64_t padded, F&& f) {
-  alignas(64) A lane[kLanes];
-  for (int j = 0; j < kLanes; ++j) lane[j] = v[j];
-  for (int64_t base = kLanes; base < padded; base += kLanes)
-    for (int j = 0; j < kLanes; ++j) lane[j] = f(lane[j], v[base + j]);
-  return fold_lanes<kLanes / 2>(lane, f);
+// 1 in the rows whose class is c, else 0.
+template <class A> inline Vec<A> one_at(IntVec<A> y, int64_t c) {
+  return select(y == IntOf<A>(c), splat(A(1)), Vec<A>{});
+}
+
+// Transposes the square that as many vectors as they have lanes form, by swapping ever larger blocks.
+template <int step, class X, size_t... k> inline void swap_blocks(X& first, X& second, std::index_sequence<k...>) {
+  constexpr int lanes = sizeof...(k);
+  X a = first, b = second;
+  first = __builtin_shufflevector(a, b, (k & step ? lanes + k - step : k)...);
+  second = __builtin_shufflevector(a, b, (k & step ? lanes + k : k + step)...);
+}
+template <class A, int step = 1> inline void transpose(Vec<A>* v) {
+  if constexpr (step < kLanes<A>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<A>; ++i)
+      if (!(i & step)) swap_blocks<step>(v[i], v[i + step], std::make_index_sequence<kLanes<A>>());
+    transpose<A, 2 * step>(v);
+  }
 }
 
 template <class T> inline T narrow(compute_t<T> v) { return T(v); }
@@ -39,182 +91,264 @@ template <> inline Half narrow<Half>(float v) {
 }
 #endif
 
-// One row: z are the logits, once loaded -infinity past the last class; e is working memory of the same size.
-template <class A> struct Row {
-  static constexpr A kLow = -std::numeric_limits<A>::infinity();
-
-  explicit Row(int64_t n)
-      : classes(n), padded((n + kLanes - 1) / kLanes * kLanes), memory_(2 * padded / kLanes), z(memory_.data()->lane),
-        e(z + padded) {}
-  Row(const Row&) = delete;
-
-  template <class T> void load(const T* from, int64_t stride) {
-    for (int j = 0; j < kLanes; ++j) z[padded - kLanes + j] = kLow;
-    if (stride == 1) {
-      copy(from, z, [](T v) { return widen(v); });
-    } else {
-      for (int64_t j = 0; j < classes; ++j) z[j] = widen(from[j * stride]);
-    }
-  }
-
-  // Writes e as the result.
-  template <class T> void store(T* to) const {
-    copy(e, to, [](A v) { return narrow<T>(v); });
-  }
-
-  // to[j] = f(j) for every class and for the padding; to is z or e.
-  template <class F> void write(A* to, F&& f) const {
-    for (int64_t base = 0; base < padded; base += kLanes) {
-#pragma GCC ivdep
-      for (int j = 0; j < kLanes; ++j) to[base + j] = f(base + j);
-    }
-  }
-  template <class F> void fill(F&& f) {
-    write(e, f);
-  }
-
-  // Ignores NaN.
-  A largest() const {
-    return fold(z, padded, [](A a, A b) { return b > a ? b : a; });
-  }
-  A largest_besides(int64_t y) {
-    A own = z[y];
-    z[y] = kLow;
-    A best = largest();
-    z[y] = own;
-    return best;
-  }
-
-  // The first class other than y whose logit is `value`.
-  int64_t find(A value, int64_t y) const {
-    for (int64_t base = 0; base < padded; base += kLanes) {
-      int hit = 0;
-      for (int j = 0; j < kLanes; ++j) hit |= z[base + j] == value;
-      for (int j = 0; hit && j < kLanes; ++j)
-        if (z[base + j] == value && base + j != y) return base + j;
-    }
-    return y == 0 ? 1 : 0;  // a row of NaN: its result is NaN whatever the class
-  }
-
-  // Whether a logit is NaN or +infinity.
-  bool poisoned() const {
-    int bad = 0;
-    for (int64_t base = 0; base < padded; base += kLanes)
-      for (int j = 0; j < kLanes; ++j) bad |= !(z[base + j] < -kLow);
-    return bad;
-  }
-
-  // e = exp(z - maximum), 0 in the padding, and its sum: NaN for a row with NaN or +infinity, or of -infinity only.
-  void exponentiate(A largest) {
-    maximum = largest;
-    fill([=, v = z](int64_t j) { return vexp(v[j] - largest); });
-    sum = total();
-  }
-
-  A sum_of(const A* values) const {
-    return fold(values, padded, [](A a, A b) { return a + b; });
-  }
-  A total() const { return sum_of(e); }
-
-  // Exponentiates the row and returns its runner-up class.
-  int64_t exponentiate_with_runner_up(int64_t y) {
-    const A best = largest_besides(y);
-    const int64_t other = find(best, y);
-    exponentiate(z[y] > best ? z[y] : best);
-    return other;
-  }
-  // The sum of the probabilities but for two classes, whose e becomes 0: where 1 - p would lose its digits.
-  A rest_besides(int64_t first, int64_t second) {
-    e[first] = e[second] = 0;
-    return total() / sum;
-  }
-
-  int64_t classes, padded;
-  A maximum = 0, sum = 0;
-
- private:
-  template <class From, class To, class F> void copy(const From* __restrict from, To* __restrict to, F&& f) const {
-    for (int64_t j = 0; j < classes; ++j) to[j] = f(from[j]);
-  }
-
-  struct alignas(64) Lanes {
-    A lane[kLanes];
-  };
-  std::vector<Lanes> memory_;
-
- public:
-  A* const z;
-  A* const e;
-};
-
+// rows --------------------------------------------------------------------------------------------------------
 // The rows of a (B, C) tensor.
 template <class T> struct Matrix {
   explicit Matrix(const Tensor& logits)
       : batch(logits.size(0)), classes(logits.size(1)), row_stride(logits.stride(0)), stride(logits.stride(1)),
         values(data<T>(logits)) {}
 
-  void load(int64_t i, Row<compute_t<T>>& row) const { row.load(values + i * row_stride, stride); }
-
   int64_t batch, classes, row_stride, stride;
   const T* values;
+};
+
+// A (B,) tensor.
+struct Column {
+  explicit Column(const Tensor& t) : values(t.const_data_ptr()), stride(t.stride(0)) {}
+
+  const void* values;
+  int64_t stride;
+};
+
+// A block of rows from the first-th on: z[c] are their logits for class c, e[c] is working memory.
+template <class A> struct Rows {
+  using Values = Vec<A>;
+  using Ints = IntVec<A>;
+  using Int = IntOf<A>;
+  static constexpr int kRows = kLanes<A>;
+  static constexpr A kLow = -std::numeric_limits<A>::infinity();
+  static constexpr A kNaN = std::numeric_limits<A>::quiet_NaN();
+
+  explicit Rows(int64_t n)
+      : classes(n), padded((n + kRows - 1) / kRows * kRows), memory_(new Values[3 * padded]), z(memory_.get()),
+        e(z + padded), staged_(reinterpret_cast<A*>(e + padded)) {}
+  Rows(const Rows&) = delete;
+
+  // Loads rows `begin` to `end`, or as many of them as there are lanes; the lanes that remain are 0.
+  template <class T> void load(const Matrix<T>& from, int64_t begin, int64_t end) {
+    first = begin, left = end - begin, count = std::min<int64_t>(kRows, left);
+    const T* values = from.values + first * from.row_stride;
+    if constexpr (std::is_same_v<T, A>) {
+      // as they lie, where the last row's padding still lies inside the tensor
+      const int64_t reach = (from.batch - 1 - first) * from.row_stride + classes;
+      if (from.stride == 1 && count == kRows && (kRows - 1) * from.row_stride + padded <= reach)
+        return load_tiles(values, from.row_stride);
+    }
+    if (from.stride == 1 && from.row_stride == classes) {
+      for (int64_t k = 0; k < count * classes; ++k) staged_[k] = widen(values[k]);
+    } else {
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t c = 0; c < classes; ++c)
+          staged_[i * classes + c] = widen(values[i * from.row_stride + c * from.stride]);
+    }
+    std::fill(staged_ + count * classes, staged_ + kRows * classes, A(0));
+    load_tiles(staged_, classes);
+  }
+
+  // Writes e to the rows of a contiguous matrix.
+  template <class T> void store(T* matrix) {
+    T* to = matrix + first * classes;
+    if constexpr (std::is_same_v<T, A>) {
+      // at once, where the last row's padding falls on rows that are written later
+      if ((kRows - 1) * classes + padded <= left * classes) return store_tiles(to);
+    }
+    store_tiles(staged_);
+    for (int64_t k = 0; k < count * classes; ++k) to[k] = narrow<T>(staged_[k]);
+  }
+  // Writes one value a row.
+  void store(A* vector, Values values) const { std::memcpy(vector + first, &values, count * sizeof(A)); }
+
+  // One value a row.
+  Values load_values(const Column& from) const {
+    Values out;
+    const auto lane = gather<A>(from);
+    std::memcpy(&out, lane.data(), sizeof(out));
+    return out;
+  }
+  // One class a row, -1 where it is outside [0, C).
+  Ints load_labels(const Column& from) const {
+    const auto label = gather<int64_t>(from);
+    alignas(kVectorBytes) Int lane[kRows];
+    for (int i = 0; i < kRows; ++i) lane[i] = label[i] >= 0 && label[i] < classes ? Int(label[i]) : Int(-1);
+    Ints y;
+    std::memcpy(&y, lane, sizeof(y));
+    return y;
+  }
+
+  // e[c] = f(c) for every class.
+  template <class F> void fill(F&& f) {
+    for (int64_t c = 0; c < classes; ++c) e[c] = f(c);
+  }
+
+  // The sum of f(c) over the classes, in order and in partial sums so that its error hardly grows with their number.
+  template <class F> Values sum_of(F&& f) const {
+    Values total{};
+    for (int64_t base = 0; base < classes; base += 16) {
+      Values part{};
+      for (int64_t c = base; c < std::min(base + 16, classes); ++c) part += f(c);
+      total += part;
+    }
+    return total;
+  }
+
+  // Ignores NaN.
+  Values largest() const {
+    Values best = splat(kLow);
+    for (int64_t c = 0; c < classes; ++c) best = select(z[c] > best, z[c], best);
+    return best;
+  }
+
+  struct Pair {
+    Values own, best;  // the logit of class y, and the largest of the others, NaN ignored
+    Ints other;        // the first class that has it
+  };
+  Pair compare(Ints y) const {
+    Pair found{Values{}, splat(kLow), select(y == 0, Ints{} + 1, Ints{})};
+    for (int64_t c = 0; c < classes; ++c) {
+      const Ints mine = y == Int(c);
+      const Values rival = select(mine, splat(kLow), z[c]);
+      const Ints better = rival > found.best;
+      found.own = select(mine, z[c], found.own);
+      found.best = select(better, rival, found.best);
+      found.other = select(better, Ints{} + Int(c), found.other);
+    }
+    return found;
+  }
+
+  // Whether a logit is NaN or +infinity.
+  Ints poisoned() const {
+    Ints bad{};
+    for (int64_t c = 0; c < classes; ++c) bad |= ~(z[c] < -kLow);
+    return bad;
+  }
+
+  // e = softmax(z), where the largest logit is known, and sum = the sum of exp(z - maximum): NaN for a row with NaN
+  // or +infinity, or of -infinity only.
+  void softmax(Values largest) {
+    maximum = largest;
+    sum = sum_of([&](int64_t c) { return e[c] = decay_of<A>(z[c] - largest); });
+    const Values scale = A(1) / sum;
+    fill([&](int64_t c) { return e[c] * scale; });
+  }
+  void softmax() { softmax(largest()); }
+
+  // Takes the softmax and compares class y with the others.
+  Pair softmax_compare(Ints y) {
+    const Pair found = compare(y);
+    softmax(select(found.own > found.best, found.own, found.best));
+    return found;
+  }
+  // The sum of the probabilities but for two classes: where 1 - p would lose its digits.
+  Values rest_besides(Ints first, Ints second) const {
+    return sum_of([&](int64_t c) {
+      return select(first == Int(c), Values{}, select(second == Int(c), Values{}, e[c]));
+    });
+  }
+  // A function of the class: `own` for class y, `its` for class other, f(c) for the others.
+  template <class F> auto by_class(Ints y, Values own, Ints other, Values its, F f) const {
+    return [=](int64_t c) { return select(y == Int(c), own, select(other == Int(c), its, f(c))); };
+  }
+  // The softmax of a logit of each row.
+  Values probability(Values logit) const { return decay_of<A>(logit - maximum) * (A(1) / sum); }
+
+  const int64_t classes, padded;
+  int64_t first = 0, count = 0, left = 0;  // `left` rows from the first on are the caller's, `count` of them loaded
+  Values maximum{}, sum{};
+
+ private:
+  template <class X> std::array<X, kRows> gather(const Column& column) const {
+    const X* from = static_cast<const X*>(column.values) + first * column.stride;
+    std::array<X, kRows> lane{};
+    if (column.stride == 1 && count == kRows) {
+      std::memcpy(lane.data(), from, sizeof(lane));
+    } else {
+      for (int64_t i = 0; i < count; ++i) lane[i] = from[i * column.stride];
+    }
+    return lane;
+  }
+
+  void load_tiles(const A* from, int64_t row_stride) {
+    for (int64_t base = 0; base < padded; base += kRows) {
+      Values tile[kRows];
+      for (int i = 0; i < kRows; ++i) std::memcpy(&tile[i], from + i * row_stride + base, sizeof(Values));
+      transpose<A>(tile);
+      for (int j = 0; j < kRows; ++j) z[base + j] = tile[j];
+    }
+  }
+  // A tile's padding falls on the next row's first classes, which are written after it.
+  void store_tiles(A* to) const {
+    for (int64_t base = padded - kRows; base >= 0; base -= kRows) {
+      Values tile[kRows];
+      for (int j = 0; j < kRows; ++j) tile[j] = e[base + j];
+      transpose<A>(tile);
+      for (int i = 0; i < kRows; ++i) std::memcpy(to + i * classes + base, &tile[i], sizeof(Values));
+    }
+  }
+
+  std::unique_ptr<Values[]> memory_;
+
+ public:
+  Values* const z;
+  Values* const e;
+
+ private:
+  A* const staged_;  // the rows one after the other, with room for a vector that begins at the last class
 };
 
 inline ScalarType result_type(const Tensor& logits) {
   return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// f(i, row, y) for every row, with y = -1 for a label outside [0, C).
+// f(rows, y) for every block, y = -1 for a label outside [0, C).
 template <class T, class F> void for_rows(const Tensor& logits, const Tensor& labels, F&& f) {
-  Matrix<T> matrix(logits);
-  const int64_t* y = data<int64_t>(labels);
-  const int64_t y_stride = labels.stride(0);
-  parallel(matrix.batch, 2 * matrix.classes + 16, [&](int64_t begin, int64_t end) {
-    Row<compute_t<T>> row(matrix.classes);
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t label = y[i * y_stride];
-      matrix.load(i, row);
-      f(i, row, label >= 0 && label < matrix.classes ? label : -1);
+  const Matrix<T> matrix(logits);
+  const Column column(labels);
+  parallel(matrix.batch, matrix.classes + 4, [&](int64_t begin, int64_t end) {
+    Rows<compute_t<T>> rows(matrix.classes);
+    for (int64_t i = begin; i < end; i += rows.kRows) {
+      rows.load(matrix, i, end);
+      f(rows, rows.load_labels(column));
     }
   });
 }
 
-// f(i, p, q) for every pair of rows.
+// f(p, q) for every pair of blocks.
 template <class T, class F> void for_pairs(const Tensor& first, const Tensor& second, F&& f) {
-  Matrix<T> a(first), b(second);
-  parallel(a.batch, 4 * a.classes + 32, [&](int64_t begin, int64_t end) {
-    Row<compute_t<T>> p(a.classes), q(a.classes);
-    for (int64_t i = begin; i < end; ++i) {
-      a.load(i, p);
-      b.load(i, q);
-      f(i, p, q);
+  const Matrix<T> a(first), b(second);
+  parallel(a.batch, 2 * a.classes + 8, [&](int64_t begin, int64_t end) {
+    Rows<compute_t<T>> p(a.classes), q(a.classes);
+    for (int64_t i = begin; i < end; i += p.kRows) {
+      p.load(a, i, end);
+      q.load(b, i, end);
+      f(p, q);
     }
   });
 }
 
-// (B,) values f(row, y); NaN where the label is outside [0, C).
+// (B,) values f(rows, y); NaN where the label is outside [0, C).
 template <class F> Tensor row_values(const Tensor& logits, const Tensor& labels, F&& f) {
   Tensor out = torch::stable::new_empty(logits, {logits.size(0)}, result_type(logits));
   dispatch_float(logits.scalar_type(), "logits", [&](auto tag) {
-    using T = decltype(tag);
-    using A = compute_t<T>;
+    using A = compute_t<decltype(tag)>;
     A* to = mutable_data<A>(out);
-    for_rows<T>(logits, labels, [&](int64_t i, Row<A>& row, int64_t y) {
-      to[i] = y < 0 ? std::numeric_limits<A>::quiet_NaN() : A(f(row, y));
+    for_rows<decltype(tag)>(logits, labels, [&](Rows<A>& rows, IntVec<A> y) {
+      rows.store(to, select(y < 0, splat(rows.kNaN), f(rows, y)));
     });
   });
   return out;
 }
 
-// (B, C) gradients: f(i, row, y) leaves row i's in row.e and says whether it is defined; NaN where it is not.
+// (B, C) gradients: f(rows, y) returns them as a function of the class; NaN where the label is outside [0, C).
 template <class F> Tensor row_gradients(const Tensor& logits, const Tensor& labels, F&& f) {
   Tensor out = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
   dispatch_float(logits.scalar_type(), "logits", [&](auto tag) {
     using T = decltype(tag);
     using A = compute_t<T>;
     T* to = mutable_data<T>(out);
-    for_rows<T>(logits, labels, [&](int64_t i, Row<A>& row, int64_t y) {
-      if (y < 0 || !f(i, row, y)) row.fill([](int64_t) { return std::numeric_limits<A>::quiet_NaN(); });
-      row.store(to + i * row.classes);
+    for_rows<T>(logits, labels, [&](Rows<A>& rows, IntVec<A> y) {
+      const auto gradient = f(rows, y);
+      rows.fill([&](int64_t c) { return select(y < 0, splat(rows.kNaN), gradient(c)); });
+      rows.store(to);
     });
   });
   return out;
