@@ -65,12 +65,21 @@ template <class A> inline Vec<A> one_at(IntVec<A> y, int64_t c) {
   return select(y == IntOf<A>(c), splat(A(1)), Vec<A>{});
 }
 
+// The lanes `k` of a and b, counted through both.
+template <size_t... k, class X> inline X shuffle(X a, X b) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, int(k)...);
+#else  // GCC 11
+  return __builtin_shuffle(a, b, decltype(a < b){k...});
+#endif
+}
+
 // Transposes the square that as many vectors as they have lanes form, by swapping ever larger blocks.
 template <int step, class X, size_t... k> inline void swap_blocks(X& first, X& second, std::index_sequence<k...>) {
   constexpr int lanes = sizeof...(k);
   X a = first, b = second;
-  first = __builtin_shufflevector(a, b, (k & step ? lanes + k - step : k)...);
-  second = __builtin_shufflevector(a, b, (k & step ? lanes + k : k + step)...);
+  first = shuffle<(k & step ? lanes + k - step : k)...>(a, b);
+  second = shuffle<(k & step ? lanes + k : k + step)...>(a, b);
 }
 template <class A, int step = 1> inline void transpose(Vec<A>* v) {
   if constexpr (step < kLanes<A>) {
@@ -82,7 +91,7 @@ template <class A, int step = 1> inline void transpose(Vec<A>* v) {
 }
 
 template <class T> inline T narrow(compute_t<T> v) { return T(v); }
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__FLT16_MAX__) && (defined(__F16C__) || defined(__AVX512F__))  // not in GCC 11
 template <> inline Half narrow<Half>(float v) {
   _Float16 h = _Float16(v);
   Half out;
