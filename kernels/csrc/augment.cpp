@@ -42,11 +42,40 @@ int64_t mirrored(int64_t position, int64_t size) {
   return std::max<int64_t>((size - 1) - std::abs((size - 1) - std::abs(position)), 0);
 }
 
+// Copies and zeros of a few bytes, where calls of the library would cost more than the work.
+inline void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n) {
+  constexpr int64_t step = 32;
+  if (n < step) {
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+    return;
+  }
+  for (int64_t i = 0; i < n - step; i += step) std::memcpy(to + i, from + i, step);
+  std::memcpy(to + n - step, from + n - step, step);
+}
+
+constexpr int64_t kSlack = 16;  // bytes past the end that the following may overwrite
+
+inline void zero_bytes(uint8_t* to, int64_t n) {
+  for (int64_t i = 0; i < n; i += kSlack) std::memset(to + i, 0, kSlack);
+}
+
+// `count` pixels of three channels, the first at `from` and the others before it, as far as five by five go.
+// Returns how many were copied.
+inline int64_t copy_mirrored(uint8_t* to, const uint8_t* from, int64_t count) {
+  int64_t x = 0;
+#if defined(__SSSE3__)
+  const __m128i order = _mm_setr_epi8(13, 14, 15, 10, 11, 12, 7, 8, 9, 4, 5, 6, 1, 2, 3, 0);
+  for (; x + 5 < count; x += 5) {  // a sixth pixel, so that byte 0 belongs to the row
+    __m128i pixels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from - 3 * x - 13));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 3 * x), _mm_shuffle_epi8(pixels, order));
+  }
+#endif
+  return x;
+}
+
 // Where one sample is cut, and the rows of its crop as packed bytes.
 class Crop {
  public:
-  static constexpr int64_t kSlack = 4;  // bytes past a row that `fill` may overwrite
-
   Crop(const Tensor& images, int64_t pad, bool reflect, bool flip)
       : base_(data<uint8_t>(images)), channels_(images.size(1)), height_(images.size(2)), width_(images.size(3)),
         stride_n_(images.stride(0)), stride_c_(images.stride(1)), stride_h_(images.stride(2)),
@@ -81,7 +110,7 @@ class Crop {
     int64_t source = y + top_;
     if (reflect_) source = mirrored(source, height_);
     if (source < 0 || source >= height_) {
-      std::memset(to, 0, size_t(width_ * channels_));
+      zero_bytes(to, width_ * channels_);
       return;
     }
     const uint8_t* row = image_ + source * stride_h_;
@@ -95,21 +124,13 @@ class Crop {
         for (int64_t x = 0; x < count; ++x) inner[x * channels_ + c] = from[x * step + c * stride_c_];
       }
     } else if (!flipped_) {
-      std::memcpy(inner, from, size_t(count * channels_));
+      copy_bytes(inner, from, count * channels_);
     } else if (channels_ == 1) {
       for (int64_t x = 0; x < count; ++x) inner[x] = from[-x];
     } else {
-      // The first pixel is the last in memory: nothing past it may be read.
-      for (int64_t x = 0; x < count && x < 4; ++x) {
-        std::memcpy(inner + x * channels_, from - x * channels_, size_t(channels_));
-      }
-      if (channels_ <= 4) {
-        for (int64_t x = 4; x < count; ++x) std::memcpy(inner + x * channels_, from - x * channels_, 4);
-      } else {
-        for (int64_t x = 4; x < count; ++x) {
-          std::memcpy(inner + x * channels_, from - x * channels_, size_t(channels_));
-        }
-      }
+      int64_t x = channels_ == 3 ? copy_mirrored(inner, from, count) : 0;
+      for (; x < count; ++x)
+        for (int64_t c = 0; c < channels_; ++c) inner[x * channels_ + c] = from[c - x * channels_];
     }
     edge(row, end_, width_, to);
   }
@@ -120,7 +141,7 @@ class Crop {
 
   void edge(const uint8_t* row, int64_t begin, int64_t end, uint8_t* to) const {
     if (!reflect_) {
-      std::memset(to + begin * channels_, 0, size_t((end - begin) * channels_));
+      zero_bytes(to + begin * channels_, (end - begin) * channels_);
       return;
     }
     for (int64_t x = begin; x < end; ++x) {
@@ -148,7 +169,7 @@ void crop_flip_into(T* out, const Tensor& images, const Tensor& index, int64_t s
   // over rows and not over images, so that one large image occupies all threads too
   parallel(batch * height, row_size, [&](int64_t begin, int64_t end) {
     Crop crop(images, pad, reflect, flip);
-    std::vector<uint8_t> bytes(size_t(group * row_size + Crop::kSlack));
+    std::vector<uint8_t> bytes(size_t(group * row_size + kSlack));
     for (int64_t i = begin; i < end;) {
       const int64_t first = i % height, last = std::min(first + end - i, height);
       const int64_t sample = i / height;

@@ -29,11 +29,13 @@ Tensor kl_grad(const Tensor& logits, const Tensor& target_logits) {
 
 Tensor cw_grad(const Tensor& logits, const Tensor& labels, double confidence) {
   return row_gradients(logits, labels, [=]<class A>(Rows<A>& rows, IntVec<A> y) {
-    const auto [own, best, other] = rows.compare(y);
-    const Vec<A> gap = own - best;
+    const auto found = rows.compare(y);
+    const Vec<A> gap = found.own - found.best;
     const Vec<A> active = select(gap + A(confidence) > A(0), splat(A(1)), Vec<A>{});
     const Vec<A> undefined = select(rows.poisoned() | (gap != gap), splat(rows.kNaN), Vec<A>{});
-    return [=](int64_t c) { return active * (one_at<A>(other, c) - one_at<A>(y, c)) + undefined; };
+    return [=, other = found.other](int64_t c) {
+      return active * (one_at<A>(other, c) - one_at<A>(y, c)) + undefined;
+    };
   });
 }
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -25,76 +26,121 @@ enum Stream : uint32_t {
   kStreamL2Radius = 6,
 };
 
-constexpr int kCounters = 16;           // counters computed at once, one a vector lane
-constexpr int kDraws = 4 * kCounters;   // numbers that they give
-
-// Vectors of 64-bit lanes that each hold a 32-bit word (with anything in the upper half), since a round
-// multiplies 32 by 32 bits. Compilers do not find this by themselves.
+// Vectors of the processor's width. A round multiplies 32 by 32 bits, so its vectors have 64-bit lanes that each
+// hold a word (with anything in the upper half); compilers do not find the instruction by themselves.
 #if defined(__AVX512F__)
-typedef uint64_t Lanes __attribute__((vector_size(64)));
+constexpr int kVector = 64;
+#elif defined(__AVX2__)
+constexpr int kVector = 32;
+#else
+constexpr int kVector = 16;
+#endif
+typedef uint64_t Lanes __attribute__((vector_size(kVector)));
+typedef uint32_t Words __attribute__((vector_size(kVector)));
+constexpr int kCounters = kVector / 4;     // counters of a block: two Lanes, packed into one Words for each word
+constexpr int kDraws = 4 * kCounters;      // numbers that they give
+constexpr int kBlocks = 2;                 // blocks computed together, to hide the rounds' latency
+constexpr int kAtOnce = kBlocks * kDraws;  // numbers that those give
+
+inline uint64_t multiply_words(uint64_t a, uint32_t m) { return (a & 0xFFFFFFFFu) * m; }
+#if defined(__AVX512F__)
 inline Lanes multiply_words(Lanes a, uint32_t m) { return Lanes(_mm512_maskz_mul_epu32(0xFF, __m512i(a), _mm512_set1_epi64(m))); }
 #elif defined(__AVX2__)
-typedef uint64_t Lanes __attribute__((vector_size(32)));
 inline Lanes multiply_words(Lanes a, uint32_t m) { return Lanes(_mm256_mul_epu32(__m256i(a), _mm256_set1_epi64x(m))); }
 #elif defined(__SSE2__)
-typedef uint64_t Lanes __attribute__((vector_size(16)));
 inline Lanes multiply_words(Lanes a, uint32_t m) { return Lanes(_mm_mul_epu32(__m128i(a), _mm_set1_epi64x(m))); }
 #else
-typedef uint64_t Lanes;
 inline Lanes multiply_words(Lanes a, uint32_t m) { return (a & 0xFFFFFFFFu) * m; }
 #endif
-constexpr int kLanes = sizeof(Lanes) / 8;
-alignas(64) constexpr uint64_t kNumbers[kCounters] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 inline uint32_t low_word(int64_t v) { return uint32_t(uint64_t(v)); }
 inline uint32_t high_word(int64_t v) { return uint32_t(uint64_t(v) >> 32); }
 
-// Ten rounds on N independent counters, interleaved to hide the multiplications' latency.
-template <class V, int N, class Multiply>
-inline void philox_rounds(V (&c0)[N], V (&c1)[N], V (&c2)[N], V (&c3)[N], int64_t seed, Multiply&& multiply) {
-  uint32_t k0 = low_word(seed), k1 = high_word(seed);
-  for (int round = 0; round < 10; ++round) {
-    for (int n = 0; n < N; ++n) {
-      V p0 = multiply(c0[n], 0xD2511F53u), p1 = multiply(c2[n], 0xCD9E8D57u);
-      c0[n] = (p1 >> 32) ^ c1[n] ^ uint64_t(k0);
-      c2[n] = (p0 >> 32) ^ c3[n] ^ uint64_t(k1);
-      c1[n] = p1;
-      c3[n] = p0;
+// The random words of one sample. V is a vector of counters, or one counter as uint64_t.
+class Philox {
+ public:
+  Philox(int64_t index, int64_t seed, uint32_t stream) {
+    uint32_t k0 = low_word(seed), k1 = high_word(seed);
+    for (auto& key : keys_) {
+      key[0] = k0;
+      key[1] = k1;
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
     }
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    // Of the first two rounds, half depends on what all groups share.
+    const uint64_t p1 = multiply_words(uint64_t(high_word(index)), kM1);
+    const uint64_t p0 = multiply_words((p1 >> 32) ^ low_word(index) ^ keys_[0][0], kM0);
+    keys_[0][1] ^= stream;
+    keys_[1][0] ^= uint32_t(p1);
+    keys_[1][1] ^= p0 >> 32;
+    second_ = uint32_t(p0);
   }
-}
+
+  // Ten rounds on N vectors by turns: from the groups in c[0] to the words in c[0..3].
+  template <class V, int N> void rounds(V (&c)[4][N]) const {
+    for (int n = 0; n < N; ++n) {
+      const V p0 = multiply_words(c[0][n], kM0), p1 = multiply_words((p0 >> 32) ^ keys_[0][1], kM1);
+      c[0][n] = (p1 >> 32) ^ keys_[1][0];
+      c[1][n] = p1;
+      c[2][n] = p0 ^ keys_[1][1];
+      c[3][n] = V{} + second_;
+    }
+    for (int round = 2; round < 10; ++round) {
+      for (int n = 0; n < N; ++n) {
+        const V p0 = multiply_words(c[0][n], kM0), p1 = multiply_words(c[2][n], kM1);
+        c[0][n] = (p1 >> 32) ^ c[1][n] ^ keys_[round][0];
+        c[2][n] = (p0 >> 32) ^ c[3][n] ^ keys_[round][1];
+        c[1][n] = p1;
+        c[3][n] = p0;
+      }
+    }
+  }
+
+  // The words of kBlocks blocks of kCounters consecutive groups, each a vector for each of the four. Lane
+  // 4 * k + j of a block is counter kCounters / 4 * j + k, which is what `transpose` puts in order.
+  void blocks(uint32_t group, Words (&words)[kBlocks][4]) const {
+    Lanes c[4][2 * kBlocks];
+    for (int n = 0; n < 2 * kBlocks; ++n) {
+      for (int i = 0; i < kCounters / 2; ++i) {
+        const int lane = 2 * i + n % 2;
+        c[0][n][i] = uint64_t(n / 2 * kCounters + kCounters / 4 * (lane % 4) + lane / 4);
+      }
+      c[0][n] += group;
+    }
+    rounds(c);
+    for (int b = 0; b < kBlocks; ++b)
+      for (int w = 0; w < 4; ++w) words[b][w] = Words((c[w][2 * b] & 0xFFFFFFFFu) | (c[w][2 * b + 1] << 32));
+  }
+
+ private:
+  static constexpr uint32_t kM0 = 0xD2511F53u, kM1 = 0xCD9E8D57u;
+  uint64_t keys_[10][2], second_;
+};
 
 // The four words of one group.
 inline void philox4x32(uint32_t group, int64_t index, int64_t seed, uint32_t stream, uint32_t (&out)[4]) {
-  uint64_t c0[1] = {group}, c1[1] = {low_word(index)}, c2[1] = {high_word(index)}, c3[1] = {stream};
-  philox_rounds(c0, c1, c2, c3, seed, [](uint64_t a, uint32_t m) { return (a & 0xFFFFFFFFu) * m; });
-  out[0] = uint32_t(c0[0]);
-  out[1] = uint32_t(c1[0]);
-  out[2] = uint32_t(c2[0]);
-  out[3] = uint32_t(c3[0]);
+  uint64_t c[4][1] = {{group}};
+  Philox(index, seed, stream).rounds(c);
+  for (int w = 0; w < 4; ++w) out[w] = uint32_t(c[w][0]);
 }
 
-// The words of kCounters consecutive groups: words[w][i] is word w of group + i.
-inline void philox4x32_block(uint32_t group, int64_t index, int64_t seed, uint32_t stream, uint32_t (&words)[4][kCounters]) {
-  constexpr int n = 2;
-  for (int first = 0; first < kCounters; first += n * kLanes) {
-    alignas(64) uint64_t lanes[n * kLanes];
-    Lanes c[4][n];
-    std::memcpy(c[0], kNumbers + first, sizeof lanes);
-    for (int k = 0; k < n; ++k) {
-      c[0][k] += uint64_t(group);
-      c[1][k] = Lanes{} + uint64_t(low_word(index));
-      c[2][k] = Lanes{} + uint64_t(high_word(index));
-      c[3][k] = Lanes{} + uint64_t(stream);
-    }
-    philox_rounds(c[0], c[1], c[2], c[3], seed, [](Lanes a, uint32_t m) { return multiply_words(a, m); });
-    for (int w = 0; w < 4; ++w) {
-      std::memcpy(lanes, c[w], sizeof lanes);
-      for (int i = 0; i < n * kLanes; ++i) words[w][first + i] = uint32_t(lanes[i]);
-    }
-  }
+// In every 128 bits, the lower (half 0) or upper (half 1) lanes of a and b by turns: one instruction.
+template <int half, class V, size_t... i> inline V by_turns(V a, V b, std::index_sequence<i...>) {
+  constexpr size_t n = 16 / sizeof(a[0]);
+  return V{(i % 2 ? b : a)[i / n * n + half * n / 2 + i % n / 2]...};
+}
+template <int half, class V> inline V by_turns(V a, V b) {
+  return by_turns<half>(a, b, std::make_index_sequence<kVector / sizeof(a[0])>());
+}
+
+// In every 128 bits, the 4 x 4 words transposed: from a vector a word to the order of the elements.
+inline void transpose(Words (&v)[4]) {
+  const Lanes a = Lanes(by_turns<0>(v[0], v[1])), b = Lanes(by_turns<0>(v[2], v[3]));
+  const Lanes c = Lanes(by_turns<1>(v[0], v[1])), d = Lanes(by_turns<1>(v[2], v[3]));
+  v[0] = Words(by_turns<0>(a, b));
+  v[1] = Words(by_turns<1>(a, b));
+  v[2] = Words(by_turns<0>(c, d));
+  v[3] = Words(by_turns<1>(c, d));
 }
 
 // A word as a multiple of 2^-24 in [0, 1): exact in every type.
@@ -102,9 +148,9 @@ template <class T> inline T uniform_word(uint32_t word) { return T(int32_t(word 
 
 // Two standard normals from two words (Box and Muller, 1958).
 inline void normal_words(uint32_t a, uint32_t b, float* first, float* second) {
-  float r = std::sqrt(-2.0f * vlog(float(int32_t(a >> 8) + 1) * 0x1p-24f));
+  float r = std::sqrt(-2.0f * vlog_normal(float(int32_t(a >> 8) + 1) * 0x1p-24f));
   float sine, cosine;
-  vsincos_turns(uniform_word<float>(b), &sine, &cosine);
+  vsincos_turns(float(int32_t(b >> 8)), &sine, &cosine, 0x1p24f);
   *first = r * cosine;
   *second = r * sine;
 }
@@ -115,39 +161,55 @@ inline void normal_words(uint32_t a, uint32_t b, double* first, double* second) 
   *second = r * std::sin(angle);
 }
 
-// From one array a word to the order of the elements. Not inlined: by itself it becomes a few permutations,
-// merged into its callers GCC takes the vectors apart.
-template <class T> __attribute__((noinline)) void interleave(const T (&numbers)[4][kCounters], T* out) {
-  for (int i = 0; i < kCounters; ++i)
-    for (int w = 0; w < 4; ++w) out[4 * i + w] = numbers[w][i];
-}
+struct Nothing {
+  void operator()() const {}
+};
 
-// Fills out with the numbers of whole blocks of kCounters groups from `group` on, at least `groups` of them.
-template <class T, class Draw>
-inline void fill_draws(uint32_t group, int64_t groups, int64_t index, int64_t seed, uint32_t stream, T* out, Draw&& draw) {
-  for (int64_t done = 0; done < groups; done += kCounters, out += kDraws) {
-    alignas(64) uint32_t words[4][kCounters];
-    alignas(64) T numbers[4][kCounters];
-    philox4x32_block(group + uint32_t(done), index, seed, stream, words);
-    for (int i = 0; i < kCounters; ++i) draw(words, numbers, i);
-    interleave(numbers, out);
+// Fills out with the numbers of `groups` groups from `group` on, and up to kAtOnce - 1 more.
+// draw(a, b, first, second) makes two numbers of two words; meanwhile() is called for every kAtOnce numbers.
+template <class T, class Draw, class Meanwhile>
+inline void fill_draws(uint32_t group, int64_t groups, int64_t index, int64_t seed, uint32_t stream, T* out, Draw&& draw, Meanwhile&& meanwhile) {
+  const Philox philox(index, seed, stream);
+  for (int64_t done = 0; done < groups; done += kBlocks * kCounters) {
+    meanwhile();
+    Words blocks[kBlocks][4];
+    philox.blocks(group + uint32_t(done), blocks);
+#pragma GCC unroll 1  // together the blocks' numbers would not fit in the registers of AVX2
+    for (int b = 0; b < kBlocks; ++b, out += kDraws) {
+      Words(&block)[4] = blocks[b];
+      if constexpr (sizeof(T) == sizeof(uint32_t)) {
+        alignas(kVector) uint32_t words[4][kCounters];
+        alignas(kVector) T numbers[4][kCounters];
+        std::memcpy(words, block, sizeof block);
+        for (int w = 0; w < 4; w += 2)
+          for (int i = 0; i < kCounters; ++i) draw(words[w][i], words[w + 1][i], &numbers[w][i], &numbers[w + 1][i]);
+        std::memcpy(block, numbers, sizeof block);
+        transpose(block);
+        std::memcpy(out, block, sizeof block);
+      } else {
+        alignas(kVector) uint32_t words[kDraws];
+        transpose(block);
+        std::memcpy(words, block, sizeof block);
+        for (int i = 0; i < kDraws; i += 2) draw(words[i], words[i + 1], out + i, out + i + 1);
+      }
+    }
   }
 }
 
 // Uniform in [-1, 1), multiples of 2^-23: exact.
-template <class T>
-inline void fill_symmetric(uint32_t group, int64_t groups, int64_t index, int64_t seed, uint32_t stream, T* out) {
-  fill_draws(group, groups, index, seed, stream, out, [](auto& words, auto& numbers, int i) {
-    for (int w = 0; w < 4; ++w) numbers[w][i] = T(2) * uniform_word<T>(words[w][i]) - T(1);
-  });
+template <class T, class Meanwhile = Nothing>
+inline void fill_symmetric(uint32_t group, int64_t groups, int64_t index, int64_t seed, uint32_t stream, T* out, Meanwhile&& meanwhile = {}) {
+  auto draw = [](uint32_t a, uint32_t b, T* first, T* second) {
+    *first = T(int32_t(a >> 8)) * T(0x1p-23) - T(1);
+    *second = T(int32_t(b >> 8)) * T(0x1p-23) - T(1);
+  };
+  fill_draws(group, groups, index, seed, stream, out, draw, meanwhile);
 }
 
-template <class T>
-inline void fill_normal(uint32_t group, int64_t groups, int64_t index, int64_t seed, uint32_t stream, T* out) {
-  fill_draws(group, groups, index, seed, stream, out, [](auto& words, auto& numbers, int i) {
-    normal_words(words[0][i], words[1][i], &numbers[0][i], &numbers[1][i]);
-    normal_words(words[2][i], words[3][i], &numbers[2][i], &numbers[3][i]);
-  });
+template <class T, class Meanwhile = Nothing>
+inline void fill_normal(uint32_t group, int64_t groups, int64_t index, int64_t seed, uint32_t stream, T* out, Meanwhile&& meanwhile = {}) {
+  auto draw = [](auto... words_and_numbers) { normal_words(words_and_numbers...); };
+  fill_draws(group, groups, index, seed, stream, out, draw, meanwhile);
 }
 
 }  // namespace mwpb

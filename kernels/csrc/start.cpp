@@ -6,14 +6,12 @@ namespace {
 
 Tensor gaussian_start(Tensor x, double sigma, Tensor seed, Tensor index, double lo, double hi) {
   Tensor out = torch::stable::empty_like(x);
-  NoiseLoop loop(out, x, seed, index);
   dispatch_image(x, {}, [&](auto tag) {
     using T = decltype(tag);
-    T* to = mutable_data<T>(out);
-    const T* from = data<T>(x);
-    loop.for_boxes<T>([&](int64_t i, int64_t b, T* scratch) {
-      auto box = loop.box(i, b);
-      add_noise<T>(box, to, from, loop.normal(i, box, kStreamGaussian, scratch), T(sigma), T(lo), T(hi));
+    NoiseLoop<T> loop(out, x, seed, index, lo, hi);
+    loop.for_boxes([&](const auto& box, int64_t, T* noise) {
+      loop.draw(box, kStreamGaussian, noise, [](auto&&... to) { fill_normal<T>(to...); });
+      loop.add(box, noise, T(sigma));
     });
   });
   return out;
@@ -21,16 +19,13 @@ Tensor gaussian_start(Tensor x, double sigma, Tensor seed, Tensor index, double 
 
 Tensor uniform_start(Tensor x, Tensor radius, Tensor seed, Tensor index, double lo, double hi) {
   Tensor out = torch::stable::empty_like(x);
-  NoiseLoop loop(out, x, seed, index);
   dispatch_image(x, {&radius}, [&](auto tag) {
     using T = decltype(tag);
-    T* to = mutable_data<T>(out);
-    const T* from = data<T>(x);
+    NoiseLoop<T> loop(out, x, seed, index, lo, hi);
     const T* r = data<T>(radius);
-    loop.for_boxes<T>([&](int64_t i, int64_t b, T* scratch) {
-      auto box = loop.box(i, b);
-      const T* noise = loop.symmetric(i, box, kStreamUniform, scratch);
-      add_noise<T>(box, to, from, noise, r[i * radius.stride(0)], T(lo), T(hi));
+    loop.for_boxes([&](const auto& box, int64_t, T* noise) {
+      loop.draw(box, kStreamUniform, noise, [](auto&&... to) { fill_symmetric<T>(to...); });
+      loop.add(box, noise, r[box.sample * radius.stride(0)]);
     });
   });
   return out;

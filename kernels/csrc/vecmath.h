@@ -69,14 +69,13 @@ inline float vexp_decay(float x) {
 }
 inline double vexp_decay(double x) { return std::exp(x); }
 
-// ln(x) for x >= 0: -infinity at 0, infinity at infinity, NaN for NaN; subnormal numbers count as 0.
-inline float vlog(float x) {
+// ln(x) for normal numbers x > 0.
+inline float vlog_normal(float x) {
+  // x = m * 2^k with m in [sqrt(1/2), sqrt(2))
   uint32_t bits = float_to_bits(x);
-  int32_t e = int32_t(bits >> 23) - 126;
-  float m = bits_to_float((bits & 0x007FFFFFu) | 0x3F000000u);  // [0.5, 1)
-  bool low = m < 0.707106781186547524f;
-  float k = float(low ? e - 1 : e);
-  m = (low ? m + m : m) - 1.0f;
+  int32_t e = int32_t(bits - float_to_bits(0.707106781186547524f)) >> 23;
+  float m = bits_to_float(bits - (uint32_t(e) << 23)) - 1.0f;
+  float k = float(e);
   float z = m * m;
   float p = 7.0376836292e-2f;
   p = fused(p, m, -1.1514610310e-1f);
@@ -90,18 +89,23 @@ inline float vlog(float x) {
   float y = p * m * z;
   y = fused(k, -2.12194440e-4f, y);
   y = fused(-0.5f, z, y);
-  y = fused(k, 0.693359375f, m + y);
+  return fused(k, 0.693359375f, m + y);
+}
+
+// ln(x) for x >= 0: -infinity at 0, infinity at infinity, NaN for NaN; subnormal numbers count as 0.
+inline float vlog(float x) {
+  float y = vlog_normal(x);
   y = x < 1.17549435e-38f ? -std::numeric_limits<float>::infinity() : y;
   return x <= 3.4028235e38f ? y : x + x;  // infinity and NaN
 }
 inline double vlog(double x) { return std::log(x); }
 
-// Sine and cosine of a * 2 * pi for a in [0, 1).
-inline void vsincos_turns(float a, float* sine, float* cosine) {
+// Sine and cosine of a / turn * 2 * pi for a in [0, turn), turn a power of two.
+inline void vsincos_turns(float a, float* sine, float* cosine, float turn = 1.0f) {
   const float magic = 12582912.0f;
-  float quarter = fused(a, 4.0f, magic) - magic;  // the nearest quarter turn, 0..4
-  uint32_t q = float_to_bits(quarter + magic) - float_to_bits(magic);
-  float x = (a - quarter * 0.25f) * 6.28318530717958648f;  // [-pi/4, pi/4]; the difference is exact
+  float rounded = fused(a, 4.0f / turn, magic);
+  uint32_t q = float_to_bits(rounded);  // its last bits count the quarter turns, 0..4
+  float x = fused(rounded - magic, -0.25f * turn, a) * (6.28318530717958648f / turn);  // [-pi/4, pi/4]; the difference is exact
   float z = x * x;
   float s = -1.9515295891e-4f;
   s = fused(s, z, 8.3321608736e-3f);
@@ -113,8 +117,8 @@ inline void vsincos_turns(float a, float* sine, float* cosine) {
   c = fused(c * z, z, fused(-0.5f, z, 1.0f));
   float first = (q & 1u) ? c : s;
   float second = (q & 1u) ? s : c;
-  *sine = (q & 2u) ? -first : first;
-  *cosine = ((q + 1u) & 2u) ? -second : second;
+  *sine = bits_to_float(float_to_bits(first) ^ (q << 30 & 0x80000000u));
+  *cosine = bits_to_float(float_to_bits(second) ^ ((q + 1u) << 30 & 0x80000000u));
 }
 
 }  // namespace mwpb

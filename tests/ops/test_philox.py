@@ -50,10 +50,17 @@ SOURCE = r"""
 using namespace mwpb;
 extern "C" {
 void words(uint32_t group, int64_t index, int64_t seed, uint32_t stream, uint32_t* out) {
-  uint32_t one[4], block[4][kCounters];
+  uint32_t one[4], all[kBlocks][kDraws];
   philox4x32(group, index, seed, stream, one);
-  philox4x32_block(group - 3, index, seed, stream, block);
-  for (int w = 0; w < 4; ++w) out[w] = one[w], out[4 + w] = block[w][3];
+  std::memcpy(out, one, sizeof one);
+  for (int at : {3, kAtOnce / 4 - 2}) {  // the counter's place
+    Words blocks[kBlocks][4];
+    Philox(index, seed, stream).blocks(group - at, blocks);
+    for (auto& block : blocks) transpose(block);
+    std::memcpy(all, blocks, sizeof all);
+    out += 4;
+    std::memcpy(out, all[4 * at / kDraws] + 4 * at % kDraws, sizeof one);
+  }
 }
 void normals(int64_t groups, int64_t index, int64_t seed, uint32_t stream, float* out) {
   fill_normal(0, groups, index, seed, stream, out);
@@ -115,7 +122,7 @@ def test_reference_gives_the_published_words(
 def test_native_gives_the_published_words(
     native: ctypes.CDLL, counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
 ) -> None:
-    out = np.zeros(8, np.uint32)
+    out = np.zeros(12, np.uint32)
     group, low, high, stream = counter
     native.words(
         ctypes.c_uint32(group),
@@ -125,7 +132,8 @@ def test_native_gives_the_published_words(
         pointer(out),
     )
     assert tuple(out[:4].tolist()) == expected
-    assert tuple(out[4:].tolist()) == expected, "the block of counters"
+    assert tuple(out[4:8].tolist()) == expected, "the blocks of counters"
+    assert tuple(out[8:].tolist()) == expected, "the last of them"
 
 
 if HAS_TRITON:

@@ -54,7 +54,8 @@ def test_uniform_is_bit_equal_on_every_implementation() -> None:
 @pytest.mark.parametrize("start", STARTS, ids=IDS)
 def test_layout_batch_and_position_do_not_matter(start: Callable[..., torch.Tensor]) -> None:
     """An element's noise depends on seed, index and its place in the sample; large samples are cut in boxes."""
-    for shape in ((3, 3, 5, 9), (2, 3, 59, 83)):
+    few, many = ((3, 3, 5, 9), (2, 2, 16, 16), (2, 3, 16, 1, 33)), ((2, 3, 59, 83), (2, 4, 60, 64), (1, 5, 91, 93))
+    for shape in (*few, *many):
         x = torch.rand(shape)
         index = torch.arange(10, 10 + shape[0])
         plain = start(x, 0.1, SEED, index)
@@ -62,8 +63,9 @@ def test_layout_batch_and_position_do_not_matter(start: Callable[..., torch.Tens
         reverse = torch.arange(shape[0] - 1, -1, -1)
         torch.testing.assert_close(start(x[reverse], 0.1, SEED, index[reverse]), plain[reverse], rtol=0, atol=0)
         torch.testing.assert_close(start(x[1:], 0.1, SEED, index[1:]), plain[1:], rtol=0, atol=0)
-        for other in (x.contiguous(memory_format=torch.channels_last), x.permute(3, 0, 2, 1).contiguous(), wide):
-            y = other if other.shape == x.shape else other.permute(1, 3, 2, 0)
+        last = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        reordered = x.transpose(1, -1).transpose(0, 1).contiguous().transpose(0, 1).transpose(1, -1)
+        for y in (last, reordered, wide):
             out = start(y, 0.1, SEED, index)
             torch.testing.assert_close(out, plain, rtol=0, atol=2e-8 if start is l2_start else 0)
             assert out.stride() == torch.empty_like(y).stride()
