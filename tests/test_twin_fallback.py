@@ -109,6 +109,26 @@ UNFOLDABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+def test_a_relu_at_zero_is_no_reason_against_a_twin() -> None:
+    """Of one image every ReLU's argument is 0, which the folded form rounds to one side or the other."""
+    found = 0
+    for number in range(1, 20):
+        model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1), nn.ReLU(), nn.Flatten())
+        model = nn.Sequential(*model, nn.Linear(16, 3)).eval()
+        x = torch.rand(4, 1, 4, 4)
+        x[0] = number / 20
+        with torch.no_grad():
+            model[0].weight.fill_(0.7)
+            model[1].running_mean.fill_(model[0](x)[0, 0, 0, 0])
+            model[1].running_var.fill_(0.3 + number)
+        twin = TwinNet(model, CPU32, x)
+        y = torch.zeros(4, dtype=torch.int64)
+        ours, theirs = (net.input_grad(x, descend(y)) for net in (twin, EagerNet(model, CPU32)))
+        torch.testing.assert_close(ours[1:], theirs[1:])
+        found += not torch.equal(ours[0] == 0, theirs[0] == 0)
+    assert found > 0
+
+
 @pytest.mark.parametrize("name", UNFOLDABLE)
 def test_unfoldable_model_takes_the_plain_path_and_says_why(name: str) -> None:
     build, reason = UNFOLDABLE[name]

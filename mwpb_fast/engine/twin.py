@@ -17,8 +17,8 @@ from mwpb_fast.engine.fold import UnfoldableError, fold, refresh
 from mwpb_fast.engine.net import EagerNet, Net, module_mode
 from mwpb_fast.engine.precision import Precision
 
-CHECKED = 2  # images in the comparison with the model that every new twin must pass
-TOLERANCE = 2e-2  # of it, relative: rounding gives up to 1e-3, a wrong rewrite 1
+CHECKED = 8  # images in the comparison with the model that every new twin must pass
+TOLERANCE = 2e-2  # of it, for each image, relative: rounding gives up to 1e-3, a wrong rewrite 1
 
 
 class EngineWarning(RuntimeWarning):
@@ -28,7 +28,7 @@ class EngineWarning(RuntimeWarning):
 class TwinNet:
     """A Net (see engine/net.py) that runs the folded twin of `model` while the model is in eval mode.
 
-    sample: (B, C, H, W) float32 images on the model's device, such as a training batch; two of them are run
+    sample: (B, C, H, W) float32 images on the model's device, such as a training batch; a few of them are run
     through model and twin, which must agree in logits and input gradient. dtype: of convolutions and matrix
     products, precision.dtype by default; the layer that gives the logits is always float32. In train mode
     (batch statistics, dropout) calls run the model itself, with a warning once. `refresh()` must follow every
@@ -93,10 +93,14 @@ class TwinNet:
         with _full_float32(x.device):
             theirs, ours = (self._results(net, x) for net in (_Float32(self.model), self))
         for name, expected, got in zip(("logits", "input gradient"), theirs, ours, strict=True):
-            # a norm: a single ReLU whose argument rounds to the other side of zero is no error
-            allowed = TOLERANCE * expected.norm() + 1e-12
-            close = got.shape == expected.shape and bool((got - expected).norm() <= allowed)
-            if not close and bool(expected.isfinite().all()):
+            if got.shape != expected.shape:
+                raise UnfoldableError(f"folded, it gives another {name}")
+            allowed = TOLERANCE * expected.flatten(1).norm(dim=1) + 1e-12
+            close = (got - expected).flatten(1).norm(dim=1) <= allowed
+            # one ReLU whose argument rounds to the other side of zero changes the gradient of its image by several
+            # per cent in a narrow model, so there half of the images serve
+            needed = len(close) if name == "logits" else len(close) / 2
+            if close.sum() < needed and bool(expected.isfinite().all()):
                 raise UnfoldableError(f"folded, it gives another {name}")
 
     @staticmethod
