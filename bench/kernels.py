@@ -64,9 +64,10 @@ def typical(op: Op) -> tuple[Any, ...]:
 def enlarged(op: Op, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments repeated along the batch (lists: as lists) until the op moves LARGE bytes."""
     times = -(-LARGE // op.bytes_moved(*args))
+    first = tensors(args)[0]
 
     def repeated(t: torch.Tensor) -> torch.Tensor:
-        if t.dim() == 0 or len(t) == 1:
+        if t is not first and (t.dim() == 0 or len(t) != BATCH):  # a key, or values of a channel
             return t
         out = t.repeat(times, *(1,) * (t.dim() - 1))
         dense = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)

@@ -7,6 +7,10 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 #include "common.h"
 #include "vecmath.h"
 
@@ -91,11 +95,10 @@ template <class A, int step = 1> inline void transpose(Vec<A>* v) {
 }
 
 template <class T> inline T narrow(compute_t<T> v) { return T(v); }
-#if defined(__FLT16_MAX__) && (defined(__F16C__) || defined(__AVX512F__))  // not in GCC 11
+#if defined(__F16C__)
 template <> inline Half narrow<Half>(float v) {
-  _Float16 h = _Float16(v);
   Half out;
-  std::memcpy(&out.x, &h, 2);
+  out.x = _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT);
   return out;
 }
 #endif

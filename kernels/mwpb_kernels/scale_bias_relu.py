@@ -168,6 +168,7 @@ def channel_samples(device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
         ((3, 2, 5, 4), torch.float64),
         ((7, 64, 8, 8), torch.bfloat16),
         ((2, 3, 53, 67), torch.float32),
+        ((128, 64, 8, 8), torch.bfloat16),
     ):
         x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
         if len(shape) == 4:  # the layout that training uses
@@ -179,10 +180,11 @@ def channel_samples(device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
 
 
 def grad_samples(device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Gradient, output and scale, for every sample of the forward op."""
-    for x, scale, bias in channel_samples(device):
+    """Gradient, output and scale, for every sample of the forward op; every other gradient in x's layout."""
+    for number, (x, scale, bias) in enumerate(channel_samples(device)):
         out = scale_bias_relu_reference(x, scale, bias)
-        yield torch.linspace(-1, 2, x.numel(), device=device).to(x.dtype).view(x.shape), out, scale
+        grad = torch.linspace(-1, 2, x.numel(), device=device).to(x.dtype).view(x.shape)
+        yield torch.empty_like(x).copy_(grad) if number % 2 == 0 else grad, out, scale
 
 
 def _entries(kernel: Any, more: dict[str, str], *images: str) -> tuple[Compile, ...]:
