@@ -26,21 +26,14 @@ enum Stream : uint32_t {
   kStreamL2Radius = 6,
 };
 
-// Vectors of the processor's width. A round multiplies 32 by 32 bits, so its vectors have 64-bit lanes that each
-// hold a word (with anything in the upper half); compilers do not find the instruction by themselves.
-#if defined(__AVX512F__)
-constexpr int kVector = 64;
-#elif defined(__AVX2__)
-constexpr int kVector = 32;
-#else
-constexpr int kVector = 16;
-#endif
-typedef uint64_t Lanes __attribute__((vector_size(kVector)));
-typedef uint32_t Words __attribute__((vector_size(kVector)));
-constexpr int kCounters = kVector / 4;     // counters of a block: two Lanes, packed into one Words for each word
-constexpr int kDraws = 4 * kCounters;      // numbers that they give
-constexpr int kBlocks = 2;                 // blocks computed together, to hide the rounds' latency
-constexpr int kAtOnce = kBlocks * kDraws;  // numbers that those give
+// A round multiplies 32 by 32 bits, so its vectors have 64-bit lanes that each hold a word (with anything in the
+// upper half); compilers do not find the instruction by themselves.
+typedef uint64_t Lanes __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+constexpr int kCounters = kVectorBytes / 4;  // counters of a block: two Lanes, packed into one Words for each word
+constexpr int kDraws = 4 * kCounters;         // numbers that they give
+constexpr int kBlocks = 2;                    // blocks computed together, to hide the rounds' latency
+constexpr int kAtOnce = kBlocks * kDraws;     // numbers that those give
 
 inline uint64_t multiply_words(uint64_t a, uint32_t m) { return (a & 0xFFFFFFFFu) * m; }
 #if defined(__AVX512F__)
@@ -130,7 +123,7 @@ template <int half, class V, size_t... i> inline V by_turns(V a, V b, std::index
   return V{(i % 2 ? b : a)[i / n * n + half * n / 2 + i % n / 2]...};
 }
 template <int half, class V> inline V by_turns(V a, V b) {
-  return by_turns<half>(a, b, std::make_index_sequence<kVector / sizeof(a[0])>());
+  return by_turns<half>(a, b, std::make_index_sequence<kVectorBytes / sizeof(a[0])>());
 }
 
 // In every 128 bits, the 4 x 4 words transposed: from a vector a word to the order of the elements.
@@ -178,8 +171,8 @@ inline void fill_draws(uint32_t group, int64_t groups, int64_t index, int64_t se
     for (int b = 0; b < kBlocks; ++b, out += kDraws) {
       Words(&block)[4] = blocks[b];
       if constexpr (sizeof(T) == sizeof(uint32_t)) {
-        alignas(kVector) uint32_t words[4][kCounters];
-        alignas(kVector) T numbers[4][kCounters];
+        alignas(kVectorBytes) uint32_t words[4][kCounters];
+        alignas(kVectorBytes) T numbers[4][kCounters];
         std::memcpy(words, block, sizeof block);
         for (int w = 0; w < 4; w += 2)
           for (int i = 0; i < kCounters; ++i) draw(words[w][i], words[w + 1][i], &numbers[w][i], &numbers[w + 1][i]);
@@ -187,7 +180,7 @@ inline void fill_draws(uint32_t group, int64_t groups, int64_t index, int64_t se
         transpose(block);
         std::memcpy(out, block, sizeof block);
       } else {
-        alignas(kVector) uint32_t words[kDraws];
+        alignas(kVectorBytes) uint32_t words[kDraws];
         transpose(block);
         std::memcpy(words, block, sizeof block);
         for (int i = 0; i < kDraws; i += 2) draw(words[i], words[i + 1], out + i, out + i + 1);

@@ -17,14 +17,6 @@
 namespace mwpb {
 
 // vectors -----------------------------------------------------------------------------------------------------
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
 template <class A> struct VectorOf;
 template <> struct VectorOf<float> {
   typedef float Values __attribute__((vector_size(kVectorBytes)));
