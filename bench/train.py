@@ -38,6 +38,7 @@ from measure import (
 from torch import Tensor, nn
 
 from mwpb_fast.config import Config, recipe
+from mwpb_fast.engine.capture import CapturedStep
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision, cpu_has_bf16
 from mwpb_fast.engine.tune import tune
@@ -142,10 +143,6 @@ def captured(step: Step) -> Any:
     device = step.precision.device
     if device.type != "cuda":
         raise SkippedError("CUDA graphs need a CUDA device")
-    try:
-        from mwpb_fast.engine.capture import CapturedStep
-    except ImportError as error:
-        raise SkippedError(f"no captured step here: {reason(error)}") from error
     return CapturedStep(step)  # type: ignore[arg-type]
 
 
