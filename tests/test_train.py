@@ -243,7 +243,10 @@ def test_the_attack_is_on_the_twin_where_that_is_in_bounds(
 @pytest.mark.slow
 def test_a_compiled_training_pass_is_the_eager_one(tmp_path: Path) -> None:
     for name, compiled in (("eager", "false"), ("compiled", "true")):
-        train.run(tiny("--optim.ema=0.9", f"--precision.compile={compiled}"), tmp_path / name, quiet=True)
+        config = tiny("--optim.ema=0.9", f"--precision.compile={compiled}")
+        trainer = train.Trainer(config, tmp_path / name, StopAfter(100), quiet=True)  # type: ignore[arg-type]
+        assert isinstance(trainer.step.model, torch._dynamo.OptimizedModule) == (name == "compiled")
+        trainer.train()
     eager, compiled = (final_state(tmp_path / name)["model"] for name in ("eager", "compiled"))
     assert eager.keys() == compiled.keys()
     for name, value in eager.items():

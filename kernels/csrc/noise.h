@@ -36,7 +36,8 @@ template <class T> class NoiseLoop {
     across_ = (size + rows_ - 1) / rows_;
     outers_ = sample_.elements / inner_ / size / channels_;
     plane_ = sample_.elements / channels_;
-    pitch_ = (rows_ * inner_ + 2 * kAtOnce + kHead) / kHead * kHead;
+    // room for what `fill` writes and what `add_dense` reads past the end
+    pitch_ = (rows_ * inner_ + std::max<int64_t>(2 * kAtOnce, kTile) + kHead) / kHead * kHead;
     for (int64_t rows : {rows_, size - (across_ - 1) * rows_}) {
       std::vector<Nest<3>::Dim> own;
       if (channels_ > 1) own.push_back({channels_, {dims[0].stride[0], dims[0].stride[1], pitch_}});
@@ -122,6 +123,7 @@ template <class T> class NoiseLoop {
 
  private:
   static constexpr int64_t kMostChannels = 4;  // that a box holds
+  static constexpr int64_t kTile = 128;  // elements of each channel that are interleaved at once
   static constexpr int64_t kLine = 64;  // bytes of a cache line
   static constexpr int64_t kHead = kLine / sizeof(T);  // elements of one; where in scratch a range's noise begins
 
@@ -134,13 +136,12 @@ template <class T> class NoiseLoop {
   // The same for C channels that lie next to each other in memory: their noise, `step` apart, is put in that
   // order before it is added.
   template <int C> void add_dense(int64_t count, T* o, const T* c, const T* z, int64_t step, T scale) const {
-    constexpr int64_t tile = 128;
-    for (int64_t i = 0; i < count; i += tile, z += tile, o += C * tile, c += C * tile) {
-      alignas(kLine) T buffer[C * tile];
+    for (int64_t i = 0; i < count; i += kTile, z += kTile, o += C * kTile, c += C * kTile) {
+      alignas(kLine) T buffer[C * kTile];
       if (C > 1)
-        for (int64_t j = 0; j < tile; ++j)  // beyond the end too, as scratch allows
+        for (int64_t j = 0; j < kTile; ++j)  // beyond the end too, as scratch allows
           for (int k = 0; k < C; ++k) buffer[C * j + k] = z[k * step + j];
-      add_run(C * std::min(tile, count - i), {1, 1, 1}, o, c, C > 1 ? buffer : z, scale);
+      add_run(C * std::min(kTile, count - i), {1, 1, 1}, o, c, C > 1 ? buffer : z, scale);
     }
   }
 

@@ -33,7 +33,7 @@ def make_engine(
 
 def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """torch.compile's form of `model`, with its parameters. Raises ConfigError where nothing can be compiled."""
-    try:  # something small: a model takes a minute
+    try:  # something small: a model takes long
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except Exception as error:  # a compiler that is missing or fails may raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
