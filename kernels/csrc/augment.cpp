@@ -28,11 +28,11 @@ static_assert(rounds_as_a_division());
 // there is no NaN, and no number so small that it would be subnormal.
 inline void narrow(float v, float* out) { *out = v; }
 inline void narrow(float v, BFloat16* out) {
-  uint32_t bits = float_to_bits(v);
+  uint32_t bits = bits_as<uint32_t>(v);
   out->x = uint16_t((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 inline void narrow(float v, Half* out) {
-  uint32_t bits = float_to_bits(v);
+  uint32_t bits = bits_as<uint32_t>(v);
   uint32_t half = ((bits + 0x0FFFu + ((bits >> 13) & 1u)) >> 13) - (112u << 10);  // the bias shrinks by 112
   out->x = uint16_t(bits == 0 ? 0u : half);
 }

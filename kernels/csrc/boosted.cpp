@@ -9,9 +9,13 @@ constexpr double kRest = 1.00000001e-4;
 
 Tensor boosted_ce(const Tensor& logits, const Tensor& labels) {
   return row_values(logits, labels, []<class A>(Rows<A>& rows, IntVec<A> y) {
-    const auto [own, best, other] = rows.softmax_compare(y);
-    const Vec<A> rest = rows.rest_besides(other, other);
-    return log_of<A>(rows.sum) - (own - rows.maximum) - log_of<A>(rest + A(kRest));
+    const auto [own, best, other] = rows.compare(y);
+    const Vec<A> top = select(own > best, own, best);
+    const auto [sum, rest] = rows.sum_of([&, other = other](int64_t c) {
+      const Vec<A> e = vexp_decay(rows.z[c] - top);
+      return Two{e, select(other == IntOf<A>(c), Vec<A>{}, e)};
+    });
+    return vlog(sum) - (own - top) - vlog(rest / sum + A(kRest));
   });
 }
 

@@ -9,27 +9,36 @@ namespace {
 // Whether a probability counts as 0: below the smallest normal number, as in the reference.
 template <class A> IntVec<A> is_zero(Vec<A> p) { return p < std::numeric_limits<A>::min(); }
 
-// Leaves the probabilities in p.e and q.e; where Floored, floor > 0 and q.z becomes log(q + floor).
-template <bool Floored, class A> void prepare(Rows<A>& p, Rows<A>& q, A floor) {
-  p.softmax();
+// q.z = log(q + floor), floor > 0; leaves the probabilities in q.e.
+template <class A> void take_logs(Rows<A>& q, A floor) {
   q.softmax();
-  if constexpr (Floored)
-    for (int64_t c = 0; c < q.classes; ++c) q.z[c] = log_of<A>(q.e[c] + floor);
+  for (int64_t c = 0; c < q.classes; ++c) q.z[c] = vlog(q.e[c] + floor);
 }
 
 template <bool Floored, class A> Vec<A> divergence(Rows<A>& p, Rows<A>& q, A floor) {
-  prepare<Floored>(p, q, floor);
-  const Vec<A> log_p = log_of<A>(p.sum), log_q = Floored ? Vec<A>{} : log_of<A>(q.sum);
-  const Vec<A> top_q = Floored ? Vec<A>{} : q.maximum;
+  p.exponentials();
+  Vec<A> top_q{}, log_q{};
+  if constexpr (Floored) {
+    take_logs(q, floor);
+  } else {
+    q.exponentials();
+    top_q = q.maximum, log_q = vlog(q.sum);
+  }
+  const Vec<A> scale = A(1) / p.sum, log_p = vlog(p.sum);
   return p.sum_of([&](int64_t c) {
-    const Vec<A> ratio = ((p.z[c] - p.maximum) - log_p) - ((q.z[c] - top_q) - log_q);
-    return p.e[c] * select(is_zero<A>(p.e[c]), Vec<A>{}, ratio);
+    const Vec<A> probability = p.e[c] * scale, ratio = ((p.z[c] - p.maximum) - log_p) - ((q.z[c] - top_q) - log_q);
+    return probability * select(is_zero<A>(probability), Vec<A>{}, ratio);
   });
 }
 
 // Leaves the gradients, g times those of the divergence, in p.e and q.e.
 template <bool Floored, class A> void gradients(Rows<A>& p, Rows<A>& q, A floor, Vec<A> g) {
-  prepare<Floored>(p, q, floor);
+  p.softmax();
+  if constexpr (Floored) {
+    take_logs(q, floor);
+  } else {
+    q.softmax();
+  }
   // Counted from the likeliest class: where it dominates, the ratio and the divergence nearly cancel.
   Vec<A> likeliest{};
   for (int64_t c = p.classes; c-- > 0;) likeliest = select(p.z[c] == p.maximum, q.z[c], likeliest);

@@ -6,9 +6,11 @@ namespace {
 
 template <class A> Vec<A> margin_of(const Rows<A>& rows, IntVec<A> y) {
   const auto [own, best, other] = rows.compare(y);
-  const Vec<A> top = select(own > best, own, best);
-  const Vec<A> sum = rows.sum_of([&](int64_t c) { return decay_of<A>(rows.z[c] - top); });
-  return (decay_of<A>(own - top) - decay_of<A>(best - top)) / sum;
+  const IntVec<A> right = own > best;
+  const Vec<A> top = select(right, own, best);
+  const Vec<A> sum = rows.sum_of([&](int64_t c) { return vexp_decay(rows.z[c] - top); });
+  const Vec<A> lead = A(1) - vexp_decay(select(right, best, own) - top);
+  return select(right, lead, -lead) / sum;
 }
 
 Tensor margin(const Tensor& logits, const Tensor& labels) {
@@ -17,7 +19,7 @@ Tensor margin(const Tensor& logits, const Tensor& labels) {
 
 Tensor margin_radius(const Tensor& logits, const Tensor& labels, double eps, double alpha) {
   return row_values(logits, labels, [=]<class A>(Rows<A>& rows, IntVec<A> y) {
-    return exp_of<A>(A(alpha) * margin_of(rows, y)) * A(eps);
+    return vexp(A(alpha) * margin_of(rows, y)) * A(eps);
   });
 }
 
@@ -31,8 +33,8 @@ Tensor deviation_radius(const Tensor& logits, const Tensor& labels, double eps, 
       distance = select(y == IntOf<A>(c), d, distance);
       return d * d;
     });
-    const Vec<A> deviation = sqrt_of<A>(squares / count);
-    return exp_of<A>(A(alpha) * select(deviation == A(0), Vec<A>{}, distance / deviation)) * A(eps);
+    const Vec<A> deviation = square_root(squares / count);
+    return vexp(A(alpha) * select(deviation == A(0), Vec<A>{}, distance / deviation)) * A(eps);
   });
 }
 

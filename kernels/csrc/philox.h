@@ -4,15 +4,6 @@
 // takes word w. Needs no PyTorch header, so that a test can compile it alone.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <utility>
-
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 #include "vecmath.h"
 
 namespace mwpb {
@@ -28,22 +19,20 @@ enum Stream : uint32_t {
 
 // A round multiplies 32 by 32 bits, so its vectors have 64-bit lanes that each hold a word (with anything in the
 // upper half); compilers do not find the instruction by themselves.
-typedef uint64_t Lanes __attribute__((vector_size(kVectorBytes)));
-typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
-constexpr int kCounters = kVectorBytes / 4;  // counters of a block: two Lanes, packed into one Words for each word
+constexpr int kCounters = kVectorBytes / 4;  // counters of a block: two LongWords, packed into one Words for each word
 constexpr int kDraws = 4 * kCounters;         // numbers that they give
 constexpr int kBlocks = 2;                    // blocks computed together, to hide the rounds' latency
 constexpr int kAtOnce = kBlocks * kDraws;     // numbers that those give
 
 inline uint64_t multiply_words(uint64_t a, uint32_t m) { return (a & 0xFFFFFFFFu) * m; }
 #if defined(__AVX512F__)
-inline Lanes multiply_words(Lanes a, uint32_t m) { return Lanes(_mm512_maskz_mul_epu32(0xFF, __m512i(a), _mm512_set1_epi64(m))); }
+inline LongWords multiply_words(LongWords a, uint32_t m) { return LongWords(_mm512_maskz_mul_epu32(0xFF, __m512i(a), _mm512_set1_epi64(m))); }
 #elif defined(__AVX2__)
-inline Lanes multiply_words(Lanes a, uint32_t m) { return Lanes(_mm256_mul_epu32(__m256i(a), _mm256_set1_epi64x(m))); }
+inline LongWords multiply_words(LongWords a, uint32_t m) { return LongWords(_mm256_mul_epu32(__m256i(a), _mm256_set1_epi64x(m))); }
 #elif defined(__SSE2__)
-inline Lanes multiply_words(Lanes a, uint32_t m) { return Lanes(_mm_mul_epu32(__m128i(a), _mm_set1_epi64x(m))); }
+inline LongWords multiply_words(LongWords a, uint32_t m) { return LongWords(_mm_mul_epu32(__m128i(a), _mm_set1_epi64x(m))); }
 #else
-inline Lanes multiply_words(Lanes a, uint32_t m) { return (a & 0xFFFFFFFFu) * m; }
+inline LongWords multiply_words(LongWords a, uint32_t m) { return (a & 0xFFFFFFFFu) * m; }
 #endif
 
 inline uint32_t low_word(int64_t v) { return uint32_t(uint64_t(v)); }
@@ -92,7 +81,7 @@ class Philox {
   // The words of kBlocks blocks of kCounters consecutive groups, each a vector for each of the four. Lane
   // 4 * k + j of a block is counter kCounters / 4 * j + k, which is what `transpose` puts in order.
   void blocks(uint32_t group, Words (&words)[kBlocks][4]) const {
-    Lanes c[4][2 * kBlocks];
+    LongWords c[4][2 * kBlocks];
     for (int n = 0; n < 2 * kBlocks; ++n) {
       for (int i = 0; i < kCounters / 2; ++i) {
         const int lane = 2 * i + n % 2;
@@ -128,8 +117,8 @@ template <int half, class V> inline V by_turns(V a, V b) {
 
 // In every 128 bits, the 4 x 4 words transposed: from a vector a word to the order of the elements.
 inline void transpose(Words (&v)[4]) {
-  const Lanes a = Lanes(by_turns<0>(v[0], v[1])), b = Lanes(by_turns<0>(v[2], v[3]));
-  const Lanes c = Lanes(by_turns<1>(v[0], v[1])), d = Lanes(by_turns<1>(v[2], v[3]));
+  const LongWords a = LongWords(by_turns<0>(v[0], v[1])), b = LongWords(by_turns<0>(v[2], v[3]));
+  const LongWords c = LongWords(by_turns<1>(v[0], v[1])), d = LongWords(by_turns<1>(v[2], v[3]));
   v[0] = Words(by_turns<0>(a, b));
   v[1] = Words(by_turns<1>(a, b));
   v[2] = Words(by_turns<0>(c, d));
@@ -139,11 +128,12 @@ inline void transpose(Words (&v)[4]) {
 // A word as a multiple of 2^-24 in [0, 1): exact in every type.
 template <class T> inline T uniform_word(uint32_t word) { return T(int32_t(word >> 8)) * T(0x1p-24); }
 
-// Two standard normals from two words (Box and Muller, 1958).
-inline void normal_words(uint32_t a, uint32_t b, float* first, float* second) {
-  float r = std::sqrt(-2.0f * vlog_normal(float(int32_t(a >> 8) + 1) * 0x1p-24f));
-  float sine, cosine;
-  vsincos_turns(float(int32_t(b >> 8)), &sine, &cosine, 0x1p24f);
+// Two standard normals from two words (Box and Muller, 1958); vectors or pairs of words give as many.
+template <class W, class V> inline void normal_words(W a, W b, V* first, V* second) {
+  const V share = bits_as<V>(bits_as<W>(number<V>(bits_as<IntOf<W>>((a >> 8) + 1u))) - (24u << 23));  // times 2^-24
+  const V r = square_root(-2.0f * vlog_normal(share));
+  V sine, cosine;
+  vsincos_turn(b & 0xFFFFFF00u, &sine, &cosine);
   *first = r * cosine;
   *second = r * sine;
 }
@@ -159,32 +149,31 @@ struct Nothing {
 };
 
 // Fills out with the numbers of `groups` groups from `group` on, and up to kAtOnce - 1 more.
-// draw(a, b, first, second) makes two numbers of two words; meanwhile() is called for every kAtOnce numbers.
+// draw(a, b, first, second) makes two numbers of two words, or as many of vectors or pairs of words; meanwhile() is
+// called for every kAtOnce numbers.
 template <class T, class Draw, class Meanwhile>
 inline void fill_draws(uint32_t group, int64_t groups, int64_t index, int64_t seed, uint32_t stream, T* out, Draw&& draw, Meanwhile&& meanwhile) {
   const Philox philox(index, seed, stream);
-  for (int64_t done = 0; done < groups; done += kBlocks * kCounters) {
+  for (int64_t done = 0; done < groups; done += kBlocks * kCounters, out += kAtOnce) {
     meanwhile();
     Words blocks[kBlocks][4];
     philox.blocks(group + uint32_t(done), blocks);
-#pragma GCC unroll 1  // together the blocks' numbers would not fit in the registers of AVX2
-    for (int b = 0; b < kBlocks; ++b, out += kDraws) {
-      Words(&block)[4] = blocks[b];
-      if constexpr (sizeof(T) == sizeof(uint32_t)) {
-        alignas(kVectorBytes) uint32_t words[4][kCounters];
-        alignas(kVectorBytes) T numbers[4][kCounters];
-        std::memcpy(words, block, sizeof block);
-        for (int w = 0; w < 4; w += 2)
-          for (int i = 0; i < kCounters; ++i) draw(words[w][i], words[w + 1][i], &numbers[w][i], &numbers[w + 1][i]);
-        std::memcpy(block, numbers, sizeof block);
+    if constexpr (std::is_same_v<T, float>) {
+      const auto& [b, c] = blocks;
+      Two<Two<Floats>> first, second;
+      draw(Two{Two{b[0], b[2]}, Two{c[0], c[2]}}, Two{Two{b[1], b[3]}, Two{c[1], c[3]}}, &first, &second);
+      auto to_block = [](Words(&block)[4], Two<Floats> x, Two<Floats> y) {
+        block[0] = Words(x.a), block[1] = Words(y.a), block[2] = Words(x.b), block[3] = Words(y.b);
         transpose(block);
-        std::memcpy(out, block, sizeof block);
-      } else {
-        alignas(kVectorBytes) uint32_t words[kDraws];
-        transpose(block);
-        std::memcpy(words, block, sizeof block);
-        for (int i = 0; i < kDraws; i += 2) draw(words[i], words[i + 1], out + i, out + i + 1);
-      }
+      };
+      to_block(blocks[0], first.a, second.a);
+      to_block(blocks[1], first.b, second.b);
+      std::memcpy(out, blocks, sizeof blocks);
+    } else {
+      alignas(kVectorBytes) uint32_t words[kAtOnce];
+      for (auto& block : blocks) transpose(block);
+      std::memcpy(words, blocks, sizeof blocks);
+      for (int i = 0; i < kAtOnce; i += 2) draw(words[i], words[i + 1], out + i, out + i + 1);
     }
   }
 }
@@ -192,10 +181,8 @@ inline void fill_draws(uint32_t group, int64_t groups, int64_t index, int64_t se
 // Uniform in [-1, 1), multiples of 2^-23: exact.
 template <class T, class Meanwhile = Nothing>
 inline void fill_symmetric(uint32_t group, int64_t groups, int64_t index, int64_t seed, uint32_t stream, T* out, Meanwhile&& meanwhile = {}) {
-  auto draw = [](uint32_t a, uint32_t b, T* first, T* second) {
-    *first = T(int32_t(a >> 8)) * T(0x1p-23) - T(1);
-    *second = T(int32_t(b >> 8)) * T(0x1p-23) - T(1);
-  };
+  auto number_of = []<class W, class V>(W word, V* to) { *to = number<V>(bits_as<IntOf<W>>(word >> 8)) * T(0x1p-23) - T(1); };
+  auto draw = [=](auto a, auto b, auto* first, auto* second) { number_of(a, first), number_of(b, second); };
   fill_draws(group, groups, index, seed, stream, out, draw, meanwhile);
 }
 

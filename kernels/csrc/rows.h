@@ -1,15 +1,8 @@
-// Rows of logits in blocks, one row a vector lane: maxima, sums and exponentials over the classes are then whole
-// vector operations, whatever the number of classes, and no row's value depends on its neighbours.
+// Rows of logits in blocks, one row a lane of a pair of vectors: maxima, sums and exponentials over the classes are
+// then whole vector operations, whatever the number of classes, and no row's value depends on its neighbours.
 #pragma once
 
-#include <array>
 #include <memory>
-#include <type_traits>
-#include <utility>
-
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 
 #include "common.h"
 #include "vecmath.h"
@@ -17,57 +10,13 @@
 namespace mwpb {
 
 // vectors -----------------------------------------------------------------------------------------------------
-template <class A> struct VectorOf;
-template <> struct VectorOf<float> {
-  typedef float Values __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
-};
-template <> struct VectorOf<double> {
-  typedef double Values __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t Ints __attribute__((vector_size(kVectorBytes)));
-};
-template <class A> using Vec = typename VectorOf<A>::Values;
-template <class A> using IntVec = typename VectorOf<A>::Ints;  // a class for every row, or a comparison's result
-template <class A> using IntOf = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-template <class A> constexpr int kLanes = kVectorBytes / sizeof(A);
-
-template <class A> inline Vec<A> splat(A v) { return v - Vec<A>{}; }
-template <class M, class X> inline X select(M mask, X yes, X no) { return mask ? yes : no; }
-
-// f of every lane: a loop that the compiler vectorises.
-template <class A, class F> inline Vec<A> map(Vec<A> x, F&& f) {
-  alignas(kVectorBytes) A lane[kLanes<A>];
-  std::memcpy(lane, &x, sizeof(x));
-#pragma GCC ivdep
-  for (int j = 0; j < kLanes<A>; ++j) lane[j] = f(lane[j]);
-  std::memcpy(&x, lane, sizeof(x));
-  return x;
-}
-template <class A> inline Vec<A> exp_of(Vec<A> x) {
-  return map<A>(x, [](A v) { return vexp(v); });
-}
-template <class A> inline Vec<A> decay_of(Vec<A> x) {  // exp of x <= 0
-  return map<A>(x, [](A v) { return vexp_decay(v); });
-}
-template <class A> inline Vec<A> log_of(Vec<A> x) {
-  return map<A>(x, [](A v) { return vlog(v); });
-}
-template <class A> inline Vec<A> sqrt_of(Vec<A> x) {
-  return map<A>(x, [](A v) { return std::sqrt(v); });
-}
+template <class A> using Native = std::conditional_t<std::is_same_v<A, double>, Doubles, Floats>;
+template <class A> using Vec = Two<Two<Native<A>>>;
+template <class A> using IntVec = IntOf<Vec<A>>;  // a class for every row, or a comparison's result
 
 // 1 in the rows whose class is c, else 0.
 template <class A> inline Vec<A> one_at(IntVec<A> y, int64_t c) {
-  return select(y == IntOf<A>(c), splat(A(1)), Vec<A>{});
-}
-
-// The lanes `k` of a and b, counted through both.
-template <size_t... k, class X> inline X shuffle(X a, X b) {
-#if __has_builtin(__builtin_shufflevector)
-  return __builtin_shufflevector(a, b, int(k)...);
-#else  // GCC 11
-  return __builtin_shuffle(a, b, decltype(a < b){k...});
-#endif
+  return select(y == IntOf<A>(c), splat<Vec<A>>(A(1)), Vec<A>{});
 }
 
 // Transposes the square that as many vectors as they have lanes form, by swapping ever larger blocks.
@@ -77,12 +26,12 @@ template <int step, class X, size_t... k> inline void swap_blocks(X& first, X& s
   first = shuffle<(k & step ? lanes + k - step : k)...>(a, b);
   second = shuffle<(k & step ? lanes + k : k + step)...>(a, b);
 }
-template <class A, int step = 1> inline void transpose(Vec<A>* v) {
-  if constexpr (step < kLanes<A>) {
+template <int lanes, int step = 1, class X> inline void transpose(X (&v)[lanes]) {
+  if constexpr (step < lanes) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<A>; ++i)
-      if (!(i & step)) swap_blocks<step>(v[i], v[i + step], std::make_index_sequence<kLanes<A>>());
-    transpose<A, 2 * step>(v);
+    for (int i = 0; i < lanes; ++i)
+      if (!(i & step)) swap_blocks<step>(v[i], v[i + step], std::make_index_sequence<lanes>());
+    transpose<lanes, 2 * step>(v);
   }
 }
 
@@ -119,12 +68,14 @@ template <class A> struct Rows {
   using Values = Vec<A>;
   using Ints = IntVec<A>;
   using Int = IntOf<A>;
-  static constexpr int kRows = kLanes<A>;
+  static constexpr int kLanes = kVectorBytes / sizeof(A);
+  static constexpr int kRows = sizeof(Values) / sizeof(A);
+  static constexpr int kParts = kRows / kLanes;
   static constexpr A kLow = -std::numeric_limits<A>::infinity();
   static constexpr A kNaN = std::numeric_limits<A>::quiet_NaN();
 
   explicit Rows(int64_t n)
-      : classes(n), padded((n + kRows - 1) / kRows * kRows), memory_(new Values[3 * padded]), z(memory_.get()),
+      : classes(n), padded((n + kLanes - 1) / kLanes * kLanes), memory_(new Values[3 * padded]), z(memory_.get()),
         e(z + padded), staged_(reinterpret_cast<A*>(e + padded)) {}
   Rows(const Rows&) = delete;
 
@@ -160,20 +111,25 @@ template <class A> struct Rows {
     for (int64_t k = 0; k < count * classes; ++k) to[k] = narrow<T>(staged_[k]);
   }
   // Writes one value a row.
-  void store(A* vector, Values values) const { std::memcpy(vector + first, &values, count * sizeof(A)); }
+  void store(A* vector, Values values) const {
+    if (count == kRows) {
+      std::memcpy(vector + first, &values, sizeof(values));
+    } else {
+      std::memcpy(vector + first, &values, count * sizeof(A));
+    }
+  }
 
   // One value a row.
   Values load_values(const Column& from) const {
     Values out;
-    const auto lane = gather<A>(from);
-    std::memcpy(&out, lane.data(), sizeof(out));
+    std::memcpy(&out, Lanes<A>(*this, from).lane, sizeof(out));
     return out;
   }
   // One class a row, -1 where it is outside [0, C).
   Ints load_labels(const Column& from) const {
-    const auto label = gather<int64_t>(from);
-    alignas(kVectorBytes) Int lane[kRows];
-    for (int i = 0; i < kRows; ++i) lane[i] = label[i] >= 0 && label[i] < classes ? Int(label[i]) : Int(-1);
+    const Lanes<int64_t> label(*this, from);
+    alignas(Ints) Int lane[kRows];
+    for (int i = 0; i < kRows; ++i) lane[i] = label.lane[i] >= 0 && label.lane[i] < classes ? Int(label.lane[i]) : Int(-1);
     Ints y;
     std::memcpy(&y, lane, sizeof(y));
     return y;
@@ -185,10 +141,10 @@ template <class A> struct Rows {
   }
 
   // The sum of f(c) over the classes, in order and in partial sums so that its error hardly grows with their number.
-  template <class F> Values sum_of(F&& f) const {
-    Values total{};
+  template <class F> auto sum_of(F&& f) const {
+    decltype(f(int64_t(0))) total{};
     for (int64_t base = 0; base < classes; base += 16) {
-      Values part{};
+      decltype(total) part{};
       for (int64_t c = base; c < std::min(base + 16, classes); ++c) part += f(c);
       total += part;
     }
@@ -197,7 +153,7 @@ template <class A> struct Rows {
 
   // Ignores NaN.
   Values largest() const {
-    Values best = splat(kLow);
+    Values best = splat<Values>(kLow);
     for (int64_t c = 0; c < classes; ++c) best = select(z[c] > best, z[c], best);
     return best;
   }
@@ -207,10 +163,10 @@ template <class A> struct Rows {
     Ints other;        // the first class that has it
   };
   Pair compare(Ints y) const {
-    Pair found{Values{}, splat(kLow), select(y == 0, Ints{} + 1, Ints{})};
+    Pair found{Values{}, splat<Values>(kLow), select(y == 0, Ints{} + 1, Ints{})};
     for (int64_t c = 0; c < classes; ++c) {
       const Ints mine = y == Int(c);
-      const Values rival = select(mine, splat(kLow), z[c]);
+      const Values rival = select(mine, splat<Values>(kLow), z[c]);
       const Ints better = rival > found.best;
       found.own = select(mine, z[c], found.own);
       found.best = select(better, rival, found.best);
@@ -226,11 +182,16 @@ template <class A> struct Rows {
     return bad;
   }
 
-  // e = softmax(z), where the largest logit is known, and sum = the sum of exp(z - maximum): NaN for a row with NaN
-  // or +infinity, or of -infinity only.
-  void softmax(Values largest) {
+  // e = exp(z - maximum) and sum, their sum, where the largest logit is known: NaN for a row with NaN or +infinity,
+  // or of -infinity only.
+  void exponentials(Values largest) {
     maximum = largest;
-    sum = sum_of([&](int64_t c) { return e[c] = decay_of<A>(z[c] - largest); });
+    sum = sum_of([&](int64_t c) { return e[c] = vexp_decay(z[c] - largest); });
+  }
+  void exponentials() { exponentials(largest()); }
+  // e = softmax(z).
+  void softmax(Values largest) {
+    exponentials(largest);
     const Values scale = A(1) / sum;
     fill([&](int64_t c) { return e[c] * scale; });
   }
@@ -242,7 +203,7 @@ template <class A> struct Rows {
     softmax(select(found.own > found.best, found.own, found.best));
     return found;
   }
-  // The sum of the probabilities but for two classes: where 1 - p would lose its digits.
+  // The sum of e but for two classes: of the softmax what 1 - p would have lost the digits of.
   Values rest_besides(Ints first, Ints second) const {
     return sum_of([&](int64_t c) {
       return select(first == Int(c), Values{}, select(second == Int(c), Values{}, e[c]));
@@ -253,39 +214,53 @@ template <class A> struct Rows {
     return [=](int64_t c) { return select(y == Int(c), own, select(other == Int(c), its, f(c))); };
   }
   // The softmax of a logit of each row.
-  Values probability(Values logit) const { return decay_of<A>(logit - maximum) * (A(1) / sum); }
+  Values probability(Values logit) const { return vexp_decay(logit - maximum) * (A(1) / sum); }
 
   const int64_t classes, padded;
   int64_t first = 0, count = 0, left = 0;  // `left` rows from the first on are the caller's, `count` of them loaded
   Values maximum{}, sum{};
 
  private:
-  template <class X> std::array<X, kRows> gather(const Column& column) const {
-    const X* from = static_cast<const X*>(column.values) + first * column.stride;
-    std::array<X, kRows> lane{};
-    if (column.stride == 1 && count == kRows) {
-      std::memcpy(lane.data(), from, sizeof(lane));
-    } else {
-      for (int64_t i = 0; i < count; ++i) lane[i] = from[i * column.stride];
+  // A column's numbers X of these rows, 0 in lanes without a row.
+  template <class X> struct Lanes {
+    Lanes(const Rows& rows, const Column& column) {
+      const X* from = static_cast<const X*>(column.values) + rows.first * column.stride;
+      if (column.stride == 1 && rows.count == kRows) {
+        std::memcpy(lane, from, sizeof(lane));
+      } else {
+        for (int64_t i = 0; i < kRows; ++i) lane[i] = i < rows.count ? from[i * column.stride] : X(0);
+      }
     }
-    return lane;
-  }
 
+    alignas(kVectorBytes) X lane[kRows];
+  };
+
+  // Tiles of as many rows and classes as a vector has lanes. Of z and e they are the h-th vectors.
   void load_tiles(const A* from, int64_t row_stride) {
-    for (int64_t base = 0; base < padded; base += kRows) {
-      Values tile[kRows];
-      for (int i = 0; i < kRows; ++i) std::memcpy(&tile[i], from + i * row_stride + base, sizeof(Values));
-      transpose<A>(tile);
-      for (int j = 0; j < kRows; ++j) z[base + j] = tile[j];
+    auto* const parts = reinterpret_cast<Native<A>*>(z);
+    for (int64_t base = 0; base < padded; base += kLanes) {
+      const A* row = from + base;
+      for (int h = 0; h < kParts; ++h) {
+        Native<A> tile[kLanes];
+        for (int i = 0; i < kLanes; ++i, row += row_stride) std::memcpy(&tile[i], row, sizeof(tile[i]));
+        transpose(tile);
+        Native<A>* to = parts + kParts * base + h;
+        for (int j = 0; j < kLanes; ++j, to += kParts) *to = tile[j];
+      }
     }
   }
-  // A tile's padding falls on the next row's first classes, which are written after it.
+  // A tile's padding falls on the next rows' first classes, which are written after it.
   void store_tiles(A* to) const {
-    for (int64_t base = padded - kRows; base >= 0; base -= kRows) {
-      Values tile[kRows];
-      for (int j = 0; j < kRows; ++j) tile[j] = e[base + j];
-      transpose<A>(tile);
-      for (int i = 0; i < kRows; ++i) std::memcpy(to + i * classes + base, &tile[i], sizeof(Values));
+    const auto* const parts = reinterpret_cast<const Native<A>*>(e);
+    for (int64_t base = padded - kLanes; base >= 0; base -= kLanes) {
+      A* row = to + base;
+      for (int h = 0; h < kParts; ++h) {
+        Native<A> tile[kLanes];
+        const Native<A>* from = parts + kParts * base + h;
+        for (int j = 0; j < kLanes; ++j, from += kParts) tile[j] = *from;
+        transpose(tile);
+        for (int i = 0; i < kLanes; ++i, row += classes) std::memcpy(row, &tile[i], sizeof(tile[i]));
+      }
     }
   }
 
@@ -336,7 +311,7 @@ template <class F> Tensor row_values(const Tensor& logits, const Tensor& labels,
     using A = compute_t<decltype(tag)>;
     A* to = mutable_data<A>(out);
     for_rows<decltype(tag)>(logits, labels, [&](Rows<A>& rows, IntVec<A> y) {
-      rows.store(to, select(y < 0, splat(rows.kNaN), f(rows, y)));
+      rows.store(to, select(y < 0, splat<Vec<A>>(rows.kNaN), f(rows, y)));
     });
   });
   return out;
@@ -351,7 +326,7 @@ template <class F> Tensor row_gradients(const Tensor& logits, const Tensor& labe
     T* to = mutable_data<T>(out);
     for_rows<T>(logits, labels, [&](Rows<A>& rows, IntVec<A> y) {
       const auto gradient = f(rows, y);
-      rows.fill([&](int64_t c) { return select(y < 0, splat(rows.kNaN), gradient(c)); });
+      rows.fill([&](int64_t c) { return select(y < 0, splat<Vec<A>>(rows.kNaN), gradient(c)); });
       rows.store(to);
     });
   });

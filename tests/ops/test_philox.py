@@ -46,8 +46,25 @@ LEVELS = {
     ],
 }
 SOURCE = r"""
+#include <array>
 #include "philox.h"
 using namespace mwpb;
+// f of all x, in pairs of pairs of vectors and the last ones as single numbers.
+template <size_t N, class F> void in_pairs(int64_t n, const float* x, std::array<float*, N> y, F f) {
+  auto apply = [&]<class V>(int64_t i, V v) {
+    std::memcpy(&v, x + i, sizeof v);
+    const auto out = f(v);
+    for (size_t k = 0; k < N; ++k) std::memcpy(y[k] + i, &out[k], sizeof v);
+  };
+  using Pair = Two<Two<Floats>>;
+  constexpr int64_t step = sizeof(Pair) / sizeof(float);
+  int64_t i = 0;
+  for (; i + step <= n; i += step) apply(i, Pair{});
+  for (; i < n; ++i) apply(i, 0.0f);
+}
+int32_t whole(float v) { return int32_t(v); }
+Ints whole(Floats v) { return __builtin_convertvector(v, Ints); }
+template <class V> auto whole(Two<V> v) { return Two{whole(v.a), whole(v.b)}; }
 extern "C" {
 void words(uint32_t group, int64_t index, int64_t seed, uint32_t stream, uint32_t* out) {
   uint32_t one[4], all[kBlocks][kDraws];
@@ -65,10 +82,17 @@ void words(uint32_t group, int64_t index, int64_t seed, uint32_t stream, uint32_
 void normals(int64_t groups, int64_t index, int64_t seed, uint32_t stream, float* out) {
   fill_normal(0, groups, index, seed, stream, out);
 }
-void exps(int64_t n, const float* x, float* y) { for (int64_t i = 0; i < n; ++i) y[i] = vexp(x[i]); }
-void logs(int64_t n, const float* x, float* y) { for (int64_t i = 0; i < n; ++i) y[i] = vlog(x[i]); }
+void exps(int64_t n, const float* x, float* y) { in_pairs<1>(n, x, {y}, [](auto v) { return std::array{vexp(v)}; }); }
+void logs(int64_t n, const float* x, float* y) { in_pairs<1>(n, x, {y}, [](auto v) { return std::array{vlog(v)}; }); }
+void decays(int64_t n, const float* x, float* y) {
+  in_pairs<1>(n, x, {y}, [](auto v) { return std::array{vexp_decay(v)}; });
+}
 void turns(int64_t n, const float* x, float* s, float* c) {
-  for (int64_t i = 0; i < n; ++i) vsincos_turns(x[i], s + i, c + i);
+  in_pairs<2>(n, x, {s, c}, []<class V>(V v) {
+    std::array<V, 2> out;
+    vsincos_turn(bits_as<BitsOf<V>>(whole(v * 0x1p24f)) << 8, &out[0], &out[1]);
+    return out;
+  });
 }
 }
 """
@@ -246,7 +270,16 @@ def test_exp(native: ctypes.CDLL) -> None:
     assert ulps(mapped(native.exps, x)[0], np.exp(x.astype(np.float64))) < 2
     edges = np.array([0, -0.0, -87.4, -1e30, -np.inf, 88.73, 1e30, np.inf, np.nan], np.float32)
     expected = np.array([1, 1, 0, 0, 0, np.inf, np.inf, np.inf, np.nan], np.float32)
-    np.testing.assert_array_equal(mapped(native.exps, edges)[0], expected)
+    for some in (edges, np.tile(edges, 16)):
+        np.testing.assert_array_equal(mapped(native.exps, some)[0], np.resize(expected, some.shape))
+
+
+def test_exp_of_what_is_not_positive(native: ctypes.CDLL) -> None:
+    x = np.linspace(-87.3365, 0, 400_001).astype(np.float32)
+    assert ulps(mapped(native.decays, x)[0], np.exp(x.astype(np.float64))) < 2
+    edges = np.tile(np.array([0, -0.0, -87.4, -1e30, -np.inf, np.nan], np.float32), 11)
+    expected = np.tile(np.array([1, 1, 0, 0, 0, np.nan], np.float32), 11)
+    np.testing.assert_array_equal(mapped(native.decays, edges)[0], expected)
 
 
 def test_log(native: ctypes.CDLL) -> None:
@@ -256,7 +289,8 @@ def test_log(native: ctypes.CDLL) -> None:
     assert ulps(mapped(native.logs, x.astype(np.float32))[0], np.log(x.astype(np.float64))) < 2
     edges = np.array([1, 0, np.inf, np.nan], np.float32)
     expected = np.array([0, -np.inf, np.inf, np.nan], np.float32)
-    np.testing.assert_array_equal(mapped(native.logs, edges)[0], expected)
+    for some in (edges, np.tile(edges, 17)):
+        np.testing.assert_array_equal(mapped(native.logs, some)[0], np.resize(expected, some.shape))
 
 
 def test_sine_and_cosine_of_turns(native: ctypes.CDLL) -> None:
