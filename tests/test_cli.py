@@ -68,6 +68,8 @@ BAD = {
     "trust absent": "absent: does not exist",
     "trust . --eps 8/0 --recipe table1.at": "'8/0' is not a radius",
     "evaluate . --recipe table1.at --eps 8/0": "'8/0' is not a radius",
+    "evaluate . --recipe table1.at --eps 8": "eps must lie in [0, 1], as images do, not 8; 8/255 means eight",
+    "trust . --eps 8 --recipe table1.at": "eps must lie in [0, 1], as images do, not 8; 8/255 means eight",
     "evaluate . --recipe table1.at --subset -1": "subset not negative",
     "evaluate . --recipe table1.at --subset x": "invalid int value: 'x'",
     "evaluate . --epochs 3": "unrecognized arguments: --epochs=3",
