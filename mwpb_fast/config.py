@@ -18,7 +18,7 @@ from fractions import Fraction
 from types import ModuleType
 from typing import Any
 
-from mwpb_fast.radius import parse_radius
+from mwpb_fast.radius import check_linf, parse_radius
 
 AXES = {
     "warmup": "budgets",
@@ -126,11 +126,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.subset < 0 or self.costly_subset < 0 or self.validate_every < 1:
             raise ValueError("batch_size and validate_every must be at least 1, subset not negative")
-        for name, value in (("eps", self.eps), ("step_size", self.step_size)):
-            if not 0 <= value <= 1:
-                raise ValueError(
-                    f"{name} must lie in [0, 1], as images do, not {value}; 8/255 means eight grey levels"
-                )
+        check_linf("eps", self.eps)
+        check_linf("step_size", self.step_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,11 +127,11 @@ def test_model_is_left_as_it_was() -> None:
 
 
 def test_linf_radius_beyond_the_range_of_images_is_refused() -> None:
-    told = r"must lie in \[0, 1\], as images do, not (8|2); 8/255 means eight grey levels"
+    told = r"is (8|2), but images lie in \[0, 1\]: did you mean \1/255\?"
     for values in ({"eps": Fraction(8)}, {"step_size": Fraction(2)}):
         with pytest.raises(ValueError, match=told):
             EvaluationConfig(**values)
-    with pytest.raises(ConfigError, match=f"^eps {told}"):
+    with pytest.raises(ConfigError, match=f"eps {told}"):
         configure("table1.mwpb_at", {}, ["--evaluation.eps=8"])
     for name in ("pgd20@8", "aa@8", "pgd20@1/2:2"):
         with pytest.raises(ConfigError, match=f"evaluation.attacks: {name}: .*{told}"):

@@ -19,9 +19,9 @@ from mwpb_fast.attacks.autoattack import COMPONENTS, STANDARD, autoattack, devia
 from mwpb_fast.attacks.contract import Attack, Outcome, Setting, check_ball, survivors
 from mwpb_fast.attacks.inner import carlini_wagner, cross_entropy
 from mwpb_fast.attacks.spsa import SPSA
-from mwpb_fast.config import ConfigError, EvaluationConfig
+from mwpb_fast.config import ConfigError
 from mwpb_fast.lazy import ops, torch
-from mwpb_fast.radius import parse_radius
+from mwpb_fast.radius import check_linf, parse_radius
 
 if TYPE_CHECKING:
     from mwpb_fast.attacks.inner import Inner
@@ -39,7 +39,8 @@ def find_attack(name: str) -> Attack:
     try:
         radii: dict[str, Any] = {"eps": parse_radius(eps)} | ({"step_size": parse_radius(step)} if colon else {})
         if attack.norm != "l2":
-            EvaluationConfig(**radii)  # has the limits
+            for which, value in radii.items():
+                check_linf(which, value)
         return replace(attack, **radii)
     except ValueError as error:
         raise ConfigError(f"evaluation.attacks: {name}: {error}") from error
