@@ -88,7 +88,7 @@ def plan(evaluation: EvaluationConfig) -> list[str]:
 def sweep(evaluation: EvaluationConfig) -> list[str]:
     """PGD-20 at rising radii, up to 16 times the evaluation's or 1. The step is the evaluation's while 20 of them
     cross three quarters of the ball, beyond that a quarter of the radius. Raises ConfigError for an eps of 0."""
-    if evaluation.eps == 0:
+    if evaluation.eps <= 0:
         raise ConfigError("a trust report needs an eps above 0")
     names = []
     for factor in FACTORS:
