@@ -119,21 +119,29 @@ def _read(
             changes[name] = parse_radius(changes[name])
         if "attacks" in changes:
             changes["attacks"] = tuple(changes["attacks"].split(","))
-        start = config.evaluation if config else _evaluation_of(given.target)
+        start = config.evaluation if config else _evaluation_of(given.target, changes)
         return given, config, dataclasses.replace(start, **changes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def _evaluation_of(target: Path) -> EvaluationConfig:
-    """How the run to which a folder or checkpoint belongs is to be evaluated; the defaults for a bare file."""
+def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:
+    """How the run in a folder, or that which wrote a checkpoint, is to be evaluated; the defaults for a bare file.
+
+    changes: what is asked for instead, and refused before a checkpoint is read.
+    """
     if not target.exists():
         raise ConfigError(f"{target}: does not exist")
-    path = target / "config.yaml" if target.is_dir() else target.parent.parent / "config.yaml"
+    if not target.is_dir():
+        options.check_attacks(dataclasses.replace(EvaluationConfig(), **changes))
+
+        from mwpb_fast.evaluate import own_config, read_weights
+
+        own = own_config(*read_weights(target, ""))
+        return own.evaluation if own else EvaluationConfig()
+    path = target / "config.yaml"
     if not path.exists():
-        if target.is_dir():
-            raise ConfigError(f"{path}: missing; is {target} the folder of a run?")
-        return EvaluationConfig()
+        raise ConfigError(f"{path}: missing; is {target} the folder of a run?")
     content = options.read_yaml(path)
     try:
         return from_dict(content).evaluation

@@ -18,7 +18,7 @@ from fractions import Fraction
 from types import ModuleType
 from typing import Any
 
-from mwpb_fast.radius import parse_radius
+from mwpb_fast.radius import check_linf, parse_radius
 
 AXES = {
     "warmup": "budgets",
@@ -110,9 +110,10 @@ class PrecisionConfig:
 class EvaluationConfig:
     """attacks: of natural, fgsm, pgdN, pgdNxR, cwN, cwNxR, aa, aa-l2, apgd-ce, apgd-t, fab, square, spsa, spsaN; N
     steps (pairs for spsa), R starts; pgd20@6/255 has a radius of its own, aa-l2 has 128/255 by itself. eps,
-    step_size: of the others, the latter of pgd and cw, in the units of images in [0, 1]. subset: attack only so
-    many test images, stratified by class (results are then labelled a preview); 0 for all. costly_subset: the
-    same for spsa alone. validate_every: epochs between validations by PGD-10."""
+    step_size: of the others, the latter of pgd and cw, in the units of images in [0, 1]; since these attacks are
+    linf, at most 1. subset: attack only so many test images, stratified by class (results are then labelled a
+    preview); 0 for all. costly_subset: the same for spsa alone. validate_every: epochs between validations by
+    PGD-10."""
 
     attacks: tuple[str, ...] = ("natural", "pgd20", "cw20")
     eps: Fraction = Fraction(8, 255)
@@ -125,6 +126,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.subset < 0 or self.costly_subset < 0 or self.validate_every < 1:
             raise ValueError("batch_size and validate_every must be at least 1, subset not negative")
+        check_linf("eps", self.eps)
+        check_linf("step_size", self.step_size)
 
 
 @dataclass(frozen=True, kw_only=True)

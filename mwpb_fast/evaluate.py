@@ -28,7 +28,16 @@ from mwpb_fast.memory import keep_freed_memory
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 from mwpb_fast.signals import Interrupted, stop_requests
 
-__all__ = ["assist", "evaluate", "evaluate_run", "format_table", "result_path", "work"]
+__all__ = [
+    "assist",
+    "evaluate",
+    "evaluate_run",
+    "format_table",
+    "own_config",
+    "read_weights",
+    "result_path",
+    "work",
+]
 
 FORMAT = 2
 TestSet = data.Images | tuple[torch.Tensor, torch.Tensor]
@@ -238,28 +247,52 @@ def result_path(target: Path, which: str, kind: str = "evaluation") -> Path:
     return target / f"{kind}-{which}" if target.is_dir() else target.parent / f"{kind}-{target.stem}"
 
 
-def _read(target: Path, which: str, config: Config | None) -> _Saved:
+def read_weights(target: Path, which: str) -> tuple[Path, dict[str, Any]]:
+    """The newest undamaged best or last checkpoint of a run's folder, or the file that `target` is: path, content.
+
+    A file with a SHA-256 sidecar, as every checkpoint of a run has one, is held to it. Raises CheckpointError.
+    """
     if target.is_dir():
         found = checkpoint.read_newest(target / "checkpoints", which)
         if found is None:
             raise checkpoint.CheckpointError(f"{target}: no {which} checkpoint in it; train it first")
-        path, state = found
-    else:
-        path = target
-        try:
-            state = read_checkpoint(path)
-        except ValueError as error:
-            raise checkpoint.CheckpointError(str(error)) from error
-    own = isinstance(state.get("config"), dict) and "model" in state
-    if not own and config is None:
+        return found
+    if target.suffix == ".pt" and target.with_suffix(".pt.sha256").exists():
+        return target, checkpoint.read(target)
+    try:
+        return target, read_checkpoint(target)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(str(error)) from error
+
+
+def own_config(path: Path, state: dict[str, Any]) -> Config | None:
+    """The configuration of the run that wrote a checkpoint; None for bare weights. Raises ConfigError."""
+    if not isinstance(state.get("config"), dict) or "model" not in state:
+        return None
+    try:
+        return from_dict(state["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def finished_epoch(state: dict[str, Any]) -> int:
+    """The epoch that a checkpoint's weights are from. One that a run goes on from, known by its "batch", names the
+    epoch in which it does: the next one where no batch of it is done."""
+    return int(state["epoch"]) - (state.get("batch") == 0)
+
+
+def _read(target: Path, which: str, config: Config | None) -> _Saved:
+    path, state = read_weights(target, which)
+    own = own_config(path, state)
+    config = own or config
+    if config is None:
         raise checkpoint.CheckpointError(f"{path}: holds weights only; say which model and data set they are for")
     about: dict[str, Any] = {"checkpoint": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     if own:
-        config = from_dict(state["config"])
         text = json.dumps(state["config"], sort_keys=True)
-        about |= {"recipe": config.recipe, "epoch": state["epoch"], "which": which if target.is_dir() else None}
+        about |= {"recipe": own.recipe, "epoch": finished_epoch(state)}
+        about |= {"which": which if target.is_dir() else None}
         about |= {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    assert config is not None
     return _Saved(state, config, result_path(target, which), about)
 
 
@@ -280,7 +313,7 @@ class _Setup:
         for name in self.evaluation.attacks:
             find_attack(name)
         asked = config.precision if device is None else replace(config.precision, device=device)
-        self.precision = make_precision(replace(asked, dtype="fp32"))
+        self.precision = make_precision(replace(asked, dtype="fp32", attack_dtype="auto"))
         where = config.data if data_dir is None else replace(config.data, dir=str(data_dir))
         self.images = data.load_split(where, "test")
         state = saved.state

@@ -9,6 +9,7 @@ Attacks are compared image by image; a difference counts where it is beyond chan
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 from mwpb_fast.attacks.probes import gradients, weighted
 from mwpb_fast.attacks.score import NORMAL_QUANTILE
 from mwpb_fast.config import Config, ConfigError, EvaluationConfig
-from mwpb_fast.evaluate import evaluate_run, result_path
+from mwpb_fast.evaluate import evaluate_run, read_weights, result_path
 from mwpb_fast.files import write_atomically
 from mwpb_fast.trust_text import in_255, markdown
 
@@ -49,13 +50,11 @@ def trust_run(
     """The trust report of a run's best or last checkpoint, one checkpoint, or a file of weights.
 
     evaluation: radius, step and subset; its attacks are not looked at. without: attacks to leave out, whose checks
-    are then said not to be run. control: another run, evaluated before at the same radius, to stand beside it.
-    The others are as in `evaluate_run`, which does the work: shards finished by it are taken, and the same call
-    goes on after a kill. The report goes to trust-<which>.json and .md in the run folder, beside the file for a
-    file. Raises what `evaluate_run` raises.
+    are then said not to be run. control: another run to stand beside it, its checkpoint evaluated before at the
+    same radius and step. The others are as in `evaluate_run`, which does the work: shards finished by it are
+    taken, and the same call goes on after a kill. The report goes to trust-<which>.json and .md in the run folder,
+    beside the file for a file. Raises what `evaluate_run` raises.
     """
-    if evaluation.eps == 0:
-        raise ConfigError("a trust report needs an eps above 0")
     names = plan(evaluation)
     if unknown := sorted(set(without) - set(names)):
         raise ConfigError(f"no attack {unknown[0]!r} in the trust report; there are {', '.join(names)}")
@@ -88,11 +87,13 @@ def plan(evaluation: EvaluationConfig) -> list[str]:
 
 def sweep(evaluation: EvaluationConfig) -> list[str]:
     """PGD-20 at rising radii, up to 16 times the evaluation's or 1. The step is the evaluation's while 20 of them
-    cross three quarters of the ball, beyond that a quarter of the radius."""
+    cross three quarters of the ball, beyond that a quarter of the radius. Raises ConfigError for an eps of 0."""
+    if evaluation.eps <= 0:
+        raise ConfigError("a trust report needs an eps above 0")
     names = []
     for factor in FACTORS:
         eps, step = factor * evaluation.eps, evaluation.step_size
-        if 0 < eps <= 1:
+        if eps <= 1:
             own = "" if 20 * step >= Fraction(3, 2) * eps else f":{eps / 4}"
             names.append("pgd20" if factor == 1 and not own else f"pgd20@{eps}{own}")
     return names
@@ -179,7 +180,7 @@ def _single_step(seen: _Seen) -> tuple[bool, str]:
 def _more(stronger: str, what: str) -> Callable[[_Seen], tuple[bool, str]]:
     def check(seen: _Seen) -> tuple[bool, str]:
         found = compare(seen.flags(stronger), seen.flags("pgd20"))
-        text = f"{what} leaves {found.points:.2f} points less than PGD-20 (doubtful beyond {MUCH:g})"
+        text = f"{what} leaves {found.points:.2f} points less than PGD-20 (doubtful beyond {MUCH:g} and chance)"
         return not (found.clear and found.points > MUCH), text
 
     return check
@@ -187,12 +188,16 @@ def _more(stronger: str, what: str) -> Callable[[_Seen], tuple[bool, str]]:
 
 def _falls(seen: _Seen) -> tuple[bool, str]:
     last = seen.attacks[seen.sweep[-1]]
-    text = f"at eps {in_255(last['eps'])} {last['accuracy']:.2f} % are right (doubtful beyond {NEARLY_ZERO:g} %)"
+    low, high = last["interval"]
+    text = (
+        f"at eps {in_255(last['eps'])} {last['accuracy']:.2f} % are right, 95 % interval {low:.2f} to {high:.2f} "
+        f"(doubtful where all of that is above {NEARLY_ZERO:g} %)"
+    )
     for small, large in zip(seen.sweep, seen.sweep[1:], strict=False):
         if compare(seen.flags(small), seen.flags(large)).clear:
             eps = [in_255(seen.attacks[name]["eps"]) for name in (small, large)]
             return False, f"accuracy rises from eps {eps[0]} to {eps[1]}; {text}"
-    return last["interval"][0] <= NEARLY_ZERO, text
+    return low <= NEARLY_ZERO, text
 
 
 def _zero_gradients(seen: _Seen) -> tuple[bool, str]:
@@ -238,21 +243,33 @@ def _measures(seen: _Seen) -> dict[str, Any]:
 
 
 def _read_control(control: Path, which: str, evaluation: EvaluationConfig) -> dict[str, Any]:
-    """The accuracies of another run's trust report, or of its evaluation."""
-    for kind in ("trust", "evaluation"):
-        path = Path(f"{result_path(control, which, kind)}.json")
-        if not path.exists():
-            continue
+    """The accuracies of another run's trust report, or of its evaluation: the first that fits, and that is of the
+    checkpoint that the run has now."""
+    paths = [Path(f"{result_path(control, which, kind)}.json") for kind in ("trust", "evaluation")]
+    if not any(path.exists() for path in paths):
+        raise ConfigError(f"{control}: neither {paths[0].name} nor {paths[1].name} is there; evaluate it first")
+    weights, _ = read_weights(control, which)
+    digest, problems = hashlib.sha256(weights.read_bytes()).hexdigest(), []
+    for path in filter(Path.exists, paths):
         try:
-            found = json.loads(path.read_text())
-            eps, attacks = Fraction(found["eps"]), found["attacks"]
-            kept = {name: {k: a[k] for k in ("accuracy", "interval")} for name, a in attacks.items()}
-            kind_of = {"recipe": found.get("recipe"), "n": found["n"], "attacks": kept}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}: is not the result of an evaluation") from error
-        if eps != evaluation.eps:
-            raise ConfigError(f"{path}: was made with eps {eps}, not {evaluation.eps}")
-        return {"path": str(path), **kind_of}
-    raise ConfigError(
-        f"{control}: neither trust-{which}.json nor evaluation-{which}.json is there; evaluate it first"
-    )
+            return _fitting(path, digest, weights.name, evaluation)
+        except ConfigError as error:
+            problems.append(str(error))
+    raise ConfigError("; ".join(problems))
+
+
+def _fitting(path: Path, digest: str, checkpoint: str, evaluation: EvaluationConfig) -> dict[str, Any]:
+    """What a control's result shows. Raises ConfigError where it is not of that checkpoint, radius and step."""
+    try:
+        found = json.loads(path.read_text())
+        own = {name: Fraction(found[name]) for name in ("eps", "step_size")}
+        attacks = {name: {k: a[k] for k in ("accuracy", "interval")} for name, a in found["attacks"].items()}
+        shown = {"path": str(path), "recipe": found.get("recipe"), "n": found["n"], "attacks": attacks}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: is not the result of an evaluation") from error
+    if found.get("sha256") != digest:
+        raise ConfigError(f"{path}: is not of {checkpoint} as it is now; evaluate the control again")
+    for name, value in own.items():
+        if value != getattr(evaluation, name):
+            raise ConfigError(f"{path}: was made with {name} {value}, not {getattr(evaluation, name)}")
+    return shown

@@ -68,6 +68,8 @@ BAD = {
     "trust absent": "absent: does not exist",
     "trust . --eps 8/0 --recipe table1.at": "'8/0' is not a radius",
     "evaluate . --recipe table1.at --eps 8/0": "'8/0' is not a radius",
+    "evaluate . --recipe table1.at --eps 8": "eps is 8, but images lie in [0, 1]: did you mean 8/255?",
+    "trust . --eps 8 --recipe table1.at": "eps is 8, but images lie in [0, 1]: did you mean 8/255?",
     "evaluate . --recipe table1.at --subset -1": "subset not negative",
     "evaluate . --recipe table1.at --subset x": "invalid int value: 'x'",
     "evaluate . --epochs 3": "unrecognized arguments: --epochs=3",

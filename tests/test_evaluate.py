@@ -23,9 +23,11 @@ from evaluate_cases import (
 from mwpb_fast.attacks import autoattack as aa
 from mwpb_fast.attacks import sharded
 from mwpb_fast.attacks.score import wilson
-from mwpb_fast.config import EvaluationConfig
+from mwpb_fast.attacks.suite import find_attack
+from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.evaluate import format_table
 from mwpb_fast.models import build_model
+from mwpb_fast.options import configure
 
 
 @pytest.mark.usefixtures("short")
@@ -122,6 +124,20 @@ def test_model_is_left_as_it_was() -> None:
         assert p.grad is None
     assert torch.backends.cudnn.conv.fp32_precision == tf32
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_linf_radius_beyond_the_range_of_images_is_refused() -> None:
+    told = r"is (8|2), but images lie in \[0, 1\]: did you mean \1/255\?"
+    for values in ({"eps": Fraction(8)}, {"step_size": Fraction(2)}):
+        with pytest.raises(ValueError, match=told):
+            EvaluationConfig(**values)
+    with pytest.raises(ConfigError, match=f"eps {told}"):
+        configure("table1.mwpb_at", {}, ["--evaluation.eps=8"])
+    for name in ("pgd20@8", "aa@8", "pgd20@1/2:2"):
+        with pytest.raises(ConfigError, match=f"evaluation.attacks: {name}: .*{told}"):
+            find_attack(name)
+    assert find_attack("pgd20@1:1").eps == 1
+    assert find_attack("aa-l2@8").eps == 8
 
 
 # shards ---------------------------------------------------------------------------------------------------------

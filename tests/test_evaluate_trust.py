@@ -1,14 +1,9 @@
-"""AutoAttack against the bare package, its warnings, refusals, and runs as the command line evaluates them."""
+"""AutoAttack against the bare package, its warnings, and what an evaluation refuses."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import sys
-from dataclasses import replace
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +12,6 @@ from evaluate_cases import (
     EPS,
     PRECISION,
     config,
-    flags_of,
     labelled,
     linear,
     one_thread,  # noqa: F401  # an autouse fixture
@@ -27,14 +21,12 @@ from evaluate_cases import (
 )
 from torch import Tensor, nn
 
-from mwpb_fast import checkpoint
 from mwpb_fast.attacks import autoattack as aa
 from mwpb_fast.attacks.contract import Setting, check_ball, check_images
 from mwpb_fast.attacks.suite import find_attack
-from mwpb_fast.config import ConfigError, EvaluationConfig, recipe, to_dict
-from mwpb_fast.data import Config, load_split
+from mwpb_fast.config import ConfigError
 from mwpb_fast.engine.frozen import EvaluationError
-from mwpb_fast.evaluate import assist, evaluate_run, format_table
+from mwpb_fast.evaluate import format_table
 from mwpb_fast.models import build_model
 
 
@@ -232,92 +224,3 @@ def test_ball_is_checked_on_every_image() -> None:
     edge = torch.zeros(1, 1, 2, 2)
     with pytest.raises(EvaluationError, match="left"):
         check_ball(edge - 1e-7, edge, setting)
-
-
-# runs -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A run folder with a best and a last checkpoint of an untrained model, the latter with averaged weights."""
-    settings = recipe("digits.mwpb_at")
-    model = build_model(settings.model.name, num_classes=10, channels=1)
-    zeros = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
-    state = {
-        "config": to_dict(settings),
-        "classes": [str(digit) for digit in range(10)],
-        "channels": 1,
-        "normalize": None,
-        "epoch": 3,
-        "model": model.state_dict(),
-    }
-    checkpoint.save(tmp_path / "checkpoints", "best", 3, 0, state)
-    checkpoint.save(tmp_path / "checkpoints", "last", 4, 7, state | {"model": zeros, "ema": model.state_dict()})
-    return tmp_path
-
-
-def test_run_folder_is_evaluated(folder: Path) -> None:
-    best = evaluate_run(folder, config("natural", "pgd2", subset=50), show=False)
-    assert json.loads((folder / "evaluation-best.json").read_text()) == best
-    assert (best["recipe"], best["epoch"], best["which"]) == ("digits.mwpb_at", 3, "best")
-    assert best["checkpoint"] == "best-00003-0000000.pt"
-    assert best["sha256"] in (folder / "checkpoints" / "best-00003-0000000.pt.sha256").read_text()
-    last = evaluate_run(folder, config("natural", "pgd2", subset=50), "last", show=False)
-    assert last["checkpoint"] == "last-00004-0000007.pt"
-    assert last["attacks"]["natural"]["flags"] == best["attacks"]["natural"]["flags"]  # the averaged weights
-    file = folder / "checkpoints" / "best-00003-0000000.pt"
-    single = evaluate_run(file, config("natural", "pgd2", subset=50), show=False)
-    assert flags_of(single) == flags_of(best)
-    assert (file.parent / "evaluation-best-00003-0000000.json").exists()
-
-
-def test_bare_weights_need_a_configuration(folder: Path) -> None:
-    state = checkpoint.read(folder / "checkpoints" / "best-00003-0000000.pt")
-    torch.save({"state_dict": state["model"]}, folder / "weights.pt")
-    with pytest.raises(checkpoint.CheckpointError, match="which model"):
-        evaluate_run(folder / "weights.pt", config("natural"), show=False)
-    given = recipe("digits.mwpb_at")
-    bare = evaluate_run(folder / "weights.pt", config("natural"), config=given, show=False)
-    assert flags_of(bare) == flags_of(evaluate_run(folder, config("natural"), show=False))
-    assert bare["n"] == len(load_split(Config(name="digits"), "test"))
-
-
-def test_missing_and_foreign_checkpoints_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(checkpoint.CheckpointError, match="no best checkpoint"):
-        evaluate_run(tmp_path / "checkpoints", config("natural"))
-    with pytest.raises(checkpoint.CheckpointError, match=r"nowhere\.pt"):
-        evaluate_run(tmp_path / "nowhere.pt", config("natural"))
-    (folder / "junk.pt").write_bytes(b"junk")
-    with pytest.raises(checkpoint.CheckpointError, match=r"junk\.pt"):
-        evaluate_run(folder / "junk.pt", config("natural"))
-    with pytest.raises(ConfigError, match="no attack"):
-        evaluate_run(folder, config("nope"))
-
-
-@pytest.mark.usefixtures("short")
-def test_helper_does_its_part_and_leaves_when_orphaned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = EvaluationConfig(attacks=("natural", "aa"), eps=Fraction(1))
-    settings = replace(recipe("digits.mwpb_at"), evaluation=asked)
-    job = {"target": str(folder), "which": "best", "data_dir": None, "device": None, "seed": 0}
-    words = json.dumps(job | {"config": to_dict(settings), "part": 1, "parts": 2})
-    monkeypatch.setattr(sys, "argv", ["-c", words, str(os.getppid() + 1)])
-    with pytest.raises(SystemExit):
-        assist()
-    assert not (folder / "evaluation-best").exists()
-    monkeypatch.setattr(sys, "argv", ["-c", words, str(os.getppid())])
-    assist()
-    (name,) = [path.name for path in (folder / "evaluation-best").iterdir()]
-    assert name.startswith("aa-")
-    assert name.endswith("-00001.json")
-
-
-def test_processes_share_the_work_and_the_flags_are_the_same(folder: Path) -> None:
-    # an untrained model: few images are right and fewer survive, so that the whole attack is short
-    settings = EvaluationConfig(attacks=("aa",), eps=Fraction(1), step_size=EPS)
-    shared = evaluate_run(folder, settings, processes=2, show=False)
-    files = {p.name: p.read_text() for p in (folder / "evaluation-best").iterdir()}
-    assert len(files) == 2
-    for path in (folder / "evaluation-best").iterdir():
-        path.unlink()
-    alone = evaluate_run(folder, settings, processes=1, show=False)
-    assert flags_of(shared) == flags_of(alone)

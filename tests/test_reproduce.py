@@ -222,6 +222,33 @@ def test_an_axis_numbers_of_epochs_are_scaled() -> None:
     assert schedule(recipe("table5.iaat"), 2)["attack.warmup_epochs"] == 1
 
 
+@pytest.mark.parametrize(
+    ("table", "epochs", "words", "expected"),
+    [
+        ("table1", 11, ["--objective=mail"], {"burn_in_epochs": 8}),
+        ("table1", 11, ["--objective=mail", "--objective.burn_in_epochs=3"], {"burn_in_epochs": 3}),
+        ("table1", 0, ["--objective=mail"], {"burn_in_epochs": 80}),
+        (
+            "table1",
+            55,
+            ["--objective=gairat", "--attack.count_correct=true"],
+            {"burn_in_epochs": 27, "schedule_epochs": 55},
+        ),
+        # a module's own numbers are for the paper's 110 epochs, not for the 11 of this table
+        ("small", 22, ["--objective=mail"], {"burn_in_epochs": 16}),
+        ("small", 0, ["--objective=mail"], {"burn_in_epochs": 8}),
+    ],
+)
+def test_the_numbers_of_epochs_of_a_module_put_in_are_scaled(
+    table: str, epochs: int, words: list[str], expected: dict[str, int], tmp_path: Path
+) -> None:
+    (job,) = make_jobs(find_table(table), ["mwpb_at"], 1, tmp_path, words, epochs=epochs)
+    assert {name: getattr(job.config.objective, name) for name in expected} == expected
+    start = recipe(f"{table}.mwpb_at")
+    assert job.config.epochs == (epochs or start.epochs)
+    assert job.config.warmup_epochs == start.warmup_epochs * job.config.epochs / start.epochs
+
+
 def test_options_reach_every_row_and_come_after_the_scaled_schedule(tmp_path: Path) -> None:
     words = ["--warmup_epochs=1", "--data.subset=2000", "--model.name=smallresnet-16"]
     jobs = make_jobs(find_table("table1"), ["mwpb-at", "at"], 2, tmp_path, words, epochs=4)

@@ -250,6 +250,26 @@ def test_a_data_set_that_is_not_there_ends_it_at_once(tmp_path: Path, capsys: py
     assert not (tmp_path / "out" / "runs").exists()
 
 
+def test_an_attack_that_cannot_run_ends_it_before_anything_is_trained(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "run", None)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pyautoattack", None)
+        assert reproduce(out, "--attacks=natural,aa") == 2
+        assert "mwpb-fast[eval]" in (error := capsys.readouterr().err)
+        assert error.count("\n") == 1
+        shutil.copytree(whole, tmp_path / "done")
+        assert reproduce(tmp_path / "done") == 0  # what is there needs no attack
+    digits = data.load_split(data.Config(name="digits"), "test")
+    few = data.Images(digits.images, digits.labels % 3, ("0", "1", "2"))
+    monkeypatch.setattr(data, "load_split", lambda config, split: few)
+    assert reproduce(out, "--attacks=natural,apgd-t") == 2
+    assert "at least 4 classes, the model has 3" in capsys.readouterr().err
+    assert not (out / "runs").exists()
+
+
 # real images --------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.timeout(3600)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,20 @@ def test_each_verdict_turns_where_it_says(right: dict[str, int], doubted: set[st
     assert Fake(**right).doubts() == doubted
 
 
+def test_far_end_is_doubted_where_its_whole_interval_is_above_1_percent() -> None:
+    for interval, doubted in (([1.0, 5.0], False), ([1.1, 5.0], True)):
+        fake = Fake(**{sweep(DIGITS)[-1]: 2})
+        fake.attacks[sweep(DIGITS)[-1]]["interval"] = interval
+        (verdict,) = [
+            v for v in judge({"attacks": fake.attacks}, DIGITS)["verdicts"] if v["check"] == "larger radii"
+        ]
+        assert (verdict["verdict"] == "doubt") is doubted
+        said = (
+            f"2.00 % are right, 95 % interval {interval[0]:.2f} to 5.00 (doubtful where all of that is above 1 %)"
+        )
+        assert verdict["text"].endswith(said)
+
+
 def test_zero_gradients_warnings_and_weighted_radii_are_judged() -> None:
     fake = Fake()
     fake.attacks["gradients"]["values"]["zero_share"][:2] = [1.0, 0.5]
@@ -278,28 +294,60 @@ def test_report_is_kept_goes_on_after_a_kill_and_leaves_the_evaluation_alone(
     assert verdicts(report)["more steps"] == "not run"
 
 
+def control(folder: Path, kind: str = "evaluation", accuracy: float = 12.5, **changes: Any) -> Path:
+    """A run folder with the same checkpoint, and a result about it."""
+    if not folder.exists():
+        shutil.copytree(folder.parent / "checkpoints", folder / "checkpoints")
+    (file,) = (folder / "checkpoints").glob("best-*.pt")
+    entry = {"accuracy": accuracy, "interval": [1.0, 20.0], "flags": ""}
+    content = {"eps": "1/4", "step_size": "1/32", "n": 7, "recipe": "digits.control_at"}
+    content |= {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "attacks": {"natural": entry}}
+    (folder / f"{kind}-best.json").write_text(json.dumps(content | changes))
+    return folder
+
+
 @pytest.mark.usefixtures("short")
-def test_control_stands_beside_or_is_refused(folder: Path, tmp_path: Path) -> None:
-    for where, eps in (("a", "1/4"), ("b", "1/8"), ("c", "x")):
-        (tmp_path / where).mkdir()
-        entry = {"accuracy": 12.5, "interval": [1.0, 20.0], "flags": ""}
-        content = {"eps": eps, "n": 7, "recipe": "digits.control_at", "attacks": {"natural": entry}}
-        (tmp_path / where / "evaluation-best.json").write_text(json.dumps(content))
+def test_control_stands_beside_or_is_refused(folder: Path) -> None:
     without = [name for name in plan(SMALL) if name not in ("natural", "pgd10")]
-    report = trust_run(folder, SMALL, without=without, control=tmp_path / "a", show=False)
+    report = trust_run(folder, SMALL, without=without, control=control(folder / "a"), show=False)
     text = markdown(report)
     assert "12.50 %" in text
     assert "evaluation-best.json, 7 images" in text
-    for where, reason in (("b", "made with eps 1/8"), ("c", "not the result"), ("d", "evaluate it first")):
+    refused = {
+        "made with eps 1/8": control(folder / "b", eps="1/8"),
+        "made with step_size 1/16, not 1/32": control(folder / "c", step_size="1/16"),
+        "not the result": control(folder / "d", eps="x"),
+        "is not of best-00003-0000000.pt as it is now": control(folder / "e", sha256="0" * 64),
+        "evaluate it first": folder / "f",
+    }
+    for reason, where in refused.items():
         with pytest.raises(ConfigError, match=reason):
-            trust_run(folder, SMALL, without=without, control=tmp_path / where, show=False)
+            trust_run(folder, SMALL, without=without, control=where, show=False)
+
+
+@pytest.mark.usefixtures("short")
+def test_control_is_that_of_its_present_checkpoint(folder: Path) -> None:
+    without = [name for name in plan(SMALL) if name not in ("natural", "pgd10")]
+    beside = control(folder / "a", "trust", accuracy=77.0)
+    report = trust_run(folder, SMALL, without=without, control=beside, show=False)
+    assert report["control"]["attacks"]["natural"]["accuracy"] == 77
+    (file,) = (beside / "checkpoints").glob("best-*.pt")
+    state = checkpoint.read(file)
+    checkpoint.save(file.parent, "best", 4, 0, state | {"epoch": 4}, keep=1)  # trained on since
+    with pytest.raises(ConfigError, match=r"trust-best\.json: is not of best-00004-0000000\.pt"):
+        trust_run(folder, SMALL, without=without, control=beside, show=False)
+    control(beside, accuracy=33.0)
+    report = trust_run(folder, SMALL, without=without, control=beside, show=False)
+    assert report["control"]["attacks"]["natural"]["accuracy"] == 33
 
 
 def test_refusals_come_before_work(folder: Path) -> None:
     with pytest.raises(ConfigError, match="no attack 'cw20' in the trust report"):
         trust_run(folder, SMALL, without=["cw20"], show=False)
-    with pytest.raises(ConfigError, match="eps above 0"):
-        trust_run(folder, EvaluationConfig(eps=Fraction(0)), show=False)
+    nothing = EvaluationConfig(eps=Fraction(0))
+    for refused in (lambda: trust_run(folder, nothing, show=False), lambda: judge({"attacks": {}}, nothing)):
+        with pytest.raises(ConfigError, match="eps above 0"):
+            refused()
     assert not (folder / "evaluation-best").exists()
 
 

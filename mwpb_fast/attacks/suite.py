@@ -21,7 +21,7 @@ from mwpb_fast.attacks.inner import carlini_wagner, cross_entropy
 from mwpb_fast.attacks.spsa import SPSA
 from mwpb_fast.config import ConfigError
 from mwpb_fast.lazy import ops, torch
-from mwpb_fast.radius import parse_radius
+from mwpb_fast.radius import check_linf, parse_radius
 
 if TYPE_CHECKING:
     from mwpb_fast.attacks.inner import Inner
@@ -37,7 +37,11 @@ def find_attack(name: str) -> Attack:
     if not attack.ball or (colon and not attack.stepped):
         raise ConfigError(f"evaluation.attacks: {name}: {base} has no {'step size' if attack.ball else 'radius'}")
     try:
-        return replace(attack, eps=parse_radius(eps), step_size=parse_radius(step) if colon else attack.step_size)
+        radii: dict[str, Any] = {"eps": parse_radius(eps)} | ({"step_size": parse_radius(step)} if colon else {})
+        if attack.norm != "l2":
+            for which, value in radii.items():
+                check_linf(which, value)
+        return replace(attack, **radii)
     except ValueError as error:
         raise ConfigError(f"evaluation.attacks: {name}: {error}") from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast import data, train
+from mwpb_fast.attacks.suite import find_attack
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.evaluate import evaluate_run
 from mwpb_fast.files import write_atomically
@@ -29,13 +30,12 @@ def execute(
 
     A job that fails is reported and the others go on. after: called with the failures so far when a job is over.
     Several processes may work on the same runs: each run is done by the one that comes first, and waited for by
-    the others in the end. Raises DataError at once where a data set is not there, and Interrupted after SIGTERM
-    or SIGINT, with everything kept.
+    the others in the end. Raises at once DataError where a data set is not there and ConfigError where an attack
+    cannot run; and Interrupted after SIGTERM or SIGINT, with everything kept.
     """
     failures: dict[str, str] = {}
     todo = [job for job in jobs if job.state() != "done"]
-    for config in {(job.config.data.name, job.config.data.dir): job.config.data for job in todo}.values():
-        data.load_split(config, "test")
+    _check(todo)
     names = {job.folder: f"[{number}/{len(todo)}] {job.name}:" for number, job in enumerate(todo, 1)}
     elsewhere = []
     for job in todo:
@@ -46,6 +46,17 @@ def execute(
         _attempt(job, names[job.folder], quiet, failures, wait=True)
         after(failures)
     return failures
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    """Refuse, before anything is trained, a data set that is not there and an attack that cannot run on it."""
+    by_set: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        by_set.setdefault((job.config.data.name, job.config.data.dir), []).append(job)
+    for mine in by_set.values():
+        classes = data.load_split(mine[0].config.data, "test").num_classes
+        for name in dict.fromkeys(n for job in mine for _, e in job.missing() for n in e.attacks):
+            find_attack(name).needs(classes)
 
 
 def _attempt(job: Job, prefix: str, quiet: bool, failures: dict[str, str], *, wait: bool) -> bool:

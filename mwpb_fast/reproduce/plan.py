@@ -104,7 +104,8 @@ def make_jobs(
         name = f"{table.name}.{row.name}"
         start = options.find_recipe(name)
         try:
-            config = options.configure(name, {}, [*_scaled(start, epochs, overrides), *overrides])
+            config = options.configure(name, {}, overrides)
+            config = options.configure(name, {}, [*_scaled(start, config, epochs, overrides), *overrides])
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
         folder = out / "runs" / f"{_title(config)}-{identity(config)}"
@@ -121,17 +122,18 @@ def make_jobs(
     return sorted(jobs, key=lambda job: job.config.seed)
 
 
-def schedule(start: Config, epochs: int) -> dict[str, Any]:
+def schedule(start: Config, epochs: int, chosen: Config | None = None) -> dict[str, Any]:
     """The schedule of `start` laid over so many epochs: option -> value.
 
     Warm-up, drops of the learning rate and the axes' own numbers of epochs (options whose names end in `_epochs`)
     are scaled in proportion and rounded half up; but the warm-up keeps an epoch and leaves one where there are
-    two, the first epoch has the full learning rate, and drops stay an epoch apart.
+    two, the first epoch has the full learning rate, and drops stay an epoch apart. chosen: the configuration whose
+    axes are taken, if not start's own; what a module not of `start` has is made for the paper's number of epochs,
+    which is `Config`'s default.
     """
-    share = epochs / start.epochs
 
-    def scaled(epoch: int) -> int:
-        return int(epoch * share + 0.5)
+    def scaled(epoch: int, whole: int = start.epochs) -> int:
+        return int(epoch * (epochs / whole) + 0.5)
 
     result: dict[str, Any] = {"epochs": epochs}
     if start.warmup_epochs:
@@ -141,21 +143,22 @@ def schedule(start: Config, epochs: int) -> dict[str, Any]:
         drops.append(max(scaled(drop), drops[-1] + 1 if drops else 2))
     result["optim.drops"] = drops
     for axis in AXES:
-        value = getattr(start, axis)
+        value = getattr(chosen or start, axis)
+        whole = start.epochs if type(value) is type(getattr(start, axis)) else Config.epochs
         for field in dataclasses.fields(value):
             if field.name.endswith("_epochs") and getattr(value, field.name):
-                result[f"{axis}.{field.name}"] = max(1, scaled(getattr(value, field.name)))
+                result[f"{axis}.{field.name}"] = max(1, scaled(getattr(value, field.name), whole))
     return result
 
 
-def _scaled(start: Config, epochs: int, overrides: Sequence[str]) -> list[str]:
-    if not epochs or epochs == start.epochs:
-        return []
-    if epochs < 1:
+def _scaled(start: Config, chosen: Config, epochs: int, overrides: Sequence[str]) -> list[str]:
+    """The words for a schedule over so many epochs (0: the recipe's), less what the overrides set themselves."""
+    if epochs < 0:
         raise ConfigError(f"--epochs must be at least 1, not {epochs}")
     given = {word.removeprefix("--").partition("=")[0] for word in overrides}
-    values = schedule(start, epochs)
-    return [f"--{key}={value}" for key, value in values.items() if not {key, key.partition(".")[0]} & given]
+    groups = given - set(AXES)  # `--objective mail` names a module and says nothing of its numbers
+    values = schedule(start, epochs or start.epochs, chosen)
+    return [f"--{k}={v}" for k, v in values.items() if k not in given and k.partition(".")[0] not in groups]
 
 
 def _evaluations(
