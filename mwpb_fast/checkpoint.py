@@ -21,10 +21,14 @@ class CheckpointError(ValueError):
     """What is wrong with a checkpoint, in one line that names the file."""
 
 
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint could not be written: the machine's fault, not the file's."""
+
+
 def save(folder: Path, kind: str, epoch: int, batch: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Save `state` as a checkpoint of `kind` and remove all but the newest `keep` of that kind.
 
-    Raises CheckpointError where the file cannot be written; earlier checkpoints are then untouched.
+    Raises CheckpointWriteError where the file cannot be written; earlier checkpoints are then untouched.
     """
     path = folder / f"{kind}-{epoch:05d}-{batch:07d}.pt"
     buffer = io.BytesIO()
@@ -38,7 +42,7 @@ def save(folder: Path, kind: str, epoch: int, batch: int, state: dict[str, Any],
             old.unlink(missing_ok=True)
             _sidecar(old).unlink(missing_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise CheckpointWriteError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
 
 

@@ -163,10 +163,11 @@ def test_status_of_an_error(
 
 
 def test_status_of_training_and_checkpoint_errors() -> None:
-    from mwpb_fast.checkpoint import CheckpointError
+    from mwpb_fast.checkpoint import CheckpointError, CheckpointWriteError
     from mwpb_fast.train import TrainingError
 
     assert cli._status(CheckpointError("x")) == 2
+    assert cli._status(CheckpointWriteError("x")) == 1
     assert cli._status(TrainingError("x")) == 1
 
 
