@@ -61,11 +61,14 @@ def train(arguments: Sequence[str]) -> int:
 
     from mwpb_fast import train as training
 
+    if not given.no_evaluate:
+        options.check_needs(config)
     training.run(config, folder, resume=not given.no_resume, quiet=given.quiet)
     if not given.no_evaluate:
         from mwpb_fast.evaluate import evaluate_run, format_table
 
-        print(format_table(evaluate_run(folder)))
+        where, device = config.data.dir, config.precision.device  # the command's: a checkpoint's may be older
+        print(format_table(evaluate_run(folder, config.evaluation, data_dir=where, device=device)))
     try:
         _draw([folder], folder)
     except ConfigError as error:  # no matplotlib: the run is none the worse
