@@ -17,3 +17,11 @@ def parse_radius(text: str | float | int | Fraction) -> Fraction:
     if not 0 <= value <= 1000:
         raise ValueError(f"{text} is not a radius: it must lie in [0, 1000]; 8/255 means eight grey levels")
     return value
+
+
+def check_linf(name: str, value: Fraction) -> None:
+    """Raises ValueError, which calls it `name`, for a linf radius or step beyond 1, the whole range of a pixel."""
+    if value > 1:
+        value = Fraction(value)
+        meant = f"{value}/255" if value.denominator == 1 and value <= 255 else "8/255"
+        raise ValueError(f"{name} is {value}, but images lie in [0, 1]: did you mean {meant}?")
