@@ -28,6 +28,7 @@ from mwpb_fast.log import RunLog, Waits, environment, epoch_line, progress
 from mwpb_fast.memory import keep_freed_memory
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
+from mwpb_fast.runfolder import clear, held
 from mwpb_fast.signals import Interrupted, StopRequest, stop_requests
 from mwpb_fast.step import Step, StepResult
 
@@ -44,17 +45,15 @@ def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = Fals
 
     A folder that holds an earlier part of the same run is continued, exactly; with resume=False it is begun
     anew. Writes config.yaml, environment.json, metrics.jsonl, radii.json, tensorboard/ and checkpoints/.
-    Raises ConfigError, DataError or CheckpointError for what the user can mend, TrainingError where too many
-    steps were not finite, Interrupted after SIGTERM or SIGINT.
+    Raises ConfigError, DataError or CheckpointError for what the user can mend, also where another process is at
+    work in the folder; TrainingError where too many steps were not finite, Interrupted after SIGTERM or SIGINT.
     """
     folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    if not resume:
-        for kind in ("last", "best"):
-            for old in checkpoint.existing(folder / "checkpoints", kind):
-                old.unlink()
-    with stop_requests() as request:
+    with held(folder), stop_requests() as request:
         trainer = Trainer(config, folder, request, quiet)
+        if not resume:  # not before what this run needs has been found
+            clear(folder)
         with trainer.precision.mode():
             return trainer.train()
 
