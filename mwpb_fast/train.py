@@ -32,8 +32,15 @@ from mwpb_fast.runfolder import clear, held
 from mwpb_fast.signals import Interrupted, StopRequest, stop_requests
 from mwpb_fast.step import Step, StepResult
 
-# what may change when a run goes on: groups of options, or some of a group's
-FREE = {"evaluation": None, "epochs": None, "recipe": None, "data": {"dir"}, "precision": {"device"}}
+# what may change when a run goes on: options, or some of a group's. Not evaluation.eps, at which the best epoch is
+# chosen; both loaders give the same batches.
+FREE = {
+    "epochs": None,
+    "recipe": None,
+    "data": {"dir", "loader", "threads"},
+    "precision": {"device"},
+    "evaluation": {"attacks", "step_size", "batch_size", "subset", "costly_subset", "validate_every"},
+}
 
 
 class TrainingError(RuntimeError):

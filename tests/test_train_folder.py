@@ -12,6 +12,7 @@ import pytest
 
 from mwpb_fast import checkpoint, cli, train
 from mwpb_fast.config import Config, ConfigError, recipe, resolve
+from mwpb_fast.reproduce import plan
 from mwpb_fast.runfolder import clear
 
 TINY = ["--epochs=1", "--warmup_epochs=0", "--data.subset=128", "--model.name=smallresnet-4", "--attack.steps=1"]
@@ -65,6 +66,27 @@ def test_file_system_without_locks_is_no_hindrance(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(fcntl, "flock", missing)
     assert train.run(tiny(), tmp_path, quiet=True)["epoch"] == 1
+
+
+# going on -------------------------------------------------------------------------------------------------------
+def test_what_best_is_chosen_by_may_not_change(tmp_path: Path) -> None:
+    train.run(tiny(), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match=r"other settings \(evaluation\)"):
+        train.run(tiny("--epochs=2", "--evaluation.eps=8/255"), tmp_path, quiet=True)
+
+
+def test_what_leaves_the_run_as_it_is_may_change(tmp_path: Path) -> None:
+    train.run(tiny(), tmp_path, quiet=True)
+    words = ["--evaluation.attacks=[natural]", "--evaluation.step_size=1/255", "--evaluation.batch_size=9"]
+    words += ["--evaluation.subset=5", "--evaluation.costly_subset=5", "--evaluation.validate_every=2"]
+    words += ["--data.loader=resident", "--data.threads=3", "--data.dir=elsewhere", "--precision.device=cpu"]
+    assert train.run(tiny("--epochs=2", *words), tmp_path, quiet=True)["epoch"] == 2
+
+
+def test_what_frees_a_run_of_a_table_is_free_in_it() -> None:
+    """Runs that a table takes for the same go on in each other's folders."""
+    for group in ("data", "precision", "evaluation"):
+        assert set(plan.FREE[group]) <= (train.FREE[group] or set())
 
 
 # beginning anew -------------------------------------------------------------------------------------------------
