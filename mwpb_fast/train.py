@@ -141,7 +141,8 @@ class Trainer:
                 record |= self.validate()
                 log.write(record)
                 self._finish_epoch(record)
-            if not checkpoint.existing(self.folder / "checkpoints", "best"):
+            # with nothing held out best is the last model, also where a run is longer than when it was saved
+            if len(self.val_index) == 0 or not checkpoint.existing(self.folder / "checkpoints", "best"):
                 self._save("best")
             self._write_radii()
         finally:
@@ -179,7 +180,7 @@ class Trainer:
                 bar.advance(len(result.radius), note)
                 if self.request.number:
                     self._interrupt()
-        trace = self._check_finite()
+        trace, bad = self._check_finite()
         seconds = time.monotonic() - started
         good = trace[trace[:, 4] > 0]
         return {
@@ -193,7 +194,8 @@ class Trainer:
             "images_per_second": (self.batch - first) * config.data.batch_size / seconds,
             "seconds": seconds,
             "wait_share": batches.seconds / seconds,
-            "bad_steps": int((trace[:, 4] == 0).sum()),
+            "bad_steps": len(bad),
+            "bad_batches": bad,
         }
 
     def _feed(self) -> tuple[Callable[..., StepResult], Iterable[tuple[torch.Tensor, ...]]]:
@@ -204,15 +206,16 @@ class Trainer:
         indices = self.loader.indices(self.epoch, self.batch)
         return self.captured.gathered, ((index, order) for index in indices)
 
-    def _check_finite(self) -> torch.Tensor:
+    def _check_finite(self) -> tuple[torch.Tensor, list[int]]:
+        """The epoch's trace so far, and the batches whose steps were bad."""
         trace = self.trace[: self.batch].cpu()
         bad = (trace[:, 4] == 0).nonzero().flatten().tolist()
-        if len(bad) > self.config.max_bad_steps:
+        if len(bad) > self.config.max_bad_steps or len(bad) == len(self.loader):
             raise TrainingError(
-                f"epoch {self.epoch}: loss or gradient not finite in {len(bad)} steps (batches {bad[:10]} ...); "
-                "the weights are those of the last good step"
+                f"epoch {self.epoch}: loss or gradient not finite in {len(bad)} of {self.batch} steps "
+                f"(batches {bad[:10]} ...); the weights are those of the last good step"
             )
-        return trace
+        return trace, bad
 
     def validate(self) -> dict[str, Any]:
         """Natural and PGD-10 accuracy in % on the held-out images; nothing where none are due or held out."""
