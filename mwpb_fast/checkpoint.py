@@ -87,5 +87,18 @@ def read_newest(folder: Path, kind: str) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's generators, from which a model or an axis of the user's may draw."""
+    on_cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **on_cuda}
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Draw on from `state`; the generator of a device that was not there before stays as it is."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 def _sidecar(path: Path) -> Path:
     return path.with_suffix(".pt.sha256")

@@ -62,7 +62,10 @@ def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = Fals
         if not resume:  # not before what this run needs has been found
             clear(folder)
         with trainer.precision.mode():
-            return trainer.train()
+            record = trainer.train()
+    if request.number:  # it came after the last look; nothing is to begin now
+        raise Interrupted(request.number)
+    return record
 
 
 class Trainer:
@@ -115,6 +118,8 @@ class Trainer:
         )
         self.captured = self._capture() if config.precision.capture else None
         self.epoch, self.batch = 1, 0
+        # of this epoch: spent on its batches, and thereof in waiting for them
+        self.seconds, self.waited = 0.0, 0.0
         self.best: dict[str, Any] = {}
         self.trace = self._new_trace()
 
@@ -162,9 +167,9 @@ class Trainer:
             setattr(self.step, name, axis.in_epoch(epoch) if hasattr(axis, "in_epoch") else axis)
         key = torch.tensor([ops.derive_seed(config.seed, epoch)], device=self.precision.device)
         label = f"epoch {epoch}/{config.epochs}"
-        started, first = time.monotonic(), self.batch
-        with progress(len(self.loader) * config.data.batch_size, label) as bar:
-            bar.advance(first * config.data.batch_size)
+        started, first, stopped = time.monotonic(), self.batch, False
+        size = config.data.batch_size
+        with progress(len(self.loader) * size, label, done=first * size) as bar:
             looked = started
             take_step, feed = self._feed()
             batches = Waits(feed)
@@ -179,9 +184,15 @@ class Trainer:
                     self._check_finite()
                 bar.advance(len(result.radius), note)
                 if self.request.number:
-                    self._interrupt()
+                    stopped = True
+                    break
         trace, bad = self._check_finite()
-        seconds = time.monotonic() - started
+        if self.batch > first:
+            self.seconds += time.monotonic() - started
+            self.waited += batches.seconds
+        if stopped:
+            self._save("last")
+            raise Interrupted(self.request.number)
         good = trace[trace[:, 4] > 0]
         return {
             "epoch": epoch,
@@ -191,9 +202,9 @@ class Trainer:
             "radius_mean": trace[:, 2].mean().item(),
             "radius_max": trace[:, 3].max().item(),
             "learning_rate": rate,
-            "images_per_second": (self.batch - first) * config.data.batch_size / seconds,
-            "seconds": seconds,
-            "wait_share": batches.seconds / seconds,
+            "images_per_second": self.batch * size / self.seconds,
+            "seconds": self.seconds,
+            "wait_share": self.waited / self.seconds,
             "bad_steps": len(bad),
             "bad_batches": bad,
         }
@@ -225,6 +236,7 @@ class Trainer:
             return {}
         model = self.model if self.ema is None else self.ema.module
         net = EagerNet(model, self.precision)
+        devices = [device] if device.type == "cuda" else []
         attack = pgd.Config(start="uniform").build()
         key = torch.tensor([ops.derive_seed(0, self.epoch)], device=device)
 
@@ -232,13 +244,19 @@ class Trainer:
             radius = torch.full(y.shape, float(evaluation.eps), device=device)
             return attack(net, x, y, None, radius, cross_entropy, key, index)
 
-        with module_mode(model, training=False):
-            natural = correct(net, self._plain_batches(self.val_index), tick=self._tick)
-            robust = correct(net, self._plain_batches(self.val_index), perturb, self._tick)
+        try:
+            # whatever the model draws here, training goes on as if there had been no validation, or a part of one
+            with module_mode(model, training=False), torch.random.fork_rng(devices):
+                natural = correct(net, self._plain_batches(self.val_index), tick=self._tick)
+                robust = correct(net, self._plain_batches(self.val_index), perturb, self._tick)
+        except Interrupted:
+            self._save("last")
+            raise
         return {"natural": 100 * natural.float().mean().item(), "robust": 100 * robust.float().mean().item()}
 
     def _finish_epoch(self, record: dict[str, Any]) -> None:
         self.epoch, self.batch = self.epoch + 1, 0
+        self.seconds, self.waited = 0.0, 0.0
         self.trace = self._new_trace()
         score = (record.get("robust", -1.0), record.get("natural", -1.0))
         if "robust" in record and score > (self.best.get("robust", -1.0), self.best.get("natural", -1.0)):
@@ -258,6 +276,8 @@ class Trainer:
             "normalize": self.normalize,
             "epoch": self.epoch,
             "batch": self.batch,
+            "seconds": self.seconds,
+            "waited": self.waited,
             "best": self.best,
             "trace": self.trace,
             "model": self.model.state_dict(),
@@ -267,6 +287,7 @@ class Trainer:
             "memory": self.memory,
             "choices": self.choices,
             "averaged": 0 if self.ema is None else self.ema.steps,
+            "random": checkpoint.random_state(self.precision.device),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -285,7 +306,9 @@ class Trainer:
         if self.choices and isinstance(self.step.net, TwinNet):
             take(self.step.net, self.choices)
         self.epoch, self.batch, self.best = state["epoch"], state["batch"], state["best"]
+        self.seconds, self.waited = state["seconds"], state["waited"]
         self.trace = state["trace"].to(self.precision.device)
+        checkpoint.set_random_state(state["random"], self.precision.device)  # last: what is above may draw
 
     def _save(self, kind: str) -> None:
         state = self.state()
@@ -309,6 +332,11 @@ class Trainer:
                     f"{self.folder} holds a run with other settings ({', '.join(differing)}); "
                     "take another --out, or --no-resume to begin anew"
                 )
+            if "random" not in found[1]:
+                raise checkpoint.CheckpointError(
+                    f"{found[0]}: of an earlier version, which did not save all that a run needs to go on "
+                    "exactly; --no-resume begins anew"
+                )
             self.load_state(found[1])
             if not self.quiet and self.epoch <= self.config.epochs:
                 print(f"resuming from {found[0].name}", flush=True)
@@ -321,13 +349,9 @@ class Trainer:
             self.folder / "environment.json", json.dumps(environment(self.precision.device), indent=1).encode()
         )
 
-    def _interrupt(self) -> None:
-        self._save("last")
-        raise Interrupted(self.request.number)
-
-    def _tick(self, images: int) -> None:
+    def _tick(self, images: int = 0) -> None:
         if self.request.number:
-            self._interrupt()
+            raise Interrupted(self.request.number)
 
     def _new_trace(self) -> torch.Tensor:
         return torch.zeros(len(self.loader), 5, device=self.precision.device)
@@ -346,6 +370,7 @@ class Trainer:
         else:
             with module_mode(self.model, training=False):
                 for x, y, _ in self._plain_batches(self.train_index):
+                    self._tick()  # "last" is saved
                     radii.append(self.budget(net.logits(x), y).cpu())
         content = {
             "epoch": found[1]["epoch"],

@@ -1,17 +1,21 @@
-"""How runs end: the last model where nothing is held out, steps that are all bad, stops near the end."""
+"""How runs end and go on: the last model where nothing is held out, bad steps, stops, what draws, figures."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_train import final_state, tiny
+import torch
+from test_train import TINY, StopAfter, assert_same, final_state, tiny
 
-from mwpb_fast import checkpoint, train
-from mwpb_fast.log import read_records
+from mwpb_fast import checkpoint, cli, train
+from mwpb_fast.log import progress, read_records
+from mwpb_fast.signals import Interrupted
 
 OBJECTIVE = """
 from dataclasses import dataclass
@@ -77,3 +81,126 @@ def test_bad_batches_are_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     train.run(tiny(objective(tmp_path, monkeypatch, "second", second)), tmp_path / "run", quiet=True)
     records = read_records(tmp_path / "run" / "metrics.jsonl")
     assert [(r["bad_steps"], r["bad_batches"]) for r in records] == [(1, [1]), (0, [])]
+
+
+# stops --------------------------------------------------------------------------------------------------------
+def test_a_stop_while_the_radii_are_written_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best weights, which are in the model by then, do not get into it; the same command writes the radii."""
+    real, taken = train.Trainer._write_radii, []
+
+    def stopped(self: train.Trainer) -> None:
+        taken.append(checkpoint.existing(tmp_path / "checkpoints", "last")[0].read_bytes())
+        signal.raise_signal(signal.SIGTERM)
+        real(self)
+
+    monkeypatch.setattr(train.Trainer, "_write_radii", stopped)
+    with pytest.raises(Interrupted):
+        train.run(tiny(), tmp_path, quiet=True)
+    assert not (tmp_path / "radii.json").exists()
+    assert checkpoint.existing(tmp_path / "checkpoints", "last")[0].read_bytes() == taken[0]
+    monkeypatch.undo()
+    train.run(tiny(), tmp_path, quiet=True)
+    assert (tmp_path / "radii.json").exists()
+
+
+def test_a_stop_after_the_last_look_ends_the_command_before_its_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = train.Trainer._write_radii
+
+    def stopped(self: train.Trainer) -> None:
+        real(self)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train.Trainer, "_write_radii", stopped)
+    monkeypatch.setattr("mwpb_fast.evaluate.evaluate_run", None)
+    words = ["train", "digits.mwpb_at", *TINY, "--evaluation.attacks=natural", "--quiet", "--out", str(tmp_path)]
+    assert cli.main(words) == 130
+    assert capsys.readouterr().err == "mwpb-fast: stopped by SIGINT; the same command goes on from here\n"
+
+
+MODEL = """
+import torch
+from mwpb_fast.models import smallresnet
+
+
+class Drawing(torch.nn.Module):
+    def __init__(self, inside):
+        super().__init__()
+        self.inside, self.dropout = inside, torch.nn.Dropout(0.3)
+
+    def forward(self, x):
+        return self.inside(self.dropout(x) if self.training else x + 0.01 * torch.randn_like(x))
+
+
+def build(width, *, num_classes, channels):
+    return Drawing(smallresnet.build(width, num_classes=num_classes, channels=channels))
+"""
+
+
+@pytest.mark.parametrize(("cut", "at"), [(1, (1, 2)), (4, (1, 3)), (7, (1, 3)), (10, (2, 2))])
+def test_what_draws_from_torchs_generator_goes_on_byte_for_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int, at: tuple[int, int]
+) -> None:
+    """A model of the user's with dropout, which draws in eval mode too, and an objective with noise of its own,
+    stopped in the epochs' batches and in both passes of the validation."""
+    noisy = objective(tmp_path, monkeypatch, "noisy", "loss * (1 + 0.1 * torch.randn(()))")
+    (tmp_path / "noisy_outside" / "model.py").write_text(MODEL)
+    config = tiny(noisy, "--data.subset=192", "--model.name=noisy_outside.model-4", "--evaluation.batch_size=50")
+    train.run(config, tmp_path / "whole", quiet=True)
+    trainer = train.Trainer(config, tmp_path / "cut", StopAfter(cut), quiet=True)  # type: ignore[arg-type]
+    with pytest.raises(Interrupted):
+        trainer.train()
+    stopped = final_state(tmp_path / "cut")
+    torch.manual_seed(7)
+    train.run(config, tmp_path / "cut", quiet=True)
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "cut"))
+    assert (stopped["epoch"], stopped["batch"]) == at
+
+
+def test_a_checkpoint_without_the_generators_is_refused(tmp_path: Path) -> None:
+    train.run(tiny("--epochs=1"), tmp_path, quiet=True)
+    path = checkpoint.existing(tmp_path / "checkpoints", "last")[0]
+    state = checkpoint.read(path)
+    del state["random"]
+    checkpoint.save(path.parent, "last", state["epoch"], state["batch"], state)
+    with pytest.raises(checkpoint.CheckpointError, match=r"of an earlier version.*--no-resume"):
+        train.run(tiny("--epochs=2"), tmp_path, quiet=True)
+
+
+# figures ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("cut", [1, 4])
+def test_figures_of_an_epoch_are_those_of_all_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    """Stopped after its second batch, or in its validation, an epoch takes no less time than its three batches."""
+    step = train.Step.__call__
+
+    def slow(self: Any, *words: Any) -> Any:
+        time.sleep(0.3)
+        return step(self, *words)
+
+    monkeypatch.setattr(train.Step, "__call__", slow)
+    config, before = tiny("--data.subset=192", "--epochs=1", "--warmup_epochs=0"), []
+    trainer = train.Trainer(config, tmp_path, StopAfter(cut), quiet=True)  # type: ignore[arg-type]
+    with pytest.raises(Interrupted):
+        trainer.train()
+    monkeypatch.setattr("mwpb_fast.train.progress", lambda *words, done: before.append(done) or progress(*words))
+    record = train.run(config, tmp_path, quiet=True)
+    assert 0.9 <= record["seconds"] < 30
+    assert record["images_per_second"] == pytest.approx(192 / record["seconds"])
+    assert 0 < record["wait_share"] < 1
+    assert before == [64 * {1: 2, 4: 3}[cut]]
+
+
+def test_progress_counts_from_where_the_work_stood(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    with progress(100, "epoch", every=0.0, done=90) as bar:
+        time.sleep(0.1)
+        bar.advance(1)
+        assert bar.rate < 11
+    assert capsys.readouterr().err.startswith("epoch: 91/100, ")
