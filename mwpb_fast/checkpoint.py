@@ -21,10 +21,14 @@ class CheckpointError(ValueError):
     """What is wrong with a checkpoint, in one line that names the file."""
 
 
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint could not be written: the machine's fault, not the file's."""
+
+
 def save(folder: Path, kind: str, epoch: int, batch: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Save `state` as a checkpoint of `kind` and remove all but the newest `keep` of that kind.
 
-    Raises CheckpointError where the file cannot be written; earlier checkpoints are then untouched.
+    Raises CheckpointWriteError where the file cannot be written; earlier checkpoints are then untouched.
     """
     path = folder / f"{kind}-{epoch:05d}-{batch:07d}.pt"
     buffer = io.BytesIO()
@@ -38,7 +42,7 @@ def save(folder: Path, kind: str, epoch: int, batch: int, state: dict[str, Any],
             old.unlink(missing_ok=True)
             _sidecar(old).unlink(missing_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise CheckpointWriteError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
 
 
@@ -81,6 +85,19 @@ def read_newest(folder: Path, kind: str) -> tuple[Path, dict[str, Any]] | None:
     if problems:
         raise CheckpointError("; ".join(problems))
     return None
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's generators, from which a model or an axis of the user's may draw."""
+    on_cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **on_cuda}
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Draw on from `state`; the generator of a device that was not there before stays as it is."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _sidecar(path: Path) -> Path:

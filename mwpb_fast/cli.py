@@ -23,6 +23,7 @@ STATUS = {
     "mwpb_fast.config.ConfigError": 2,
     "mwpb_fast.data.dataset.DataError": 2,
     "mwpb_fast.checkpoint.CheckpointError": 2,
+    "mwpb_fast.checkpoint.CheckpointWriteError": 1,
     "mwpb_fast.train.TrainingError": 1,
     "torch.OutOfMemoryError": 1,
 }
@@ -79,8 +80,8 @@ def _status(error: BaseException) -> int:
         return 128 + error.number
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    known = [STATUS.get(f"{kind.__module__}.{kind.__qualname__}", 0) for kind in type(error).__mro__]
-    return max(*known, int(isinstance(error, OSError)))
+    kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]  # the most specific first
+    return next((STATUS[kind] for kind in kinds if kind in STATUS), int(isinstance(error, OSError)))
 
 
 def _message(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mwpb_fast import assess, options
-from mwpb_fast.config import ConfigError, all_recipes, load
+from mwpb_fast.config import ConfigError, all_recipes, axis_name, load
 from mwpb_fast.options import Parser
 from mwpb_fast.reproduce import command
 
@@ -26,7 +26,7 @@ def train(arguments: Sequence[str]) -> int:
         "Train a recipe, or go on with an earlier run of it; then attack its best checkpoint, draw the learning\n"
         "curves and show the accuracies.",
         "Any value of the configuration is set by an option of its name:\n"
-        "  mwpb-fast train digits.mwpb_at --epochs 6 --budget.eps 24/255 --objective mart --objective.beta 6\n"
+        "  mwpb-fast train digits.mwpb_at --epochs 6 --warmup_epochs 4 --optim.drops 4,5 --objective mart\n"
         "`mwpb-fast train RECIPE --help` lists them with that recipe's values.",
     )
     add = parser.add_argument
@@ -52,16 +52,23 @@ def train(arguments: Sequence[str]) -> int:
         parser.error("which recipe?")
     config = options.configure(name, files, overrides)
     folder = given.out or Path("runs") / config.recipe
-    if config.epochs <= config.warmup_epochs:
-        _note(f"{config.epochs} epochs end within the warm-up of {config.warmup_epochs}")
+    if 0 < config.epochs <= config.warmup_epochs:
+        _note(
+            f"NOTE: none of the {config.epochs} epochs will have budget {axis_name('budgets', config.budget)} "
+            f"(0 epochs of MWPB): all are in the warm-up of {config.warmup_epochs}, which --epochs does not "
+            f"scale; the paper's share of it would be --warmup_epochs {config.epochs * 8 // 11}"
+        )
 
     from mwpb_fast import train as training
 
+    if not given.no_evaluate:
+        options.check_needs(config)
     training.run(config, folder, resume=not given.no_resume, quiet=given.quiet)
     if not given.no_evaluate:
         from mwpb_fast.evaluate import evaluate_run, format_table
 
-        print(format_table(evaluate_run(folder)))
+        where, device = config.data.dir, config.precision.device  # the command's: a checkpoint's may be older
+        print(format_table(evaluate_run(folder, config.evaluation, data_dir=where, device=device)))
     try:
         _draw([folder], folder)
     except ConfigError as error:  # no matplotlib: the run is none the worse

@@ -119,18 +119,18 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     )
 
 
-def progress(total: int, label: str, unit: str = "images", every: float = 10.0) -> Progress:
-    """Progress over `total` units: a bar with rate and time left on a terminal, a plain line every `every`
-    seconds otherwise."""
-    return Progress(total, label, unit, every)
+def progress(total: int, label: str, unit: str = "images", every: float = 10.0, done: int = 0) -> Progress:
+    """Progress over `total` units, `done` of them before: a bar with rate and time left on a terminal, a plain
+    line every `every` seconds otherwise."""
+    return Progress(total, label, unit, every, done)
 
 
 class Progress:
     """Context manager; call advance(n, note) as work is done."""
 
-    def __init__(self, total: int, label: str, unit: str, every: float) -> None:
+    def __init__(self, total: int, label: str, unit: str, every: float, done: int) -> None:
         self.total, self.label, self.unit, self.every = total, label, unit, every
-        self.done = 0
+        self.before = self.done = done
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -149,7 +149,7 @@ class Progress:
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, note="")
+            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -159,7 +159,7 @@ class Progress:
     @property
     def rate(self) -> float:
         """Units a second since the start."""
-        return self.done / max(time.monotonic() - self.started, 1e-9)
+        return (self.done - self.before) / max(time.monotonic() - self.started, 1e-9)
 
     def advance(self, n: int, note: str = "") -> None:
         """`n` more units are done; `note` is shown beside the rate."""

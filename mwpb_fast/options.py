@@ -227,6 +227,17 @@ def check_attacks(config: EvaluationConfig) -> None:
         find_attack(name)
 
 
+def check_needs(config: Config) -> None:
+    """Refuse what would end the evaluation of a run that is yet to be trained: an attack whose package is not
+    installed or that needs more classes than there are, and a test split that is not there."""
+    from mwpb_fast.attacks.suite import find_attack
+    from mwpb_fast.data import load_split
+
+    classes = load_split(config.data, "test").num_classes
+    for name in config.evaluation.attacks:
+        find_attack(name).needs(classes)
+
+
 def _check_shape(config: Config, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if value is None:

@@ -28,11 +28,19 @@ from mwpb_fast.log import RunLog, Waits, environment, epoch_line, progress
 from mwpb_fast.memory import keep_freed_memory
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
+from mwpb_fast.runfolder import clear, held
 from mwpb_fast.signals import Interrupted, StopRequest, stop_requests
 from mwpb_fast.step import Step, StepResult
 
-# what may change when a run goes on: groups of options, or some of a group's
-FREE = {"evaluation": None, "epochs": None, "recipe": None, "data": {"dir"}, "precision": {"device"}}
+# what may change when a run goes on: options, or some of a group's. Not evaluation.eps, at which the best epoch is
+# chosen; both loaders give the same batches.
+FREE = {
+    "epochs": None,
+    "recipe": None,
+    "data": {"dir", "loader", "threads"},
+    "precision": {"device"},
+    "evaluation": {"attacks", "step_size", "batch_size", "subset", "costly_subset", "validate_every"},
+}
 
 
 class TrainingError(RuntimeError):
@@ -44,19 +52,20 @@ def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = Fals
 
     A folder that holds an earlier part of the same run is continued, exactly; with resume=False it is begun
     anew. Writes config.yaml, environment.json, metrics.jsonl, radii.json, tensorboard/ and checkpoints/.
-    Raises ConfigError, DataError or CheckpointError for what the user can mend, TrainingError where too many
-    steps were not finite, Interrupted after SIGTERM or SIGINT.
+    Raises ConfigError, DataError or CheckpointError for what the user can mend, also where another process is at
+    work in the folder; TrainingError where too many steps were not finite, Interrupted after SIGTERM or SIGINT.
     """
     folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    if not resume:
-        for kind in ("last", "best"):
-            for old in checkpoint.existing(folder / "checkpoints", kind):
-                old.unlink()
-    with stop_requests() as request:
+    with held(folder), stop_requests() as request:
         trainer = Trainer(config, folder, request, quiet)
+        if not resume:  # not before what this run needs has been found
+            clear(folder)
         with trainer.precision.mode():
-            return trainer.train()
+            record = trainer.train()
+    if request.number:  # it came after the last look; nothing is to begin now
+        raise Interrupted(request.number)
+    return record
 
 
 class Trainer:
@@ -109,6 +118,8 @@ class Trainer:
         )
         self.captured = self._capture() if config.precision.capture else None
         self.epoch, self.batch = 1, 0
+        # of this epoch: spent on its batches, and thereof in waiting for them
+        self.seconds, self.waited = 0.0, 0.0
         self.best: dict[str, Any] = {}
         self.trace = self._new_trace()
 
@@ -135,7 +146,8 @@ class Trainer:
                 record |= self.validate()
                 log.write(record)
                 self._finish_epoch(record)
-            if not checkpoint.existing(self.folder / "checkpoints", "best"):
+            # with nothing held out best is the last model, also where a run is longer than when it was saved
+            if len(self.val_index) == 0 or not checkpoint.existing(self.folder / "checkpoints", "best"):
                 self._save("best")
             self._write_radii()
         finally:
@@ -155,9 +167,9 @@ class Trainer:
             setattr(self.step, name, axis.in_epoch(epoch) if hasattr(axis, "in_epoch") else axis)
         key = torch.tensor([ops.derive_seed(config.seed, epoch)], device=self.precision.device)
         label = f"epoch {epoch}/{config.epochs}"
-        started, first = time.monotonic(), self.batch
-        with progress(len(self.loader) * config.data.batch_size, label) as bar:
-            bar.advance(first * config.data.batch_size)
+        started, first, stopped = time.monotonic(), self.batch, False
+        size = config.data.batch_size
+        with progress(len(self.loader) * size, label, done=first * size) as bar:
             looked = started
             take_step, feed = self._feed()
             batches = Waits(feed)
@@ -172,9 +184,15 @@ class Trainer:
                     self._check_finite()
                 bar.advance(len(result.radius), note)
                 if self.request.number:
-                    self._interrupt()
-        trace = self._check_finite()
-        seconds = time.monotonic() - started
+                    stopped = True
+                    break
+        trace, bad = self._check_finite()
+        if self.batch > first:
+            self.seconds += time.monotonic() - started
+            self.waited += batches.seconds
+        if stopped:
+            self._save("last")
+            raise Interrupted(self.request.number)
         good = trace[trace[:, 4] > 0]
         return {
             "epoch": epoch,
@@ -184,10 +202,11 @@ class Trainer:
             "radius_mean": trace[:, 2].mean().item(),
             "radius_max": trace[:, 3].max().item(),
             "learning_rate": rate,
-            "images_per_second": (self.batch - first) * config.data.batch_size / seconds,
-            "seconds": seconds,
-            "wait_share": batches.seconds / seconds,
-            "bad_steps": int((trace[:, 4] == 0).sum()),
+            "images_per_second": self.batch * size / self.seconds,
+            "seconds": self.seconds,
+            "wait_share": self.waited / self.seconds,
+            "bad_steps": len(bad),
+            "bad_batches": bad,
         }
 
     def _feed(self) -> tuple[Callable[..., StepResult], Iterable[tuple[torch.Tensor, ...]]]:
@@ -198,15 +217,16 @@ class Trainer:
         indices = self.loader.indices(self.epoch, self.batch)
         return self.captured.gathered, ((index, order) for index in indices)
 
-    def _check_finite(self) -> torch.Tensor:
+    def _check_finite(self) -> tuple[torch.Tensor, list[int]]:
+        """The epoch's trace so far, and the batches whose steps were bad."""
         trace = self.trace[: self.batch].cpu()
         bad = (trace[:, 4] == 0).nonzero().flatten().tolist()
-        if len(bad) > self.config.max_bad_steps:
+        if len(bad) > self.config.max_bad_steps or len(bad) == len(self.loader):
             raise TrainingError(
-                f"epoch {self.epoch}: loss or gradient not finite in {len(bad)} steps (batches {bad[:10]} ...); "
-                "the weights are those of the last good step"
+                f"epoch {self.epoch}: loss or gradient not finite in {len(bad)} of {self.batch} steps "
+                f"(batches {bad[:10]} ...); the weights are those of the last good step"
             )
-        return trace
+        return trace, bad
 
     def validate(self) -> dict[str, Any]:
         """Natural and PGD-10 accuracy in % on the held-out images; nothing where none are due or held out."""
@@ -216,6 +236,7 @@ class Trainer:
             return {}
         model = self.model if self.ema is None else self.ema.module
         net = EagerNet(model, self.precision)
+        devices = [device] if device.type == "cuda" else []
         attack = pgd.Config(start="uniform").build()
         key = torch.tensor([ops.derive_seed(0, self.epoch)], device=device)
 
@@ -223,13 +244,19 @@ class Trainer:
             radius = torch.full(y.shape, float(evaluation.eps), device=device)
             return attack(net, x, y, None, radius, cross_entropy, key, index)
 
-        with module_mode(model, training=False):
-            natural = correct(net, self._plain_batches(self.val_index), tick=self._tick)
-            robust = correct(net, self._plain_batches(self.val_index), perturb, self._tick)
+        try:
+            # whatever the model draws here, training goes on as if there had been no validation, or a part of one
+            with module_mode(model, training=False), torch.random.fork_rng(devices):
+                natural = correct(net, self._plain_batches(self.val_index), tick=self._tick)
+                robust = correct(net, self._plain_batches(self.val_index), perturb, self._tick)
+        except Interrupted:
+            self._save("last")
+            raise
         return {"natural": 100 * natural.float().mean().item(), "robust": 100 * robust.float().mean().item()}
 
     def _finish_epoch(self, record: dict[str, Any]) -> None:
         self.epoch, self.batch = self.epoch + 1, 0
+        self.seconds, self.waited = 0.0, 0.0
         self.trace = self._new_trace()
         score = (record.get("robust", -1.0), record.get("natural", -1.0))
         if "robust" in record and score > (self.best.get("robust", -1.0), self.best.get("natural", -1.0)):
@@ -249,6 +276,8 @@ class Trainer:
             "normalize": self.normalize,
             "epoch": self.epoch,
             "batch": self.batch,
+            "seconds": self.seconds,
+            "waited": self.waited,
             "best": self.best,
             "trace": self.trace,
             "model": self.model.state_dict(),
@@ -258,6 +287,7 @@ class Trainer:
             "memory": self.memory,
             "choices": self.choices,
             "averaged": 0 if self.ema is None else self.ema.steps,
+            "random": checkpoint.random_state(self.precision.device),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -276,7 +306,9 @@ class Trainer:
         if self.choices and isinstance(self.step.net, TwinNet):
             take(self.step.net, self.choices)
         self.epoch, self.batch, self.best = state["epoch"], state["batch"], state["best"]
+        self.seconds, self.waited = state["seconds"], state["waited"]
         self.trace = state["trace"].to(self.precision.device)
+        checkpoint.set_random_state(state["random"], self.precision.device)  # last: what is above may draw
 
     def _save(self, kind: str) -> None:
         state = self.state()
@@ -300,6 +332,11 @@ class Trainer:
                     f"{self.folder} holds a run with other settings ({', '.join(differing)}); "
                     "take another --out, or --no-resume to begin anew"
                 )
+            if "random" not in found[1]:
+                raise checkpoint.CheckpointError(
+                    f"{found[0]}: of an earlier version, which did not save all that a run needs to go on "
+                    "exactly; --no-resume begins anew"
+                )
             self.load_state(found[1])
             if not self.quiet and self.epoch <= self.config.epochs:
                 print(f"resuming from {found[0].name}", flush=True)
@@ -312,13 +349,9 @@ class Trainer:
             self.folder / "environment.json", json.dumps(environment(self.precision.device), indent=1).encode()
         )
 
-    def _interrupt(self) -> None:
-        self._save("last")
-        raise Interrupted(self.request.number)
-
-    def _tick(self, images: int) -> None:
+    def _tick(self, images: int = 0) -> None:
         if self.request.number:
-            self._interrupt()
+            raise Interrupted(self.request.number)
 
     def _new_trace(self) -> torch.Tensor:
         return torch.zeros(len(self.loader), 5, device=self.precision.device)
@@ -337,6 +370,7 @@ class Trainer:
         else:
             with module_mode(self.model, training=False):
                 for x, y, _ in self._plain_batches(self.train_index):
+                    self._tick()  # "last" is saved
                     radii.append(self.budget(net.logits(x), y).cpu())
         content = {
             "epoch": found[1]["epoch"],

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from mwpb_fast import checkpoint
-from mwpb_fast.checkpoint import CheckpointError
+from mwpb_fast.checkpoint import CheckpointError, CheckpointWriteError
 
 
 def state(value: float) -> dict[str, object]:
@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"last-00002.*No space left"):
+    with pytest.raises(CheckpointWriteError, match=r"last-00002.*No space left"):
         checkpoint.save(tmp_path, "last", 2, 0, state(2))
     monkeypatch.undo()
     found = checkpoint.read_newest(tmp_path, "last")

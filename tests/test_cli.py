@@ -64,6 +64,7 @@ BAD = {
     "evaluate . --recipe table1.at --attacks pgd20@x": "pgd20@x: 'x' is not a radius",
     "evaluate . --recipe table1.at --attacks natural@1/2": "natural has no radius",
     "evaluate . --recipe table1.at --costly-subset -1": "subset not negative",
+    "evaluate . --recipe table1.at --eps 8": "did you mean 8/255?",
     "trust": "required: RUN|FILE",
     "trust absent": "absent: does not exist",
     "trust . --eps 8/0 --recipe table1.at": "'8/0' is not a radius",
@@ -165,10 +166,11 @@ def test_status_of_an_error(
 
 
 def test_status_of_training_and_checkpoint_errors() -> None:
-    from mwpb_fast.checkpoint import CheckpointError
+    from mwpb_fast.checkpoint import CheckpointError, CheckpointWriteError
     from mwpb_fast.train import TrainingError
 
     assert cli._status(CheckpointError("x")) == 2
+    assert cli._status(CheckpointWriteError("x")) == 1
     assert cli._status(TrainingError("x")) == 1
 
 
@@ -367,7 +369,9 @@ def test_plot_draws_again(trained: tuple[Path, Any], tmp_path: Path, capsys: pyt
 def test_warmup_that_never_ends_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "digits.mwpb_at", *TINY, "--warmup_epochs", "2", "--no-evaluate", "--out", str(tmp_path)]
     assert cli.main(words) == 0
-    assert "2 epochs end within the warm-up of 2" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "none of the 2 epochs will have budget margin" in line
+    assert "--warmup_epochs 1" in line
 
 
 def test_sigterm_in_training_leaves_with_143_and_goes_on(tmp_path: Path) -> None:

@@ -130,6 +130,11 @@ REFUSED = {
     "--budget.eps=8/0": "budget.eps: '8/0' is not a radius: write 8/255 or 0.031",
     "--budget.eps=-8/255": "must lie in [0, 1000]",
     "--budget.ep=8/255": "no option 'budget.ep'; did you mean budget.eps?",
+    "--budget.eps=8": "budget.eps is 8, but images lie in [0, 1]: did you mean 8/255?",
+    "--warmup.eps=4": "warmup.eps is 4, but images lie in [0, 1]: did you mean 4/255?",
+    "--attack.step_size=3/2": "attack.step_size is 3/2, but images lie in [0, 1]: did you mean 8/255?",
+    "--evaluation.eps=8": "eps is 8, but images lie in [0, 1]: did you mean 8/255?",
+    "--evaluation.step_size=2": "step_size is 2, but images lie in [0, 1]: did you mean 2/255?",
     "--budget.alpha=9": "alpha must lie in [0, 5], not 9.0",
     "--budget.alpha=nan": "budget.alpha: nan is not a number",
     "--budget=nope": "no 'nope' among the budgets: deviation, fixed, margin",
@@ -326,6 +331,12 @@ def test_axes_are_checked_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError, match="needs hits"):
         configure("table1.mwpb_at", {}, [])
     assert configure("table1.mwpb_at", {}, ["--attack.count_correct=true"]).attack.count_correct
+
+
+def test_radii_of_l2_balls_may_be_above_1() -> None:
+    words = ["--attack.norm=l2", "--budget.eps=2", "--warmup.eps=3/2"]
+    assert configure("table1.mwpb_at", {}, words).budget.eps == 2
+    assert configure("table1.mwpb_at", {}, ["--budget.eps=1"]).budget.eps == 1
 
 
 def test_resolve_without_overrides_changes_nothing() -> None:

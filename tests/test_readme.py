@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mwpb_fast.commands import COMMANDS
 from mwpb_fast.options import configure, split
@@ -47,7 +48,22 @@ def test_commands_are_commands(line: str) -> None:
     assert words[0] in {*COMMANDS, "COMMAND", "--version", "--help"}
     if words[0] == "train" and words[1:2] > ["a"] and "mine.smoothed" not in words:
         named, overrides = split(words[1:], OWN)
-        configure(named[0], {}, overrides)
+        config = configure(named[0], {}, overrides)
+        assert config.epochs > config.warmup_epochs, "no epoch with the budget"
+        assert config.warmup_epochs in (0, *config.optim.drops)  # the first drop is where the warm-up ends
+
+
+def test_example_of_the_help_is_a_command_with_two_phases(capsys: pytest.CaptureFixture[str]) -> None:
+    assert COMMANDS["train"][1](["--help"]) == 0
+    (line,) = re.findall(r"^  mwpb-fast (train .*--.*)", capsys.readouterr().out, re.MULTILINE)
+    test_commands_are_commands(line)
+
+
+def test_yaml_of_the_guide_is_taken_and_has_two_phases() -> None:
+    block = re.search(r"^In YAML, the same:\n\n((?: {4}.*\n)+)", TEXTS, re.MULTILINE)
+    assert block
+    config = configure("table1.mwpb_at", {Path("guide"): yaml.safe_load(block[1])}, [])
+    assert (config.epochs, config.warmup_epochs, config.optim.drops) == (55, 40, (40, 45))
 
 
 def test_links_lead_somewhere() -> None:

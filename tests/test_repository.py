@@ -32,7 +32,7 @@ KERNELS = [p for p in PYTHON if p.is_relative_to(ROOT / "kernels")]
 FLOORS = (
     ("lazy", "radius", "files", "signals", "crew", "memory"),
     ("config", "checkpoint", "models", "data"),
-    ("log", "optim", "engine", "trust_text"),
+    ("log", "optim", "engine", "trust_text", "runfolder"),
     ("step", "attacks", "budgets", "perturbations", "plots"),
     ("objectives", "doctor"),
     ("recipes",),

@@ -1,0 +1,91 @@
+"""`mwpb-fast train` from end to end: what it refuses before it trains, and what it attacks afterwards."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mwpb_fast import cli
+from mwpb_fast.data.dataset import Config, Images
+
+TINY = [
+    "digits.mwpb_at", "--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--precision.device", "cpu",
+    "--model.name", "smallresnet-4", "--attack.steps", "2", "--quiet",
+]  # fmt: skip
+NATURAL = ["--evaluation.attacks", "natural", "--evaluation.subset", "40"]
+
+
+def train(folder: Path, *words: str) -> int:
+    return cli.main(["train", *TINY, *words, "--out", str(folder)])
+
+
+def one_error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err
+    assert text.startswith("mwpb-fast: error: ")
+    assert text.count("\n") == 1
+    return text
+
+
+def attacked(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "evaluation-best.json").read_text())
+
+
+def test_the_commands_evaluation_is_what_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the best checkpoint is of an earlier command with other attacks, data folder and device."""
+    assert train(tmp_path, *NATURAL) == 0
+    assert attacked(tmp_path)["attacks"].keys() == {"natural"}  # type: ignore[attr-defined]
+    seen = {}
+
+    def evaluate_run(folder: Path, evaluation: object, **more: object) -> dict[str, object]:
+        seen.update(more, evaluation=evaluation)
+        return real(folder, evaluation, **more)
+
+    from mwpb_fast import evaluate
+
+    real = evaluate.evaluate_run
+    monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
+    moved = ["--evaluation.attacks", "natural,pgd2", "--data.dir", str(tmp_path), "--precision.device", "auto"]
+    assert train(tmp_path, *NATURAL, *moved) == 0
+    assert attacked(tmp_path)["attacks"].keys() == {"natural", "pgd2"}  # type: ignore[attr-defined]
+    assert (seen["data_dir"], seen["device"]) == (str(tmp_path), "auto")
+
+
+def test_attack_whose_package_is_missing_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    assert train(tmp_path / "run", "--evaluation.attacks", "natural,aa") == 2
+    assert "need pyautoattack: install mwpb-fast[eval]" in one_error_line(capsys)
+    assert not (tmp_path / "run").exists()
+    assert train(tmp_path / "run", "--evaluation.attacks", "natural,aa", "--no-evaluate") == 0
+
+
+def test_attack_that_needs_more_classes_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def two_classes(config: Config, split: str) -> Images:
+        images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+        return Images(images, torch.arange(40) % 2, ("cat", "dog"))
+
+    monkeypatch.setattr("mwpb_fast.data.load_split", two_classes)
+    assert train(tmp_path / "run", "--evaluation.attacks", "natural,apgd-t") == 2
+    assert "needs at least 4 classes, the model has 2" in one_error_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_full_disk_at_a_checkpoint_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mwpb_fast.checkpoint.write_atomically", full)
+    assert train(tmp_path, "--no-evaluate") == 1
+    assert "cannot be written: No space left on device" in one_error_line(capsys)
