@@ -176,20 +176,21 @@ def test_the_twin_engine_attacks_as_the_model_itself(tmp_path: Path, options: li
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
-# measured with seeds 0 to 2: wat 53 to 64, mail 46 to 56, on trades 66 to 69, gairat 42 to 54; no attack 1 to 14
+# measured with seeds 0 to 4 at three processor levels: wat 52 to 65, mail 42 to 58, on trades 55 to 74, gairat 40 to 56
+# (16 to 61 after six epochs of which two are its burn-in); no attack 1 to 14
 @pytest.mark.parametrize(
     ("words", "robust"),
     [
         (["--objective=wat"], 38),
         (["--objective=mail", "--objective.burn_in_epochs=2"], 30),
         (["--objective=mail", "--objective.base=trades", "--objective.burn_in_epochs=2", *TRADES], 48),
-        (["--objective=gairat", "--objective.burn_in_epochs=2", COUNT], 28),
+        (["--objective=gairat", "--objective.burn_in_epochs=4", "--epochs=8", COUNT], 28),
     ],
     ids=["wat", "mail", "mail-trades", "gairat"],
 )
 def test_digits_become_robust(tmp_path: Path, words: list[str], robust: float) -> None:
     """With margin budgets from the second epoch on; accuracy in % under PGD-10 of radius 32/255 on 144 images."""
-    schedule = ["--epochs=6", "--warmup_epochs=1", "--optim.drops=[20]", "--evaluation.validate_every=6"]
+    schedule = ["--epochs=6", "--warmup_epochs=1", "--optim.drops=[20]", "--evaluation.validate_every=2"]
     words = ["--model.name=smallresnet-8", "--attack.steps=5", *schedule, *words]
     record = train.run(resolve(recipe("digits.mwpb_at"), [], words), tmp_path, quiet=True)
     assert record["robust"] > robust
