@@ -64,7 +64,6 @@ BAD = {
     "evaluate . --recipe table1.at --attacks pgd20@x": "pgd20@x: 'x' is not a radius",
     "evaluate . --recipe table1.at --attacks natural@1/2": "natural has no radius",
     "evaluate . --recipe table1.at --costly-subset -1": "subset not negative",
-    "evaluate . --recipe table1.at --eps 8": "did you mean 8/255?",
     "trust": "required: RUN|FILE",
     "trust absent": "absent: does not exist",
     "trust . --eps 8/0 --recipe table1.at": "'8/0' is not a radius",

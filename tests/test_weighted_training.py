@@ -176,8 +176,8 @@ def test_the_twin_engine_attacks_as_the_model_itself(tmp_path: Path, options: li
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
-# measured with seeds 0 to 4 at three processor levels: wat 52 to 65, mail 42 to 58, on trades 55 to 74, gairat 40 to 56
-# (16 to 61 after six epochs of which two are its burn-in); no attack 1 to 14
+# measured with seeds 0 to 4 at three processor levels: wat 52 to 65, mail 42 to 58, on trades 55 to 74, gairat
+# 40 to 56 (16 to 61 after six epochs of which two are its burn-in); no attack 1 to 14
 @pytest.mark.parametrize(
     ("words", "robust"),
     [

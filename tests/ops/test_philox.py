@@ -82,10 +82,14 @@ void words(uint32_t group, int64_t index, int64_t seed, uint32_t stream, uint32_
 void normals(int64_t groups, int64_t index, int64_t seed, uint32_t stream, float* out) {
   fill_normal(0, groups, index, seed, stream, out);
 }
-void exps(int64_t n, const float* x, float* y) { in_pairs<1>(n, x, {y}, [](auto v) { return std::array{vexp(v)}; }); }
-void logs(int64_t n, const float* x, float* y) { in_pairs<1>(n, x, {y}, [](auto v) { return std::array{vlog(v)}; }); }
+void exps(int64_t n, const float* x, float* y) {
+  in_pairs<1>(n, x, {y}, [](auto v) { return std::array{vexp(v)}; });
+}
 void decays(int64_t n, const float* x, float* y) {
   in_pairs<1>(n, x, {y}, [](auto v) { return std::array{vexp_decay(v)}; });
+}
+void logs(int64_t n, const float* x, float* y) {
+  in_pairs<1>(n, x, {y}, [](auto v) { return std::array{vlog(v)}; });
 }
 void turns(int64_t n, const float* x, float* s, float* c) {
   in_pairs<2>(n, x, {s, c}, []<class V>(V v) {
