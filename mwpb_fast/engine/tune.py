@@ -5,31 +5,41 @@ What was measured and what was refused is recorded per layer, so a report can sh
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from mwpb_fast.engine.conv import FUSED, PLAIN, FoldedConv
 from mwpb_fast.engine.net import module_mode
+from mwpb_fast.engine.recorder import WARM_UP, CudaRecorder
 from mwpb_fast.engine.twin import TwinNet
 
 MARGIN = 0.97  # the fused call must take at most this share of the plain one's time: below it is noise
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+RUNS = 10  # of a convolution in one measurement on CUDA
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}  # of the largest output
+# Of the gradient's L2 norm. Two right implementations round a sum near zero to different sides, so that a share f
+# of the ReLUs differs and with it sqrt(2 f) of the gradient, half of the ReLUs being open. f is at most about the
+# type's epsilon: 9e-2 in bfloat16, 4e-2 in float16. In float32 sums in another order differ more than roundings.
+GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1e-1, torch.float16: 5e-2}
 
 
 @dataclass(frozen=True)
 class Choice:
     """layer: its name in the model. input: shape. milliseconds: median of forward and input gradient by
-    implementation. chosen: the one taken. reason: why."""
+    implementation. chosen: the one taken. reason: why. cudnn_benchmark: whether cuDNN measured its algorithms."""
 
     layer: str
     input: list[int]
     milliseconds: dict[str, float]
     chosen: str
     reason: str
+    cudnn_benchmark: bool
 
 
 def tune(twin: TwinNet, x: torch.Tensor, repeats: int = 10) -> list[dict[str, Any]]:
@@ -78,50 +88,97 @@ def _note(seen: dict[Any, Any]) -> Any:
 
 def _choose(layer: FoldedConv, x: torch.Tensor, skip: torch.Tensor | None, repeats: int) -> Choice:
     def done(milliseconds: dict[str, float], chosen: str, reason: str) -> Choice:
-        return Choice(layer.name, list(x.shape), milliseconds, chosen, reason)
+        return Choice(layer.name, list(x.shape), milliseconds, chosen, reason, torch.backends.cudnn.benchmark)
 
     if layer.weight.dtype != layer.dtype:
         return done({}, PLAIN, "its weights are kept in float32")
+    with torch.no_grad():
+        upstream = torch.empty_like(layer.plain(x, skip))
+    upstream.normal_(generator=torch.Generator(x.device).manual_seed(0))
+    runs = {name: partial(_run, layer, name, x, skip, upstream) for name in (PLAIN, FUSED)}
     try:
-        plain, fused = (_run(layer, name, x, skip) for name in (PLAIN, FUSED))
+        plain, fused = (run() for run in runs.values())
     except RuntimeError as error:
         return done({}, PLAIN, f"no fused call: {(str(error).splitlines() or [''])[0]}")
-    for ours, theirs in zip(fused, plain, strict=True):
-        error_ratio = (ours - theirs).float().abs().max() / theirs.float().abs().max().clamp_min(1e-30)
-        if not error_ratio <= TOLERANCE.get(layer.dtype, 1e-3):
-            return done({}, PLAIN, f"the fused call differs by {error_ratio.item():.1e} of the largest value")
-    times: dict[str, list[float]] = {PLAIN: [], FUSED: []}
-    for _ in range(repeats):
-        for name, taken in times.items():
-            taken.append(_time(layer, name, x, skip))
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    if reason := _differs(fused, plain):
+        return done({}, PLAIN, reason)
+    medians = _measure(runs, x.device, repeats)
     faster = medians[FUSED] <= MARGIN * medians[PLAIN]
     reason = f"fused takes {medians[FUSED] / medians[PLAIN]:.2f} of the plain time"
     return done(medians, FUSED if faster else PLAIN, reason)
 
 
 def _run(
-    layer: FoldedConv, name: str, x: torch.Tensor, skip: torch.Tensor | None
+    layer: FoldedConv, name: str, x: torch.Tensor, skip: torch.Tensor | None, upstream: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and input gradient, by the implementation of that name."""
     before, layer.implementation = layer.implementation, name
     try:
         with torch.enable_grad():
-            leaf = x.requires_grad_()
+            leaf = x.detach().requires_grad_()
             out = layer(leaf, skip)
-        (gradient,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
+        (gradient,) = torch.autograd.grad(out, leaf, upstream)
         return out.detach(), gradient
     finally:
         layer.implementation = before
 
 
-def _time(layer: FoldedConv, name: str, x: torch.Tensor, skip: torch.Tensor | None) -> float:
-    if x.device.type != "cuda":
+def _differs(ours: tuple[torch.Tensor, torch.Tensor], theirs: tuple[torch.Tensor, torch.Tensor]) -> str:
+    """In what the first output and gradient differ from the second beyond rounding; "" where they do not."""
+    (out, gradient), (plain, expected) = ((a.float(), b.float()) for a, b in (ours, theirs))
+    apart = (out - plain).abs().max() / plain.abs().max().clamp_min(1e-30)
+    if not apart <= TOLERANCE.get(ours[0].dtype, 1e-3):
+        return f"the fused call differs by {apart.item():.1e} of the largest value"
+    apart = (gradient - expected).norm() / expected.norm().clamp_min(1e-30)
+    if not apart <= GRADIENT_TOLERANCE.get(ours[0].dtype, 1e-2):
+        return f"the fused call's gradient differs by {apart.item():.1e} of its norm"
+    return ""
+
+
+def _measure(runs: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
+    """Median milliseconds of each run, measured in turn."""
+    with contextlib.ExitStack() as stack:
+        work, count = (_recorded(runs, device, stack), RUNS) if device.type == "cuda" else (runs, 1)
+        taken: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(repeats):
+            for name, times in taken.items():
+                times.append(_milliseconds(work[name], device) / count)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def _recorded(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, stack: contextlib.ExitStack
+) -> dict[str, Callable[[], object]]:
+    """Each run RUNS times: as a CUDA graph, because on an idle device the launches of a convolution take longer
+    than its kernels, and its time would be the host's. Called one by one where any of them cannot be captured."""
+
+    def several(run: Callable[[], object]) -> None:
+        for _ in range(RUNS):
+            run()
+
+    replays: dict[str, Callable[[], object]] = {}
+    try:
+        for name, run in runs.items():
+            recorder = CudaRecorder(device)
+            stack.callback(recorder.close)
+            for _ in range(WARM_UP):
+                recorder.warm_up(run)
+            recorder.capture(partial(several, run))
+            replays[name] = recorder.replay
+    except RuntimeError:
+        return {name: partial(several, run) for name, run in runs.items()}
+    return replays
+
+
+def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
         start = time.perf_counter()
-        _run(layer, name, x, skip)
+        work()
         return (time.perf_counter() - start) * 1e3
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    _run(layer, name, x, skip)
-    end.record()
-    end.synchronize()
+    with torch.cuda.device(device):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
     return begin.elapsed_time(end)

@@ -1,0 +1,197 @@
+"""The choice among a convolution's implementations: what is refused, and what is timed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from twin_cases import CPU32, needs_bf16, ours, randomise, same
+
+from mwpb_fast.engine import tune as tuning
+from mwpb_fast.engine.conv import FUSED, PLAIN, FoldedConv, _Fused
+from mwpb_fast.engine.tune import tune
+from mwpb_fast.engine.twin import TwinNet
+
+
+def test_choices_are_recorded_and_change_nothing() -> None:
+    model, x = randomise(ours("wrn-16-2")()), torch.rand(3, 3, 16, 16)
+    twin = TwinNet(model, CPU32, x)
+    records = tune(twin, x, repeats=2)
+    convolutions = [layer for layer in twin.layers if isinstance(layer, FoldedConv)]
+    assert [r["layer"] for r in records] == [layer.name for layer in convolutions]
+    assert [r["chosen"] for r in records] == [layer.implementation for layer in convolutions]
+    assert all(set(r["milliseconds"]) == {PLAIN, FUSED} and r["reason"] for r in records)
+    same(twin, model, x)
+
+
+def test_layer_without_fused_call_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> Tensor:
+        raise RuntimeError("no engine for this shape\nmore")
+
+    monkeypatch.setattr(FoldedConv, "fused", refuse)
+    model, x = randomise(ours("smallresnet-4")()), torch.rand(2, 3, 8, 8)
+    twin = TwinNet(model, CPU32, x)
+    records = tune(twin, x, repeats=1)
+    assert {r["chosen"] for r in records} == {PLAIN}
+    assert {r["reason"] for r in records} == {"no fused call: no engine for this shape"}
+    same(twin, model, x)
+
+
+def test_wrong_fused_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FoldedConv, "fused", lambda self, x, skip: self.plain(x, skip) * 1.01)
+    model, x = randomise(ours("smallresnet-4")()), torch.rand(2, 3, 8, 8)
+    twin = TwinNet(model, CPU32, x)
+    records = tune(twin, x, repeats=1)
+    assert {r["chosen"] for r in records} == {PLAIN}
+    assert all("differs" in r["reason"] for r in records)
+
+
+@needs_bf16
+@pytest.mark.parametrize("batch", [2, 32])
+def test_relus_that_round_to_the_other_side_are_no_reason_against_a_fused_call(batch: int) -> None:
+    """The fused sum is rounded once, the plain one twice, and near zero that decides which ReLUs are open."""
+    model, x = randomise(ours("resnet-18")()), torch.rand(batch, 3, 8, 8)
+    twin = TwinNet(model, CPU32, x, torch.bfloat16)
+    records = tune(twin, x, repeats=1)
+    assert not [r["reason"] for r in records if "differs" in r["reason"]]
+    assert (
+        sum(len(r["milliseconds"]) == 2 for r in records) == len(records) - 1
+    )  # all but the one that reads the image
+
+
+def scaled(gradient: Tensor) -> Tensor:
+    return gradient * 1.2
+
+
+def moved(gradient: Tensor) -> Tensor:
+    return gradient.roll(1, 3)
+
+
+def halved(gradient: Tensor) -> Tensor:
+    return gradient.clone().index_fill_(0, torch.arange(len(gradient) // 2), 0)
+
+
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)]
+
+
+def reasons(dtype: torch.dtype) -> dict[bool, set[str]]:
+    """The first words of the reasons for the layers that end in a ReLU, and for the others."""
+    twin = TwinNet(randomise(ours("smallresnet-4")()), CPU32, x := torch.rand(8, 3, 8, 8), dtype)
+    layers = [layer for layer in twin.layers if isinstance(layer, FoldedConv) and layer.weight.dtype == dtype]
+    found = {r["layer"]: " ".join(r["reason"].split()[:4]) for r in tune(twin, x, repeats=1)}
+    return {relu: {found[layer.name] for layer in layers if layer.relu is relu} for relu in (True, False)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wrong", [scaled, moved, halved])
+def test_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch, wrong: Any, dtype: torch.dtype) -> None:
+    backward = _Fused.backward
+
+    def changed(ctx: Any, *gradients: Tensor) -> Any:
+        _, of_input, of_skip = backward(ctx, *gradients)
+        return None, wrong(of_input), of_skip
+
+    monkeypatch.setattr(_Fused, "backward", changed)
+    found = reasons(dtype)
+    assert found[True] == {"the fused call's gradient"}
+    assert found[False] <= {"the fused call's gradient"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_through_closed_relus_is_refused(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(torch.ops.aten, "threshold_backward", lambda gradient, out, threshold: gradient)
+    assert reasons(dtype)[True] == {"the fused call's gradient"}
+
+
+# what is timed ------------------------------------------------------------------------------------------------
+
+
+class Device:
+    """A device with a clock of its own, on which work takes its time and launches none: they take the host's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capturable: tuple[str, ...]) -> None:
+        self.now, self.log, self.capturing = 0.0, [], False
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                assert device.current == torch.device("cuda:1")
+                self.at = device.now
+
+            def synchronize(self) -> None:
+                device.log.append("waits")
+
+            def elapsed_time(self, end: Any) -> float:
+                return end.at - self.at
+
+        class Recorder:
+            def __init__(self, on: torch.device) -> None:
+                assert on == torch.device("cuda:1")
+                self.work = 0.0
+
+            def warm_up(self, function: Callable[[], object]) -> None:
+                function()
+
+            def capture(self, function: Callable[[], object]) -> None:
+                before, device.capturing = device.now, True
+                try:
+                    function()
+                finally:
+                    self.work, device.now, device.capturing = device.now - before, before, False
+
+            def replay(self) -> None:
+                device.now += self.work
+
+            def close(self) -> None:
+                device.log.append("closed")
+
+        self.current: torch.device | None = None
+
+        @contextlib.contextmanager
+        def current(one: torch.device) -> Iterator[None]:
+            device.current = one
+            yield
+            device.current = None
+
+        def run(name: str, launch: float, kernel: float) -> Callable[[], None]:
+            def go() -> None:
+                if device.capturing and name not in capturable:
+                    raise RuntimeError("operation not permitted when stream is capturing")
+                device.now += kernel if device.capturing else max(launch, kernel)
+
+            return go
+
+        self.runs = {PLAIN: run(PLAIN, 5.0, 2.0), FUSED: run(FUSED, 6.0, 1.0)}
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "device", current)
+        monkeypatch.setattr(tuning, "CudaRecorder", Recorder)
+
+
+def test_on_cuda_the_kernels_are_timed_and_not_their_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, capturable=(PLAIN, FUSED))
+    medians = tuning._measure(device.runs, torch.device("cuda:1"), 3)
+    assert medians == {PLAIN: 2.0, FUSED: 1.0}
+    assert device.log == ["waits"] * 6 + ["closed"] * 2
+
+
+@pytest.mark.parametrize("capturable", [(), (PLAIN,), (FUSED,)])
+def test_what_cannot_be_captured_is_timed_with_its_launches(
+    monkeypatch: pytest.MonkeyPatch, capturable: tuple[str, ...]
+) -> None:
+    device = Device(monkeypatch, capturable)
+    assert tuning._measure(device.runs, torch.device("cuda:1"), 3) == {PLAIN: 5.0, FUSED: 6.0}
+    assert device.log.count("closed") == (2 if capturable == (PLAIN,) else 1)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_cudnns_own_choice_is_recorded(monkeypatch: pytest.MonkeyPatch, measured: bool) -> None:
+    twin = TwinNet(randomise(ours("smallresnet-4")()), CPU32, x := torch.rand(2, 3, 8, 8))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", measured)
+    assert {r["cudnn_benchmark"] for r in tune(twin, x, repeats=1)} == {measured}
