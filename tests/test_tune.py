@@ -9,21 +9,27 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from twin_cases import CPU32, needs_bf16, ours, randomise, same
+from twin_cases import CPU32, Operators, needs_bf16, ours, randomise, same
 
 from mwpb_fast.engine import tune as tuning
-from mwpb_fast.engine.conv import FUSED, PLAIN, FoldedConv, _Fused
+from mwpb_fast.engine.conv import EPILOGUE, FUSED, PLAIN, FoldedConv, _Fused
 from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import TwinNet
+
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)]
+
+
+def convolutions(twin: TwinNet) -> list[FoldedConv]:
+    return [layer for layer in twin.layers if isinstance(layer, FoldedConv)]
 
 
 def test_choices_are_recorded_and_change_nothing() -> None:
     model, x = randomise(ours("wrn-16-2")()), torch.rand(3, 3, 16, 16)
     twin = TwinNet(model, CPU32, x)
     records = tune(twin, x, repeats=2)
-    convolutions = [layer for layer in twin.layers if isinstance(layer, FoldedConv)]
-    assert [r["layer"] for r in records] == [layer.name for layer in convolutions]
-    assert [r["chosen"] for r in records] == [layer.implementation for layer in convolutions]
+    layers = convolutions(twin)
+    assert [r["layer"] for r in records] == [layer.name for layer in layers]
+    assert [r["chosen"] for r in records] == [layer.implementation for layer in layers]
     assert all(set(r["milliseconds"]) == {PLAIN, FUSED} and r["reason"] for r in records)
     same(twin, model, x)
 
@@ -48,6 +54,32 @@ def test_wrong_fused_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     records = tune(twin, x, repeats=1)
     assert {r["chosen"] for r in records} == {PLAIN}
     assert all("differs" in r["reason"] for r in records)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fastest", [PLAIN, FUSED, EPILOGUE])
+def test_bias_and_relu_in_one_pass_are_a_candidate_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, fastest: str, dtype: torch.dtype
+) -> None:
+    """Where PyTorch's convolution does not add its bias itself; here as if the CPU's did not."""
+    monkeypatch.setitem(tuning.CANDIDATES, "cpu", tuning.CANDIDATES["cuda"])
+    monkeypatch.setattr(tuning, "_measure", lambda runs, *_: {n: 1.0 if n == fastest else 2.0 for n in runs})
+    model, x = randomise(ours("resnet-18")()), torch.rand(4, 3, 16, 16)
+    twin = TwinNet(model, CPU32, x, dtype)
+    for layer, record in zip(convolutions(twin), tune(twin, x), strict=True):
+        if layer.weight.dtype == layer.dtype:
+            expected = fastest if fastest in record["milliseconds"] else PLAIN
+            assert record["chosen"] == layer.implementation == expected
+            assert set(record["milliseconds"]) == {PLAIN, FUSED, *([EPILOGUE] if layer.relu else [])}
+            assert "differs" not in record["reason"]
+            assert ("no epilogue call: there are no bias and ReLU" in record["reason"]) is not layer.relu
+    with Operators() as operators:
+        twin.input_grad(x, torch.ones_like)
+    epilogues = [name for name, _ in operators.calls if name == "mwpb::scale_bias_relu"]
+    assert len(epilogues) == sum(layer.implementation == EPILOGUE for layer in convolutions(twin))
+    assert bool(epilogues) is (fastest == EPILOGUE)
+    if dtype == torch.float32:
+        same(twin, model, x)
 
 
 @needs_bf16
@@ -75,13 +107,10 @@ def halved(gradient: Tensor) -> Tensor:
     return gradient.clone().index_fill_(0, torch.arange(len(gradient) // 2), 0)
 
 
-DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)]
-
-
 def reasons(dtype: torch.dtype) -> dict[bool, set[str]]:
     """The first words of the reasons for the layers that end in a ReLU, and for the others."""
     twin = TwinNet(randomise(ours("smallresnet-4")()), CPU32, x := torch.rand(8, 3, 8, 8), dtype)
-    layers = [layer for layer in twin.layers if isinstance(layer, FoldedConv) and layer.weight.dtype == dtype]
+    layers = [layer for layer in convolutions(twin) if layer.weight.dtype == dtype]
     found = {r["layer"]: " ".join(r["reason"].split()[:4]) for r in tune(twin, x, repeats=1)}
     return {relu: {found[layer.name] for layer in layers if layer.relu is relu} for relu in (True, False)}
 
