@@ -147,3 +147,16 @@ def test_tune_measures_in_the_mode_of_the_run(monkeypatch: pytest.MonkeyPatch) -
     build.make_engine(randomise(ours("smallresnet-4")()), config, precision, torch.rand(2, 3, 8, 8))
     with precision.mode():
         assert seen == [settings()]
+
+
+@pytest.mark.gpu
+def test_convolutions_and_products_on_a_gpu_are_full_float32() -> None:
+    x, weight = (torch.randn(2, 256, 8, 8, device="cuda"), torch.randn(256, 256, 3, 3, device="cuda"))
+    matrix, bias = torch.randn(256, 256, device="cuda"), torch.zeros(256, device="cuda")
+    convolved, product = (torch.conv2d(x.double(), weight.double(), padding=1), matrix.double() @ matrix.double())
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    with dataclasses.replace(CPU32, device=torch.device("cuda")).mode():
+        fused = torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+        for ours, expected in ((torch.conv2d(x, weight, padding=1), convolved), (fused, convolved.relu())):
+            assert ((ours - expected).abs().max() / expected.max()).item() <= 1e-5
+        assert ((matrix @ matrix - product).abs().max() / product.max()).item() <= 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -222,3 +223,25 @@ def test_cudnns_own_choice_is_recorded(monkeypatch: pytest.MonkeyPatch, measured
     twin = TwinNet(randomise(ours("smallresnet-4")()), CPU32, x := torch.rand(2, 3, 8, 8))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", measured)
     assert {r["cudnn_benchmark"] for r in tune(twin, x, repeats=1)} == {measured}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_call_on_a_gpu_is_captured_and_agrees(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    captured = []
+
+    def recorded(runs: Any, device: Any, stack: Any) -> Any:
+        work = real(runs, device, stack)
+        captured.append([getattr(f, "__name__", "") == "replay" for f in work.values()])
+        return work
+
+    real = tuning._recorded
+    monkeypatch.setattr(tuning, "_recorded", recorded)
+    precision = dataclasses.replace(CPU32, device=torch.device("cuda"), dtype=dtype, benchmark=True)
+    model, x = randomise(ours("resnet-18")()).cuda(), torch.rand(32, 3, 32, 32, device="cuda")
+    with precision.mode():
+        records = tune(TwinNet(model.to(memory_format=torch.channels_last), precision, x), x)
+    assert captured
+    assert all(all(work) for work in captured)
+    assert not [r["reason"] for r in records if "differs" in r["reason"]]
+    assert all(r["milliseconds"][PLAIN] > 0 for r in records if r["milliseconds"])
