@@ -1,11 +1,10 @@
-"""Where a model or a mode cannot be folded, and the choice of implementations."""
+"""Where a model or a mode cannot be folded."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -16,15 +15,12 @@ from twin_cases import (
     ORACLE,
     descend,
     needs_bf16,
-    ours,
     randomise,
     same,
     small,
 )
 
-from mwpb_fast.engine.conv import FUSED, PLAIN, FoldedConv
 from mwpb_fast.engine.net import EagerNet
-from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import EngineWarning, TwinNet, make_net
 
 
@@ -144,39 +140,3 @@ def test_unfoldable_model_takes_the_plain_path_and_says_why(name: str) -> None:
 def test_oracle_is_never_folded() -> None:
     assert isinstance(make_net(randomise(small()), ORACLE, torch.rand(2, 3, 8, 8)), EagerNet)
     assert isinstance(make_net(randomise(small()), CPU32, torch.rand(2, 3, 8, 8)), TwinNet)
-
-
-# the choice of implementations --------------------------------------------------------------------------------
-
-
-def test_choices_are_recorded_and_change_nothing() -> None:
-    model, x = randomise(ours("wrn-16-2")()), torch.rand(3, 3, 16, 16)
-    twin = TwinNet(model, CPU32, x)
-    records = tune(twin, x, repeats=2)
-    convolutions = [layer for layer in twin.layers if isinstance(layer, FoldedConv)]
-    assert [r["layer"] for r in records] == [layer.name for layer in convolutions]
-    assert [r["chosen"] for r in records] == [layer.implementation for layer in convolutions]
-    assert all(set(r["milliseconds"]) == {PLAIN, FUSED} and r["reason"] for r in records)
-    same(twin, model, x)
-
-
-def test_layer_without_fused_call_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any) -> Tensor:
-        raise RuntimeError("no engine for this shape\nmore")
-
-    monkeypatch.setattr(FoldedConv, "fused", refuse)
-    model, x = randomise(ours("smallresnet-4")()), torch.rand(2, 3, 8, 8)
-    twin = TwinNet(model, CPU32, x)
-    records = tune(twin, x, repeats=1)
-    assert {r["chosen"] for r in records} == {PLAIN}
-    assert {r["reason"] for r in records} == {"no fused call: no engine for this shape"}
-    same(twin, model, x)
-
-
-def test_wrong_fused_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FoldedConv, "fused", lambda self, x, skip: self.plain(x, skip) * 1.01)
-    model, x = randomise(ours("smallresnet-4")()), torch.rand(2, 3, 8, 8)
-    twin = TwinNet(model, CPU32, x)
-    records = tune(twin, x, repeats=1)
-    assert {r["chosen"] for r in records} == {PLAIN}
-    assert all("differs" in r["reason"] for r in records)

@@ -111,7 +111,7 @@ def _crop_flip_kernel(
     known = (image >= 0) & (image < count)
     zero = tl.zeros((1,), tl.int64)
     word0, word1, word2, _ = philox_block(tl.load(seed_ptr), zero + STREAM, zero + image, zero)
-    span = zero.to(tl.uint32) + (2 * pad + 1).to(tl.uint32)
+    span = (zero + 2 * pad + 1).to(tl.uint32)
     channel = element % CHANNELS
     column = (element // CHANNELS) % width
     row = element // CHANNELS // width + tl.umulhi(word0, span).to(tl.int32) - pad

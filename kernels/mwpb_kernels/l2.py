@@ -109,7 +109,6 @@ def _l2_step_kernel(
     part_ptr,  # (4, B, blocks): scale and root of the tiles' gradients, then of their differences from x
     n,
     blocks,
-    batch,
     size_1,
     size_2,
     adv_b,
@@ -137,7 +136,7 @@ def _l2_step_kernel(
     grad_at = grad_ptr + sample * grad_b + offset_of(element, size_1, size_2, grad_0, grad_1, grad_2, FLAT, WIDE)
     grad = tl.load(grad_at, mask=inside, other=0.0).to(tl.float32)
     part_at = part_ptr + tl.program_id(0).to(tl.int64)
-    parts = batch.to(tl.int64) * blocks
+    parts = tl.num_programs(0).to(tl.int64)
     if STAGE == "grad":
         scale, root = norm_of(grad)
         tl.store(part_at, scale)
@@ -190,7 +189,6 @@ def l2_step_triton(
             radius_ptr=radius,
             step_ptr=step_size,
             part_ptr=part,
-            batch=x.shape[0],
             radius_stride=radius.stride(0),
             step_stride=step_size.stride(0),
             lo=lo,
@@ -221,7 +219,7 @@ L2_STEP = Op(
             kernel=_l2_step_kernel,
             signature={
                 **loop_types(adv="fp32", grad=grad, x="fp32"),
-                **dict(radius_ptr="*fp32", step_ptr="*fp32", part_ptr="*fp32", batch="i32"),
+                **dict(radius_ptr="*fp32", step_ptr="*fp32", part_ptr="*fp32"),
                 **dict(radius_stride="i32", step_stride="i32", lo="fp32", hi="fp32"),
             },
             constants={"STAGE": stage, "FLAT": flat, "WIDE": False, "BLOCK": block},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,16 +107,24 @@ class Op:
     def on_cuda(self, *args: Any) -> Any:
         """Triton, but for float64: that is the oracle's type and stays with the reference."""
         assert self.triton is not None
-        return (self.reference if has_float64(args) else self.triton)(*args)
+        if has_float64(args):
+            return self.reference(*args)
+        with torch.cuda.device_of(next(tensors_in(args))):  # Triton launches on the current device
+            return self.triton(*args)
 
 
 def has_float64(args: tuple[Any, ...]) -> bool:
     """Whether a tensor among the arguments, or in a list among them, holds float64."""
-    return any(
-        a.dtype == torch.float64 if isinstance(a, torch.Tensor) else has_float64(tuple(a))
-        for a in args
-        if isinstance(a, (torch.Tensor, list, tuple))
-    )
+    return any(t.dtype == torch.float64 for t in tensors_in(args))
+
+
+def tensors_in(args: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among the arguments, and in lists among them."""
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            yield a
+        elif isinstance(a, (list, tuple)):
+            yield from tensors_in(a)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from mwpb_fast.attacks.contract import Attack, Setting, check_images
 from mwpb_fast.attacks.sharded import ShardedAttack, Watched
 from mwpb_fast.attacks.suite import find_attack, shard_name
 from mwpb_fast.config import EvaluationConfig
-from mwpb_fast.engine.frozen import EvaluationError, check_model, frozen, full_float32, hash_model
-from mwpb_fast.engine.precision import Precision
+from mwpb_fast.engine.frozen import EvaluationError, check_model, frozen, hash_model
+from mwpb_fast.engine.precision import Precision, full_float32
 from mwpb_fast.log import environment
 
 NORM = "linf"

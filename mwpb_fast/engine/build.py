@@ -27,8 +27,9 @@ def make_engine(
         folded = in_bounds and config.attack_mode == "eval"
     if not folded:
         return EagerNet(model, precision), []
-    net = make_net(model, precision, sample)
-    return net, tune(net, sample) if config.precision.tune and isinstance(net, TwinNet) else []
+    with precision.mode():  # so that what is measured is what will run
+        net = make_net(model, precision, sample)
+        return net, tune(net, sample) if config.precision.tune and isinstance(net, TwinNet) else []
 
 
 def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

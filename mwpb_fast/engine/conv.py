@@ -2,8 +2,8 @@
 
 Parameters are frozen, so autograd computes the gradient of the input alone. A convolution's epilogue (bias,
 residual addition, ReLU) works in place on its output: plain autograd over these layers measured as fast on the
-CPU as a hand-written backward. `FUSED` is the library's own fused call where the device has one;
-`mwpb_fast.engine.tune` chooses between the two per layer.
+CPU as a hand-written backward. `FUSED` is the library's own fused call where the device has one; `EPILOGUE` is a
+convolution without bias, and bias and ReLU in one pass after it; `mwpb_fast.engine.tune` chooses for each layer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mwpb_fast.engine.positions import Convolution, Products, serves
 
-PLAIN, FUSED = "plain", "fused"
+PLAIN, FUSED, EPILOGUE = "plain", "fused", "epilogue"
 IMAGE_CHANNELS = 4  # a convolution of at most so many channels reads the image
 
 
@@ -85,6 +85,7 @@ class FoldedConv(Folded):
         self.padding = _padding(source)
         self.implementation = PLAIN
         self.products: Products | None = None
+        self.ones = None if self.bias32 is None else torch.ones_like(self.bias32)
 
     def hold(self, dtype: torch.dtype) -> None:
         on_cpu = self.weight32.device.type == "cpu"
@@ -95,24 +96,36 @@ class FoldedConv(Folded):
         if self.implementation == FUSED and self.weight.dtype == self.dtype:
             out: Tensor = _Fused.apply(self, x, skip if skip is None else skip.to(self.dtype))
             return out
+        if self.implementation == EPILOGUE and self.weight.dtype == self.dtype:
+            return self.with_epilogue(x, skip)
         return self.plain(x, skip)
 
     def plain(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """Bias in the convolution, skip and ReLU in place on its output."""
-        out = self.convolved(x).to(self.dtype)
-        if skip is not None:
-            out = out.add_(skip) if skip.shape == out.shape else out + skip
+        out = self.convolved(x, self.bias, skip)
         return out.relu_() if self.relu else out
 
-    def convolved(self, x: Tensor) -> Tensor:
+    def with_epilogue(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """Bias and ReLU in one pass over convolution plus skip: on CUDA, PyTorch would add the bias in a pass of
+        its own. Raises where there are not both."""
+        if not self.relu or self.bias32 is None or self.ones is None:
+            raise RuntimeError("there are no bias and ReLU to fuse")
+        return ops.scale_bias_relu(self.convolved(x, None, skip), self.ones, self.bias32)
+
+    def convolved(self, x: Tensor, bias: Tensor | None, skip: Tensor | None) -> Tensor:
+        """conv(x) + bias + skip."""
         geometry = (self.stride, self.padding, self.dilation)
         if not serves(x, self.weight, geometry, self.groups):
-            return torch.conv2d(x, self.weight, self.bias, *geometry, self.groups)
-        if self.products is None or self.products.weight is not self.weight:
-            self.products = Products(self.weight)
-        self.products.follow()
-        out: Tensor = Convolution.apply(x, self.products, self.bias)
-        return out
+            out = torch.conv2d(x, self.weight, bias, *geometry, self.groups)
+        else:
+            if self.products is None or self.products.weight is not self.weight:
+                self.products = Products(self.weight)
+            self.products.follow()
+            out = Convolution.apply(x, self.products, bias)
+        out = out.to(self.dtype)
+        if skip is None:
+            return out
+        return out.add_(skip) if skip.shape == out.shape else out + skip
 
     def fused(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """The library's fused call: oneDNN on the CPU, cuDNN on CUDA. Raises where it has none."""

@@ -1,11 +1,11 @@
-"""A model as an evaluation wants it: checked, its weights fixed, in true float32, and known by its hash."""
+"""A model as an evaluation wants it: checked, its weights fixed, and known by its hash."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mwpb_fast.config import ConfigError
 from mwpb_fast.lazy import torch
@@ -53,18 +53,3 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Inside the block float32 convolutions and products are not rounded to TF32 or bfloat16 within."""
-    backends: Any = torch.backends
-    places = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.conv, backends.mkldnn.matmul)
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value

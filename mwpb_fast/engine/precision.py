@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,16 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """device; dtype of convolutions and matrix products; layout of images and weights; oracle mode; dtype of the
-    attack alone, None for the same."""
+    """device; dtype of convolutions and matrix products (float32 is all of it, no TF32); layout of images and
+    weights; oracle mode; dtype of the attack alone, None for the same; whether cuDNN chooses its algorithms by
+    measurement."""
 
     device: torch.device
     dtype: torch.dtype
     memory_format: torch.memory_format
     oracle: bool
     attack_dtype: torch.dtype | None = None
+    benchmark: bool = False
 
     @property
     def attack(self) -> Precision:
@@ -47,21 +49,61 @@ class Precision:
 
     @contextlib.contextmanager
     def mode(self) -> Iterator[None]:
-        """What the oracle needs around a run: reference ops and deterministic algorithms."""
-        if not self.oracle:
+        """What is needed around a run: full float32 where training or attack is in it, cuDNN's choice of
+        algorithms, and for the oracle reference ops and deterministic algorithms."""
+        with contextlib.ExitStack() as stack:
+            if torch.float32 in (self.dtype, self.attack.dtype):
+                stack.enter_context(full_float32())
+            if self.benchmark:
+                stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+                torch.backends.cudnn.benchmark = True
+            if self.oracle:
+                before = torch.are_deterministic_algorithms_enabled()
+                warn = torch.is_deterministic_algorithms_warn_only_enabled()
+                stack.callback(torch.use_deterministic_algorithms, before, warn_only=warn)
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                stack.enter_context(ops.force_reference())
             yield
-            return
-        before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            with ops.force_reference():
-                yield
-        finally:
-            torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Inside the block float32 convolutions and products are not rounded to TF32 or bfloat16 within.
+
+    PyTorch's older switches are set with the newer ones: it raises where one is read that does not agree.
+    """
+    backends: Any = torch.backends
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    places = (backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.matmul)
+    before = [place.fp32_precision for place in places]
+    products = _older(torch.get_float32_matmul_precision, "highest")
+    convolutions = _older(lambda: cudnn.allow_tf32, True)
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = False
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        cudnn.allow_tf32 = convolutions
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
+def _older(read: Callable[[], Any], default: Any) -> Any:
+    """The setting, or PyTorch's default where it already disagrees with the newer one and cannot be read."""
+    try:
+        return read()
+    except RuntimeError:
+        return default
 
 
 def make_precision(config: PrecisionConfig) -> Precision:
-    """The precision that `config` asks for on this machine. Raises ConfigError for what it cannot do."""
+    """The precision that `config` asks for on this machine. Raises ConfigError for what it cannot do.
+
+    A CUDA device that has a number becomes the current one.
+    """
     device = _device(config.device)
     name = config.dtype
     if name == "auto":
@@ -76,6 +118,7 @@ def make_precision(config: PrecisionConfig) -> Precision:
         memory_format=torch.channels_last if channels_last else torch.contiguous_format,
         oracle=config.oracle,
         attack_dtype=_DTYPES[attack],
+        benchmark=config.tune and device.type == "cuda" and not config.oracle,
     )
 
 
@@ -107,4 +150,6 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"precision.device {name!r} is not supported: write auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"precision.device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # for what works on the current one, such as libraries' own buffers
     return device

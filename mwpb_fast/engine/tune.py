@@ -1,35 +1,46 @@
-"""For each convolution of a twin, the library's fused call or the plain one, whichever is measured faster.
+"""For each convolution of a twin, the plain call or one that fuses what follows it, whichever is measured fastest.
 
 What was measured and what was refused is recorded per layer, so a report can show every choice and its reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from mwpb_fast.engine.conv import FUSED, PLAIN, FoldedConv
+from mwpb_fast.engine.conv import EPILOGUE, FUSED, PLAIN, FoldedConv
 from mwpb_fast.engine.net import module_mode
+from mwpb_fast.engine.recorder import WARM_UP, CudaRecorder
 from mwpb_fast.engine.twin import TwinNet
 
-MARGIN = 0.97  # the fused call must take at most this share of the plain one's time: below it is noise
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+CANDIDATES = {"cpu": (FUSED,), "cuda": (FUSED, EPILOGUE)}  # beside the plain call; on the CPU that fuses the bias
+MARGIN = 0.97  # another call must take at most this share of the plain one's time: below it is noise
+RUNS = 10  # of a convolution in one measurement on CUDA
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}  # of the largest output
+# Of the gradient's L2 norm. Two right implementations round a sum near zero to different sides, so that a share f
+# of the ReLUs differs and with it sqrt(2 f) of the gradient, half of the ReLUs being open. f is at most about the
+# type's epsilon: 9e-2 in bfloat16, 4e-2 in float16. In float32 sums in another order differ more than roundings.
+GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1e-1, torch.float16: 5e-2}
 
 
 @dataclass(frozen=True)
 class Choice:
     """layer: its name in the model. input: shape. milliseconds: median of forward and input gradient by
-    implementation. chosen: the one taken. reason: why."""
+    implementation. chosen: the one taken. reason: why. cudnn_benchmark: whether cuDNN measured its algorithms."""
 
     layer: str
     input: list[int]
     milliseconds: dict[str, float]
     chosen: str
     reason: str
+    cudnn_benchmark: bool
 
 
 def tune(twin: TwinNet, x: torch.Tensor, repeats: int = 10) -> list[dict[str, Any]]:
@@ -78,50 +89,112 @@ def _note(seen: dict[Any, Any]) -> Any:
 
 def _choose(layer: FoldedConv, x: torch.Tensor, skip: torch.Tensor | None, repeats: int) -> Choice:
     def done(milliseconds: dict[str, float], chosen: str, reason: str) -> Choice:
-        return Choice(layer.name, list(x.shape), milliseconds, chosen, reason)
+        return Choice(layer.name, list(x.shape), milliseconds, chosen, reason, torch.backends.cudnn.benchmark)
 
     if layer.weight.dtype != layer.dtype:
         return done({}, PLAIN, "its weights are kept in float32")
-    try:
-        plain, fused = (_run(layer, name, x, skip) for name in (PLAIN, FUSED))
-    except RuntimeError as error:
-        return done({}, PLAIN, f"no fused call: {(str(error).splitlines() or [''])[0]}")
-    for ours, theirs in zip(fused, plain, strict=True):
-        error_ratio = (ours - theirs).float().abs().max() / theirs.float().abs().max().clamp_min(1e-30)
-        if not error_ratio <= TOLERANCE.get(layer.dtype, 1e-3):
-            return done({}, PLAIN, f"the fused call differs by {error_ratio.item():.1e} of the largest value")
-    times: dict[str, list[float]] = {PLAIN: [], FUSED: []}
-    for _ in range(repeats):
-        for name, taken in times.items():
-            taken.append(_time(layer, name, x, skip))
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    faster = medians[FUSED] <= MARGIN * medians[PLAIN]
-    reason = f"fused takes {medians[FUSED] / medians[PLAIN]:.2f} of the plain time"
-    return done(medians, FUSED if faster else PLAIN, reason)
+    with torch.no_grad():
+        upstream = torch.empty_like(layer.plain(x, skip))
+    upstream.normal_(generator=torch.Generator(x.device).manual_seed(0))
+    runs = {PLAIN: partial(_run, layer, PLAIN, x, skip, upstream)}
+    plain, reasons = runs[PLAIN](), []
+    for name in CANDIDATES[x.device.type]:
+        run = partial(_run, layer, name, x, skip, upstream)
+        if reason := _refused(name, run, plain):
+            reasons.append(reason)
+        else:
+            runs[name] = run
+    if len(runs) == 1:
+        return done({}, PLAIN, "; ".join(reasons))
+    medians = _measure(runs, x.device, repeats)
+    shares = {name: medians[name] / medians[PLAIN] for name in runs if name != PLAIN}
+    reasons += [f"{name} takes {share:.2f} of the plain time" for name, share in shares.items()]
+    best = min(shares, key=lambda name: shares[name])
+    return done(medians, best if shares[best] <= MARGIN else PLAIN, "; ".join(reasons))
 
 
 def _run(
-    layer: FoldedConv, name: str, x: torch.Tensor, skip: torch.Tensor | None
+    layer: FoldedConv, name: str, x: torch.Tensor, skip: torch.Tensor | None, upstream: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and input gradient, by the implementation of that name."""
     before, layer.implementation = layer.implementation, name
     try:
         with torch.enable_grad():
-            leaf = x.requires_grad_()
+            leaf = x.detach().requires_grad_()
             out = layer(leaf, skip)
-        (gradient,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
+        (gradient,) = torch.autograd.grad(out, leaf, upstream)
         return out.detach(), gradient
     finally:
         layer.implementation = before
 
 
-def _time(layer: FoldedConv, name: str, x: torch.Tensor, skip: torch.Tensor | None) -> float:
-    if x.device.type != "cuda":
+def _refused(
+    name: str, run: Callable[[], tuple[torch.Tensor, torch.Tensor]], plain: tuple[torch.Tensor, torch.Tensor]
+) -> str:
+    """Why an implementation cannot be taken: it fails, or differs beyond rounding; "" where it can."""
+    try:
+        out, gradient = run()
+    except RuntimeError as error:
+        return f"no {name} call: {(str(error).splitlines() or [''])[0]}"
+    apart = _distance(out, plain[0], torch.inf)
+    if not apart <= TOLERANCE.get(out.dtype, 1e-3):
+        return f"the {name} call differs by {apart:.1e} of the largest value"
+    apart = _distance(gradient, plain[1], 2)
+    if not apart <= GRADIENT_TOLERANCE.get(out.dtype, 1e-2):
+        return f"the {name} call's gradient differs by {apart:.1e} of its norm"
+    return ""
+
+
+def _distance(ours: torch.Tensor, theirs: torch.Tensor, order: float) -> float:
+    """Of two tensors, relative to the second, in the norm of that order."""
+    apart, size = (torch.linalg.vector_norm(t, order) for t in (ours.float() - theirs.float(), theirs.float()))
+    return (apart / size.clamp_min(1e-30)).item()
+
+
+def _measure(runs: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
+    """Median milliseconds of each run, measured in turn."""
+    with contextlib.ExitStack() as stack:
+        work, count = (_recorded(runs, device, stack), RUNS) if device.type == "cuda" else (runs, 1)
+        taken: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(repeats):
+            for name, times in taken.items():
+                times.append(_milliseconds(work[name], device) / count)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def _recorded(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, stack: contextlib.ExitStack
+) -> dict[str, Callable[[], object]]:
+    """Each run RUNS times: as a CUDA graph, because on an idle device the launches of a convolution take longer
+    than its kernels, and its time would be the host's. Called one by one where any of them cannot be captured."""
+
+    def several(run: Callable[[], object]) -> None:
+        for _ in range(RUNS):
+            run()
+
+    replays: dict[str, Callable[[], object]] = {}
+    try:
+        for name, run in runs.items():
+            recorder = CudaRecorder(device)
+            stack.callback(recorder.close)
+            for _ in range(WARM_UP):
+                recorder.warm_up(run)
+            recorder.capture(partial(several, run))
+            replays[name] = recorder.replay
+    except RuntimeError:
+        return {name: partial(several, run) for name, run in runs.items()}
+    return replays
+
+
+def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
         start = time.perf_counter()
-        _run(layer, name, x, skip)
+        work()
         return (time.perf_counter() - start) * 1e3
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    _run(layer, name, x, skip)
-    end.record()
-    end.synchronize()
+    with torch.cuda.device(device):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
     return begin.elapsed_time(end)

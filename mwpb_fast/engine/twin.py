@@ -7,7 +7,6 @@ that cannot be folded runs the plain path instead, and that is said once.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Callable
 
@@ -15,7 +14,7 @@ import torch
 
 from mwpb_fast.engine.fold import UnfoldableError, fold, refresh
 from mwpb_fast.engine.net import EagerNet, Net, module_mode
-from mwpb_fast.engine.precision import Precision
+from mwpb_fast.engine.precision import Precision, full_float32
 
 CHECKED = 8  # images in the comparison with the model that every new twin must pass
 TOLERANCE = 2e-2  # of it, for each image, relative: rounding gives up to 1e-3, a wrong rewrite 1
@@ -90,7 +89,7 @@ class TwinNet:
 
     def _compare(self, x: torch.Tensor) -> None:
         """Refuse a twin whose logits or input gradient are not the model's: its code does what a trace misses."""
-        with _full_float32(x.device):
+        with full_float32():
             theirs, ours = (self._results(net, x) for net in (_Float32(self.model), self))
         for name, expected, got in zip(("logits", "input gradient"), theirs, ours, strict=True):
             if got.shape != expected.shape:
@@ -114,12 +113,6 @@ class TwinNet:
         except Exception as error:  # the model's own code, or its rewritten form, may raise anything
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UnfoldableError(f"it cannot be compared with its twin ({reason})") from error
-
-
-def _full_float32(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 class _Float32(EagerNet):

@@ -1,7 +1,8 @@
 """Compiles every Triton kernel of the package for GPUs that are not there, and reports what the compiler says.
 
 Run as a script, without TRITON_INTERPRET: `python ahead_of_time.py PART PARTS` compiles every PARTS-th entry and
-prints one JSON object a line: op, kernel, arch, types, registers, stack and spill bytes, 32-bit offsets.
+prints one JSON object a line: op, kernel, arch, types, registers, stack and spill bytes, 32-bit offsets, and the
+integers that must not be 1.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 import mwpb_kernels
 import triton
 from mwpb_kernels.op import OPS, Compile
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 ARCHITECTURES = (80, 90, 100)
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -101,17 +103,45 @@ def narrow_products(ttir: str) -> list[str]:
     return bad
 
 
-def compile_entry(entry: Compile, arch: int) -> Any:
+def source_of(entry: Compile, ones: tuple[str, ...] = ()) -> ASTSource:
+    """The kernel with its types; `ones` are integers of which each is 1, hence a constant."""
     names = entry.kernel.arg_names
     unknown = (set(entry.signature) | set(entry.constants)) - set(names)
     missing = set(names) - set(entry.signature) - set(entry.constants)
     assert not unknown | missing, f"{entry.kernel.__name__}: unknown {unknown}, missing {missing}"
-    source = ASTSource(
+    types = {n: t for n, t in entry.signature.items() if n not in ones}
+    return ASTSource(
         fn=entry.kernel,
-        signature={n: entry.signature.get(n, "constexpr") for n in names},
-        constexprs=entry.constants,
+        signature={n: types.get(n, "constexpr") for n in names},
+        constexprs=entry.constants | dict.fromkeys(ones, 1),
     )
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": entry.num_warps})
+
+
+def compile_entry(entry: Compile, arch: int) -> Any:
+    options = {"num_warps": entry.num_warps}
+    return triton.compile(source_of(entry), target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def refused_ones(entry: Compile) -> list[str]:
+    """With which integers 1, each alone and all at once, the kernel is not even lowered, and why.
+
+    A launch makes a constant of an integer that is 1, and a constant has no methods such as `.to`.
+    """
+    integers = tuple(n for n, t in entry.signature.items() if t in ("i32", "i64"))
+    target = GPUTarget("cuda", ARCHITECTURES[0], 32)
+    backend = make_backend(target)
+    options = backend.parse_options({"num_warps": entry.num_warps})
+    refused = []
+    for ones in ((integers,) if integers else ()) + tuple((n,) for n in integers):
+        context = ir.context()
+        ir.load_dialects(context)
+        backend.load_dialects(context)
+        generators, modules = backend.get_codegen_implementation(options), backend.get_module_map()
+        try:
+            source_of(entry, ones).make_ir(target, options, generators, modules, context)
+        except Exception as error:
+            refused.append(f"{', '.join(ones)}: {error} {error.__cause__ or ''}")
+    return refused
 
 
 def main(part: int, parts: int) -> None:
@@ -127,6 +157,7 @@ def main(part: int, parts: int) -> None:
             record |= resources(compiled.asm, arch)
             if arch == ARCHITECTURES[0]:
                 record["narrow"] = narrow_products(compiled.asm["ttir"])
+                record["ones"] = refused_ones(entry)
             print(json.dumps(record), flush=True)
 
 

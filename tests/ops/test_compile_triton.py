@@ -78,6 +78,15 @@ def test_addresses_are_made_in_64_bits(name: str, compiled: list[dict[str, Any]]
             assert not r.get("narrow"), (r["kernel"], r["narrow"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_integer_may_be_one(name: str, compiled: list[dict[str, Any]]) -> None:
+    """A launch makes a constant of an integer that is 1, which the interpreter never does."""
+    mine = [r for r in compiled if r["op"] == name and "ones" in r]
+    assert len(mine) == len(OPS[name].compiles)
+    for r in mine:
+        assert not r["ones"], (r["kernel"], r["ones"])
+
+
 @pytest.mark.parametrize("kernel", sorted(kernels()))
 def test_program_numbers_are_widened_at_once(kernel: str) -> None:
     """tl.program_id(...).to(tl.int64), so that no product of it can wrap, in the source of every kernel.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mwpb_kernels
 import pytest
 import torch
 from cases import NAMES, OPS, compare, describe, exact_copy, outcome, samples, tensors, tree
-from mwpb_kernels.op import Op
+from mwpb_kernels.op import Op, has_float64
 
 # What the two-sample checks run on: big enough to be ordinary, small enough to be quick.
 MODERATE = 50_000
@@ -168,6 +169,25 @@ def test_force_reference_gives_the_reference(name: str) -> None:
         actual = [*tensors(out), *(t for i in op.mutates for t in tensors(mine[i]))]
         for a, b in zip(actual, outcome(op, args), strict=True):
             torch.testing.assert_close(a.detach(), b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_triton_is_launched_on_its_arguments_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `cuda:1` must be made the current device for it: Triton itself looks at no argument's device."""
+    op, events = OPS[name], []
+
+    @contextlib.contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        events.append(tensor)
+        yield
+        events.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setitem(vars(op), "triton", lambda *args: events.append("launched"))
+    args = next(s for s in samples(op) if not has_float64(s))
+    op.on_cuda(*args)
+    assert events[0] is tensors(args)[0]
+    assert events[1:] == ["launched", "left"]
 
 
 @pytest.mark.gpu
