@@ -3,13 +3,16 @@
     python bench/attack.py --json bench/results/attack-resnet-18-cpu.json
     python bench/attack.py --model wrn-34-10 --batch 32 --rounds 3 --json ...
 
-Every attack is 10 steps of 2/255 in the l-infinity ball of 8/255 on the same random images, model and batch,
-the model in eval mode. Peers run as their users run them (float32) and with what such a user can add without
-changing the package: bf16 autocast with channels-last and, by option, torch.compile. A round times each once, so
-ratios are between neighbours in time. FLOP/s count a forward pass and an input gradient per step, and stand
-beside matrix products of the same run. What an attack attains is judged by the float32 model: its loss at the
-attack's images, relative to that of this project's eager float32 attack. On the CPU freed memory is kept, as
-this project's trainer does, except for peers as used, which have the C library's own habit.
+Every attack is 10 steps of 2/255 in the l-infinity ball of 8/255 on the same random images, model and batch, the
+model in eval mode. Peers run as their users run them (float32) and with what such a user can add without changing
+the package: bf16 autocast with channels-last and, by option, torch.compile. A round times each once, so ratios
+are between neighbours in time. What is compiled comes later, one at a time, beside the first contestant timed
+anew. FLOP/s count a forward pass and an input gradient per step, and stand beside matrix products of the same
+run; convolutions in float32 are TF32 on CUDA, as they are by PyTorch's default, and so are those products. What
+an attack attains is judged by the model in full float32: its loss at the attack's images, relative to that of
+this project's eager attack, also in full float32. On the CPU freed memory is kept, as this project's trainer
+does, except for peers as used, which have the C library's own habit. The result file is written after every
+round; the same command goes on with what it lists as unfinished.
 """
 
 from __future__ import annotations
@@ -29,16 +32,17 @@ import torch
 import torch.nn.functional as F
 from measure import (
     SkippedError,
+    arithmetic,
+    full_float32,
     hand_back_freed_memory,
     keep_freed_memory,
-    matrix_rate,
+    matrix_rates,
     multiply_adds,
-    reason,
     seconds,
     spread,
-    write_results,
 )
 from peers import EPS, PEERS, Attack, peer
+from record import Results
 from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
@@ -50,9 +54,12 @@ from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.models import build_model
 
 REFERENCE = "mwpb eager fp32"
+PLAIN = "not compiled"  # the part of the results that needs no compiler
+LEAST_ROUNDS = 3  # whatever the budget
 KINDS = {"as used": "as used", "tuned by their user": "autocast"}
 COLUMNS = (
     ("name", "attack", ""),
+    ("arithmetic", "convolutions in", ""),
     ("slower", "times the first's time", ".2f"),
     ("ms", "ms per image and step", ".3f"),
     ("gflops", "GFLOP/s", ",.0f"),
@@ -67,14 +74,14 @@ def ours(
     model: nn.Module, dtype: torch.dtype, twin: bool, o: argparse.Namespace, compiled: bool = False
 ) -> Attack:
     """The trainer's attack: Gaussian start, closed-form logit gradients, one fused step. The twin's refresh is
-    part of the time."""
+    part of the time. Compiled, it is not tuned: torch.compile breaks its graph at every fused cuDNN call."""
     if dtype == torch.bfloat16 and o.device.type == "cpu" and not cpu_has_bf16():
         raise SkippedError("this CPU has no bfloat16")
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = Precision(o.device, dtype, torch.channels_last, oracle=False)
     sample = torch.rand(o.batch, 3, o.size, o.size, device=o.device).contiguous(memory_format=torch.channels_last)
     net: Any = TwinNet(model, precision, sample) if twin else EagerNet(model, precision)
-    if twin and o.tune:
+    if twin and o.tune and not compiled:
         o.choices[f"twin {dtype}"] = tune(net, sample)
     if compiled:
         net.graph = torch.compile(net.graph)
@@ -116,22 +123,34 @@ def captured(attack: Attack, x: Tensor, y: Tensor) -> Attack:
     return replay
 
 
-def contestants(model: nn.Module, o: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, Callable[[], Attack]]:
+def contestants(
+    model: nn.Module, o: argparse.Namespace, x: Tensor, y: Tensor
+) -> tuple[dict[str, Callable[[], Attack]], dict[str, Callable[[], Attack]]]:
+    """By name, what makes each: those that need no compiler, and those that do, the most wanted first."""
     fp32, bf16 = torch.float32, torch.bfloat16
-    found: dict[str, Callable[[], Attack]] = {
+    plain: dict[str, Callable[[], Attack]] = {
         "mwpb twin bf16": lambda: ours(model, bf16, True, o),
         "mwpb twin fp32": lambda: ours(model, fp32, True, o),
         REFERENCE: lambda: ours(model, fp32, False, o),
     }
-    if o.compile:
-        found["mwpb twin bf16, compiled"] = lambda: ours(model, bf16, True, o, compiled=True)
     if o.device.type == "cuda":
-        found["mwpb twin bf16, graph"] = lambda: captured(ours(model, bf16, True, o), x, y)
-    variants = ["as used", "autocast channels-last"] + (["autocast channels-last compile"] if o.compile else [])
+        plain["mwpb twin bf16, graph"] = lambda: captured(ours(model, bf16, True, o), x, y)
     for name, build in PEERS.items():
-        for variant in variants:
-            found[f"{name}, {variant}"] = lambda b=build, v=variant: peer(b, model, v, o.steps)  # type: ignore[misc]
-    return found
+        for variant in ("as used", "autocast channels-last"):
+            plain[f"{name}, {variant}"] = lambda b=build, v=variant: peer(b, model, v, o.steps)  # type: ignore[misc]
+    compiled: dict[str, Callable[[], Attack]] = {}
+    variant = "autocast channels-last compile"
+    for name, build in sorted(PEERS.items(), key=lambda item: item[0] != "TRADES-style"):
+        compiled[f"{name}, {variant}"] = lambda b=build: peer(b, model, variant, o.steps)  # type: ignore[misc]
+        untuned = ", untuned" if o.tune else ""
+        compiled.setdefault(
+            f"mwpb twin bf16, compiled{untuned}", lambda: ours(model, bf16, True, o, compiled=True)
+        )
+
+    def wanted(found: dict[str, Callable[[], Attack]]) -> dict[str, Callable[[], Attack]]:
+        return {n: make for n, make in found.items() if not o.only or any(word in n for word in o.only)}
+
+    return wanted(plain), wanted(compiled) if o.compile else {}
 
 
 def options() -> argparse.ArgumentParser:
@@ -145,11 +164,87 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="*", default=[], help="contestants whose name holds one of these words")
     parser.add_argument("--compile", action="store_true", help="peers with torch.compile as well")
-    parser.add_argument("--budget", type=float, default=1e9, help="seconds after which no round is begun")
+    parser.add_argument(
+        "--budget", type=float, default=1e9, help="seconds; what will not fit is left for the next run"
+    )
     parser.add_argument("--tune", action="store_true", help="choose the twin's convolutions by measurement")
     parser.add_argument("--cpu-time", action="store_true", help="CPU seconds of the process; with --threads 1")
     parser.add_argument("--json", type=Path, help="where to write the results")
     return parser
+
+
+class Bench:
+    """The contestants and two batches for them."""
+
+    def __init__(self, o: argparse.Namespace, model: nn.Module) -> None:
+        self.o, self.model = o, model
+        self.flop = 4 * multiply_adds(model, o.size) * o.batch * o.steps
+        self.batches = []
+        for _ in range(2):
+            x = torch.rand(o.batch, 3, o.size, o.size, device=o.device)
+            self.batches.append((x, torch.randint(10, (o.batch,), device=o.device)))
+        self.plain, self.compiled = contestants(model, o, *self.batches[0])
+
+    def prepare(self, name: str, make: Callable[[], Attack]) -> tuple[Attack, float]:
+        """The attack, and the loss that it attains."""
+        attack, (x, y) = make(), self.batches[0]
+        x_adv = attack(x, y)
+        with full_float32():
+            if name == REFERENCE:
+                x_adv = attack(x, y)
+            with torch.no_grad():
+                loss = F.cross_entropy(self.model(x_adv.float()), y).item()
+        moved = (x_adv - x).abs().max().item()
+        if not 0 < moved <= EPS + 1e-5:
+            raise RuntimeError(f"left its ball: moved by {moved * 255:.3f}/255")
+        return attack, loss
+
+    def run(self, part: str, results: Results, deadline: float) -> None:
+        """Put the rows of a part: of all that is not compiled, or of one contestant that is, which is timed beside
+        the first one."""
+        o = self.o
+        base = next((row["name"] for row in results.rows if row["part"] == PLAIN != part), None)
+        makers = self.plain if part == PLAIN else {part: self.compiled[part]}
+        running: dict[str, Attack] = {}
+        losses: dict[str, float] = {}
+        for name, make in (({base: self.plain[base]} if base else {}) | makers).items():
+            if name in results.skipped:
+                continue
+            try:
+                running[name], losses[name] = self.prepare(name, make)
+            except Exception as error:  # a contestant that cannot run is named, and the others go on
+                results.skip(name, error)
+        times: dict[str, list[float]] = {name: [] for name in running}
+        rates: dict[str, list[float]] = {}
+        rows: list[dict[str, Any]] = []
+        load: list[float] = []
+        for turn in range(o.rounds if set(running) - {base} else 0):
+            if turn >= LEAST_ROUNDS and time.monotonic() > deadline:
+                break
+            for kind, rate in matrix_rates(o.device, o.clock).items():
+                rates.setdefault(kind, []).append(rate)
+            load.append(os.getloadavg()[0])
+            x, y = self.batches[turn % 2]
+            for name, attack in running.items():
+                times[name].append(self.timed(name, attack, x, y))
+            earlier = {row["name"]: row["loss"] for row in results.rows}
+            rows = table(o, times, rates, earlier | losses, self.flop)
+            rows = [row for row in rows if row["name"] != base]
+            ceilings = {k: spread(v) for k, v in rates.items()}
+            results.more["beside"][part] = {"matrix_flop_per_second": ceilings, "load": load}
+            others = [row for row in results.rows if row["part"] != part]
+            results.more["fastest_peer"] = fastest([*others, *rows])
+            results.put(part, rows, done=False)
+            print(f"{part}: round {turn + 1}/{o.rounds}, load {load[-1]:.1f}", flush=True)
+        results.put(part, rows)
+        for row in rows:
+            say(row)
+
+    def timed(self, name: str, attack: Attack, x: Tensor, y: Tensor) -> float:
+        if self.o.kept:
+            (hand_back_freed_memory if name.endswith("as used") else keep_freed_memory)()
+            attack(x, y)  # to meet the memory as this contestant leaves it
+        return seconds(lambda: attack(x, y), self.o.device, self.o.clock)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -157,73 +252,24 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     if o.threads:
         torch.set_num_threads(o.threads)
-    o.device, o.choices = torch.device(o.device), {}
+    o.device = torch.device(o.device)
     o.clock = time.process_time if o.cpu_time else time.perf_counter
-    kept = keep_freed_memory() and hand_back_freed_memory() if o.device.type == "cpu" else None
+    o.kept = keep_freed_memory() and hand_back_freed_memory() if o.device.type == "cpu" else None
     torch.manual_seed(0)
-    model = build_model(o.model, num_classes=10).to(o.device).eval()
-    flop = 4 * multiply_adds(model, o.size) * o.batch * o.steps
-    batches = []
-    for _ in range(2):
-        x = torch.rand(o.batch, 3, o.size, o.size, device=o.device)
-        batches.append((x, torch.randint(10, (o.batch,), device=o.device)))
-    running: dict[str, Attack] = {}
-    skipped: dict[str, str] = {}
-    losses: dict[str, float] = {}
-    for name, build in contestants(model, o, *batches[0]).items():
-        if o.only and not any(word in name for word in o.only):
-            continue
-        try:
-            if running and time.monotonic() - started > o.budget:
-                raise SkippedError("out of time")
-            running[name] = build()
-            x_adv = running[name](*batches[0])
-            with torch.no_grad():
-                losses[name] = F.cross_entropy(model(x_adv.float()), batches[0][1]).item()
-            moved = (x_adv - batches[0][0]).abs().max().item()
-            if not 0 < moved <= EPS + 1e-5:
-                raise RuntimeError(f"left its ball: moved by {moved * 255:.3f}/255")
-        except Exception as error:  # a contestant that cannot run is named, and the others go on
-            running.pop(name, None)
-            skipped[name] = reason(error)
-            print(f"skipped {name}: {skipped[name]}", flush=True)
-    if not running:
+    settings: dict[str, Any] = {k: getattr(o, k) for k in ("model", "batch", "size", "steps", "tune")}
+    settings["clock"] = "CUDA events" if o.device.type == "cuda" else "CPU time" if o.cpu_time else "wall time"
+    settings["freed_memory_kept"] = "except for peers as used" if o.kept else o.kept
+    bench = Bench(o, build_model(o.model, num_classes=10).to(o.device).eval())
+    parts = [PLAIN, *bench.compiled]
+    results = Results(o.json, o.device, COLUMNS, parts, **settings, beside={}, choices={}, fastest_peer={})
+    o.choices = results.more["choices"]
+    end = started + o.budget
+    for part in results.fitting(results.unfinished, end):
+        bench.run(part, results, end)
+    if not results.rows:
         raise SystemExit("every contestant was skipped")
-    times: dict[str, list[float]] = {name: [] for name in running}
-    rates: dict[str, list[float]] = {"bf16": [], "fp32": []}
-    load = []
-    for turn in range(o.rounds):
-        if turn and time.monotonic() - started > o.budget:
-            break
-        rates["bf16"].append(matrix_rate(torch.bfloat16, o.device, o.clock))
-        rates["fp32"].append(matrix_rate(torch.float32, o.device, o.clock))
-        load.append(os.getloadavg()[0])
-        x, y = batches[turn % 2]
-        for name, attack in running.items():
-            if kept:
-                (hand_back_freed_memory if name.endswith("as used") else keep_freed_memory)()
-                attack(x, y)  # to meet the memory as this contestant leaves it
-            times[name].append(seconds(lambda: attack(x, y), o.device, o.clock))  # noqa: B023
-        print(f"round {turn + 1}/{o.rounds}, load {load[-1]:.1f}", flush=True)
-    rows = table(o, times, rates, losses, flop)
-    if o.json:
-        settings = {k: getattr(o, k) for k in ("model", "batch", "size", "steps", "tune")}
-        write_results(
-            o.json,
-            o.device,
-            COLUMNS,
-            rows,
-            **settings,
-            clock="CUDA events" if o.device.type == "cuda" else "CPU time" if o.cpu_time else "wall time",
-            freed_memory_kept="except for peers as used" if kept else kept,
-            rounds=len(load),
-            first=rows[0]["name"],
-            fastest_peer=fastest(times),
-            matrix_flop_per_second={k: spread(v) for k, v in rates.items()},
-            skipped=skipped,
-            load=load,
-            choices=o.choices,
-        )
+    for kind, found in results.more["fastest_peer"].items():
+        print(f"fastest peer {kind}: {found['name']}, {found['slower']['median']:.2f}x the time of the first")
 
 
 def table(
@@ -238,42 +284,46 @@ def table(
     base = next(iter(times))
     rows = []
     for name, taken in times.items():
-        ceiling = rates["bf16" if "bf16" in name or "autocast" in name else "fp32"]
+        low = "bf16" in name or "autocast" in name
+        kind = arithmetic(torch.bfloat16 if low else torch.float32, o.device)
         slower = spread([t / b for t, b in zip(taken, times[base], strict=True)])
-        share = spread([flop / t / r for t, r in zip(taken, ceiling, strict=True)])
-        row = {
-            "name": name,
-            "slower": slower["median"],
-            "ms": statistics.median(taken) / o.batch / o.steps * 1e3,
-            "gflops": flop / statistics.median(taken) / 1e9,
-            "share": share["median"],
-            "loss": losses[name],
-            "loss_ratio": losses[name] / losses[REFERENCE] if REFERENCE in losses else None,
-            "slower_spread": slower,
-            "share_spread": share,
-            "seconds": taken,
-        }
-        rows.append(row)
-        print(
-            f"{name:48s} {row['slower']:6.2f}x ({slower['min']:.2f} to {slower['max']:.2f})  "
-            f"{row['ms']:8.3f} ms {row['gflops']:8.0f} GFLOP/s  {row['share']:5.0%} of the product's"
+        share = spread([flop / t / r for t, r in zip(taken, rates[kind], strict=True)])
+        rows.append(
+            {
+                "name": name,
+                "arithmetic": kind,
+                "slower": slower["median"],
+                "ms": statistics.median(taken) / o.batch / o.steps * 1e3,
+                "gflops": flop / statistics.median(taken) / 1e9,
+                "share": share["median"],
+                "loss": losses[name],
+                "loss_ratio": losses[name] / losses[REFERENCE] if REFERENCE in losses else None,
+                "slower_spread": slower,
+                "share_spread": share,
+                "seconds": taken,
+            }
         )
-    for kind, found in fastest(times).items():
-        print(f"fastest peer {kind}: {found['name']}, {found['slower']['median']:.2f}x the time of {base}")
     return rows
 
 
-def fastest(times: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+def say(row: dict[str, Any]) -> None:
+    slower = row["slower_spread"]
+    print(
+        f"{row['name']:48s} {row['slower']:6.2f}x ({slower['min']:.2f} to {slower['max']:.2f})  "
+        f"{row['ms']:8.3f} ms {row['gflops']:8.0f} GFLOP/s  {row['share']:5.0%} of the product's in "
+        f"{row['arithmetic']}"
+    )
+
+
+def fastest(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """For peers as used, and for peers as their users may tune them: the fastest, and how many times the first
     contestant's time it takes."""
-    base = next(iter(times))
     found = {}
     for kind, word in KINDS.items():
-        peers = {n: statistics.median(t) for n, t in times.items() if word in n}
+        peers = [row for row in rows if word in row["name"]]
         if peers:
-            name = min(peers, key=peers.__getitem__)
-            slower = spread([t / b for t, b in zip(times[name], times[base], strict=True)])
-            found[kind] = {"name": name, "slower": slower}
+            row = min(peers, key=lambda row: row["slower"])
+            found[kind] = {"name": row["name"], "slower": row["slower_spread"]}
     return found
 
 

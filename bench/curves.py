@@ -9,16 +9,18 @@ distance between the oracle's own curves with different seeds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mwpb_kernels as ops
 import torch
-from measure import SkippedError, reason
+from measure import SkippedError, full_float32
+from record import Results
 from torch import Tensor, nn
 from train import captured
 
@@ -76,7 +78,9 @@ class Parts:
             self.content[name] = make()
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(self.content, self.path)
+                temporary = self.path.with_suffix(".tmp")
+                torch.save(self.content, temporary)
+                temporary.replace(self.path)
         return self.content[name]
 
     def done(self) -> None:
@@ -89,15 +93,37 @@ def oracle_precision(device: torch.device) -> Precision:
     return Precision(device, torch.float32, torch.contiguous_format, oracle=True)
 
 
+@contextlib.contextmanager
+def as_oracle(device: torch.device) -> Iterator[None]:
+    """What the reference runs in: reference ops, deterministic algorithms, and float32 that is not rounded to TF32
+    within. No twin can be made inside."""
+    with oracle_precision(device).mode(), full_float32():
+        yield
+
+
 def loss_curve(
     objective: str, seed: int, path: Route | None, x: Tensor, y: Tensor, o: argparse.Namespace
 ) -> tuple[Tensor, nn.Module]:
     """(steps,) losses of the margin-weighted form of `objective`, and the model that it leaves; path: None for
-    the oracle, which is to be run in its `mode()`."""
+    the oracle."""
+    if path is None:
+        with as_oracle(x.device):
+            return _curve(objective, seed, None, oracle_precision(x.device), x, y, o)
+    precision = Precision(x.device, path.dtype, torch.channels_last, oracle=False)
+    with precision.mode():
+        return _curve(objective, seed, path, precision, x, y, o)
+
+
+def _curve(
+    objective: str,
+    seed: int,
+    path: Route | None,
+    precision: Precision,
+    x: Tensor,
+    y: Tensor,
+    o: argparse.Namespace,
+) -> tuple[Tensor, nn.Module]:
     torch.manual_seed(seed)
-    precision = oracle_precision(x.device)
-    if path is not None:
-        precision = Precision(x.device, path.dtype, torch.channels_last, oracle=False)
     layout = precision.memory_format
     model = build_model(o.train_model, num_classes=10)
     model = model.to(device=x.device, memory_format=layout)  # type: ignore[call-overload]
@@ -136,19 +162,15 @@ def distance(a: Tensor, b: Tensor) -> float:
     return (smoothed(a) - smoothed(b)).abs().mean().item()
 
 
-def training_rows(
-    x: Tensor, y: Tensor, o: argparse.Namespace, parts: Parts
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """A row for each objective and path, and the paths that do not run here."""
-    rows: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
+def training_rows(x: Tensor, y: Tensor, o: argparse.Namespace, parts: Parts, results: Results) -> None:
+    """Put a row for each objective that is unfinished and each path, and name the paths that do not run here."""
 
     def curve(objective: str, seed: int, name: str, path: Route | None) -> Tensor:
         return parts.get(f"{objective} {name} {seed}", lambda: loss_curve(objective, seed, path, x, y, o)[0])
 
-    for objective in o.objectives:
-        with oracle_precision(x.device).mode():
-            oracle = [curve(objective, seed, "oracle", None) for seed in range(o.seeds)]
+    for objective in [name for name in o.objectives if name in results.unfinished]:
+        rows: list[dict[str, Any]] = []
+        oracle = [curve(objective, seed, "oracle", None) for seed in range(o.seeds)]
         between = [distance(a, b) for a, b in itertools.combinations(oracle, 2)]
         for name, path in PATHS.items():
             try:
@@ -156,7 +178,7 @@ def training_rows(
                     raise SkippedError("this CPU has no bfloat16")
                 fast = curve(objective, 0, name, path)
             except Exception as error:  # named, and the others go on
-                skipped[name] = reason(error)
+                results.skip(name, error)
                 continue
             row: dict[str, Any] = {
                 "kind": "training",
@@ -171,9 +193,10 @@ def training_rows(
             }
             row["in_bounds"] = row["distance"] <= row["allowed"]
             rows.append(row)
+            results.put(objective, rows, done=False)
             print(
                 f"training {name:40s} {objective:7s} distance {row['distance']:.4f}, between seeds "
                 f"{row['allowed']:.4f}, in bounds: {row['in_bounds']}",
                 flush=True,
             )
-    return rows, skipped
+        results.put(objective, rows)

@@ -6,13 +6,15 @@ Attack rows, for trained weights: share of the input gradient's signs, by count 
 with the reference's; difference of the adversarial images; loss after the attack relative to the reference's;
 robust accuracy, at radii where the model holds and where it does not. Training rows, for AT, TRADES and MART:
 distance of the loss curve from the reference's with the same seed, beside the distances between the reference's
-own seeds (see curves.py). Each row says whether it is in bounds. What was finished is kept beside the result
-file, so a run that was cut off goes on from there. Without --archive the images are scikit-learn's digits.
+own seeds (see curves.py). The reference runs with reference ops and in full float32, the paths as the trainer runs
+them. Each row says whether it is in bounds. What was finished is in the result file and beside it, so a run that
+was cut off goes on from there. Without --archive the images are scikit-learn's digits.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import itertools
 import tarfile
@@ -24,8 +26,9 @@ from typing import Any
 import mwpb_kernels as ops
 import torch
 import torch.nn.functional as F
-from curves import OBJECTIVES, Parts, loss_curve, oracle_precision, training_rows
-from measure import SkippedError, keep_freed_memory, reason, write_results
+from curves import OBJECTIVES, Parts, as_oracle, loss_curve, oracle_precision, training_rows
+from measure import SkippedError, keep_freed_memory
+from record import Results
 from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
@@ -120,12 +123,20 @@ def gradient_agreement(reference: Net, fast: Net, x: Tensor, y: Tensor) -> dict[
         def dlogits(logits: Tensor, labels: Tensor = labels) -> Tensor:
             return (logits.float().softmax(1) - F.one_hot(labels, logits.shape[1])).to(logits.dtype)
 
-        expected, got = (net.input_grad(images, dlogits) for net in (reference, fast))
+        with as_oracle(x.device):
+            expected = reference.input_grad(images, dlogits)
+        got = fast.input_grad(images, dlogits)
         same = expected.sign() == got.sign()
         mass += expected.abs().sum().item()
         agreeing += expected.abs()[same].sum().item()
         count += same.float().mean().item() * len(images)
     return {"mass_agreeing": agreeing / mass, "signs_agreeing": count / len(x)}
+
+
+def surroundings(net: Any) -> contextlib.AbstractContextManager[None]:
+    """What the trainer puts around a run of the net; the reference runs as the oracle."""
+    precision: Precision = net.eager.precision if isinstance(net, TwinNet) else net.precision
+    return as_oracle(precision.device) if precision.oracle else precision.mode()
 
 
 def attack_rows(weights: str, nets: dict[str, Net], x: Tensor, y: Tensor, eps: float) -> list[dict[str, Any]]:
@@ -141,8 +152,10 @@ def attack_rows(weights: str, nets: dict[str, Net], x: Tensor, y: Tensor, eps: f
         images, losses, right = [], [], []
         for clean, labels, index in batches(x, y):
             radius = torch.full((len(clean),), eps / 255, device=x.device)
-            images.append(attack(net, clean, labels, None, radius, cross_entropy, key, index))
-            logits = reference.logits(images[-1])
+            with surroundings(net):
+                images.append(attack(net, clean, labels, None, radius, cross_entropy, key, index))
+            with as_oracle(x.device):
+                logits = reference.logits(images[-1])
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
             right.append((logits.argmax(1) == labels).float())
         results[name] = (
@@ -156,7 +169,8 @@ def attack_rows(weights: str, nets: dict[str, Net], x: Tensor, y: Tensor, eps: f
         difference = (results[name][0] - x_adv).abs()
         row: dict[str, Any] = {"kind": "attack", "path": name, "weights": weights, "eps": eps, "images": len(x)}
         row |= {"loss": results[name][1], "reference_loss": loss}
-        row |= gradient_agreement(reference, nets[name], x, y)
+        with surroundings(nets[name]):
+            row |= gradient_agreement(reference, nets[name], x, y)
         row |= {
             "difference_max": difference.max().item(),
             "difference_mean": difference.mean().item(),
@@ -200,8 +214,7 @@ def trained_models(
         found[f"{o.model} {o.weights.name}"] = model.to(device).eval()
     if o.train_steps:
         model = build_model(o.train_model, num_classes=10).to(device)
-        with oracle_precision(device).mode():
-            state = parts.get("weights", lambda: loss_curve("at", 0, None, x, y, o)[1].state_dict())
+        state = parts.get("weights", lambda: loss_curve("at", 0, None, x, y, o)[1].state_dict())
         model.load_state_dict(state)
         found[f"{o.train_model} after {o.train_steps} steps of AT"] = model.eval()
     return found, skipped
@@ -247,28 +260,33 @@ def main(arguments: list[str] | None = None) -> None:
         train_x, train_y = real_images(o.archive, 500, "train")
     x, y, train_x, train_y = (t.to(device) for t in (x, y, train_x, train_y))
     models, skipped = trained_models(o, device, train_x, train_y, parts)
-    rows: list[dict[str, Any]] = []
+    objectives = list(o.objectives) if o.train_steps else []
+    names = [*(f"{name} {eps}" for name in models for eps in o.eps), *objectives]
+    if not names:
+        raise SkippedError("nothing to compare: no weights, and no training steps")
+    images = "digits" if o.archive is None else o.archive.name
+    results = Results(o.json, device, COLUMNS, names, images=images, bounds=BOUNDS, all_in_bounds=None)
+    results.skipped |= skipped
     for name, model in models.items():
+        if not any(f"{name} {eps}" in results.unfinished for eps in o.eps):
+            continue
         nets: dict[str, Net] = {"reference": EagerNet(model, oracle_precision(device))}
         for path, dtype, twin in attack_paths(device):
             precision = Precision(device, dtype, torch.channels_last, oracle=False)
             try:
                 nets[path] = TwinNet(model, precision, x) if twin else EagerNet(model, precision)
             except Exception as error:  # named, and the others go on
-                skipped[path] = reason(error)
+                results.skip(path, error)
         for eps in o.eps:
-            rows += parts.get(f"{name} {eps}", lambda n=name, k=nets, e=eps: attack_rows(n, k, x, y, e))  # type: ignore[misc]
-    if o.train_steps:
-        found, missing = training_rows(train_x, train_y, o, parts)
-        rows, skipped = rows + found, skipped | missing
-    if not rows:
-        raise SkippedError("nothing to compare: no weights, and no training steps")
-    if o.json:
-        images = "digits" if o.archive is None else o.archive.name
-        outside = [row for row in rows if not row["in_bounds"]]
-        more = {"images": images, "bounds": BOUNDS, "skipped": skipped, "all_in_bounds": not outside}
-        write_results(o.json, device, COLUMNS, rows, **more)
-        parts.done()
+            part = f"{name} {eps}"
+            if part in results.unfinished:
+                rows = parts.get(part, lambda n=name, k=nets, e=eps: attack_rows(n, k, x, y, e))  # type: ignore[misc]
+                results.put(part, rows)
+    if objectives:
+        training_rows(train_x, train_y, o, parts, results)
+    results.more["all_in_bounds"] = all(row["in_bounds"] for row in results.rows)
+    results.write()
+    parts.done()
 
 
 if __name__ == "__main__":

@@ -3,16 +3,18 @@
     python bench/gpu_suite.py --out bench/results/gpu --archive cifar10-jpeg.tar.xz
 
 A stage is a process of its own with its own time limit, so that a crash or a hang costs only it; time that is
-left over goes to the stages after it. A stage whose JSON is complete, by the same command, is not run again; one
-that failed or was cut off is. What a stage cannot run for want of a package it names in its JSON. At the end
-summary.json sets the figures beside their targets. `--device cpu --quick` runs the same stages at toy size.
+left over goes to the stages after it. A stage writes its JSON as it goes, so one that crashes or is cut off leaves
+what it has done, with the reason and with what is missing; one that crashes goes on after what made it crash, and
+the next run of the suite with what is missing. A stage whose JSON is complete, by the same command, is not run
+again. What a stage cannot run for want of a package it names in its JSON. At the end summary.json sets the figures
+beside their targets. `--device cpu --quick` runs the same stages at toy size.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
-import json
 import os
 import shlex
 import signal
@@ -23,25 +25,28 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from measure import ROOT, circumstances, write_results
+from measure import ROOT, circumstances, write_content, write_results
+from record import read_content
 from targets import COLUMNS, summary
 
 TAIL = 4000  # characters of a failed stage's output that are kept
+GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 
 
 @dataclass(frozen=True)
 class Stage:
-    """name: of the stage and its JSON. weight: its part of the time. needs: packages without which it is
-    skipped. words: from the options, its seconds and its JSON to its command. finish: makes the JSON where the
-    command does not."""
+    """name: of the stage and its JSON. weight: its part of the time, in seconds by default. needs: packages
+    without which it is skipped. words: from the options, its seconds and its JSON to its command. finish: makes
+    the JSON where the command does not, told whether it was cut off."""
 
     name: str
     weight: float
     words: Callable[[argparse.Namespace, float, Path], list[str]]
     needs: tuple[str, ...] = ()
-    finish: Callable[[list[str], Path, argparse.Namespace], None] | None = None
+    finish: Callable[[list[str], Path, argparse.Namespace, bool], None] | None = None
 
 
 def shown(path: Path) -> str:
@@ -49,7 +54,7 @@ def shown(path: Path) -> str:
     return os.path.relpath(path, ROOT)
 
 
-def script(name: str, full: str, quick: str, seconds: float = 0.6) -> Callable[..., list[str]]:
+def script(name: str, full: str, quick: str, seconds: float = 0.7) -> Callable[..., list[str]]:
     """The command of a script in this folder. {budget} in its words is `seconds` of the stage's own."""
 
     def words(o: argparse.Namespace, limit: float, out: Path) -> list[str]:
@@ -68,30 +73,47 @@ def script(name: str, full: str, quick: str, seconds: float = 0.6) -> Callable[.
 
 def pytest_words(o: argparse.Namespace, limit: float, out: Path) -> list[str]:
     which = ["tests/test_bench_tables.py"] if o.quick else ["-m", "gpu", "tests"]
-    options = ["-o", "addopts=", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-q"]
+    options = [
+        "-o",
+        "addopts=",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "bench.interruptible",
+        "--continue-on-collection-errors",
+        "-q",
+    ]
     return ["-m", "pytest", *options, *which, f"--junitxml={shown(out.with_suffix('.xml'))}"]
 
 
-def pytest_result(command: list[str], out: Path, o: argparse.Namespace) -> None:
-    """The tests' counts and the names of those that failed, from pytest's own report."""
+def pytest_result(command: list[str], out: Path, o: argparse.Namespace, cut: bool) -> None:
+    """The tests' counts and the names of those that failed, from pytest's own report; cut: it lacks some."""
     report = out.with_suffix(".xml")
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    if cut and cases and not len(cases[-1]):
+        cases.pop()  # it was running
     kinds = {kind: [c for c in cases if c.find(kind) is not None] for kind in ("failure", "error", "skipped")}
     bad = [f"{c.get('classname')}::{c.get('name')}" for kind in ("failure", "error") for c in kinds[kind]]
     row = {"tests": len(cases), "skipped": len(kinds["skipped"]), "failed": len(bad), "names": bad}
     row["passed"] = row["tests"] - row["skipped"] - row["failed"]
     columns = [(k, k, "d") for k in ("tests", "passed", "skipped", "failed")]
-    write_results(out, torch.device(o.device), columns, [row], suite_command=shlex.join(command))
+    more = {"unfinished": ["the other tests"]} if cut else {}
+    write_results(out, torch.device(o.device), columns, [row], suite_command=shlex.join(command), **more)
     report.unlink()
 
 
 TINY = "--model smallresnet-2 --batch 4 --rounds 1"
 STAGES = (
-    Stage("tests", 60, pytest_words, needs=("pytest",), finish=pytest_result),
+    Stage("tests", 65, pytest_words, needs=("pytest",), finish=pytest_result),
     Stage(
         "train",
-        110,
-        script("train", "--batch 128 --rounds 7 --tune --budget {budget}", f"{TINY} --size 8 --no-compile"),
+        115,
+        script(
+            "train",
+            "--batch 128 --steps 10 --rounds 5 --tune --budget {budget}",
+            f"{TINY} --size 8 --no-compile",
+            seconds=0.8,
+        ),
     ),
     Stage(
         "attack",
@@ -100,32 +122,34 @@ STAGES = (
             "attack",
             "--compile --tune --rounds 7 --budget {budget} --only mwpb TRADES torchattacks",
             f"{TINY} --size 8 --steps 1 --only mwpb TRADES",
+            seconds=0.85,
         ),
     ),
     Stage(
         "kernels",
-        65,
+        60,
         script(
             "kernels",
             "--rounds 15 --budget 0.5 --compile-seconds {budget}",
             "margin linf_step_ --rounds 3 --budget 0.1 --no-compile",
+            seconds=0.5,
         ),
     ),
     Stage(
         "training",
-        75,
+        55,
         script(
             "short_training",
-            "{{archive}} --epochs 4",
+            "{{archive}} --epochs 3 --test-images 2000",
             "--epochs 1 --subset 128 --test-images 20 --model smallresnet-2",
         ),
     ),
     Stage(
         "equivalence",
-        70,
+        65,
         script(
             "equivalence",
-            "{{archive}}",
+            "{{archive}} --objectives at trades --eps 8 1",
             "--train-model smallresnet-2 --train-steps 2 --train-batch 4 --attack-steps 1 --per-class 1 "
             "--eps 8 --objectives at --seeds 2 --no-weights",
         ),
@@ -135,13 +159,13 @@ STAGES = (
         30,
         script(
             "loaders",
-            "{{shared}} --rounds 2 --seconds 1 --sets tinyimagenet",
+            "{{shared}} --rounds 2 --seconds 0.5 --steps 20 --sets tinyimagenet",
             "--sets --random 64 --model smallresnet-2 --batch 4 --steps 1 --rounds 1 --seconds 0.1",
         ),
     ),
     Stage(
         "train-wrn",
-        45,
+        40,
         script(
             "train",
             "--recipes table2.mwpb_at --batch 128 --rounds 3 --steps 4 --no-compile --tune --budget {budget}",
@@ -150,29 +174,44 @@ STAGES = (
     ),
     Stage(
         "roofline",
-        10,
+        15,
         script("roofline", "--rounds 5 --budget 0.2", f"{TINY} --size 8 --budget 0.1"),
     ),
 )
+SECONDS = sum(stage.weight for stage in STAGES)
 
 
 # one stage ----------------------------------------------------------------------------------------------------
 
 
+def made_by(path: Path, command: list[str]) -> dict[str, Any]:
+    """What the JSON holds, if this command wrote it."""
+    content = read_content(path)
+    return content if content.get("suite_command", content.get("command")) == shlex.join(command) else {}
+
+
 def complete(path: Path, command: list[str]) -> bool:
     """Whether the JSON is whole, of no failed stage, and made by this command."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    made_by = content.get("suite_command", content.get("command"))
-    return "failed" not in content and made_by == shlex.join(command)
+    content = made_by(path, command)
+    return bool(content) and not {"failed", "unfinished"} & set(content)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that still runs and all that it started: SIGTERM, then SIGKILL for what is left."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=GRACE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def run_process(words: list[str], limit: float, log: Path, environment: dict[str, str]) -> str:
-    """Run Python with these words, its output in `log`; why it failed, or nothing. After `limit` seconds the
-    process and all that it started are ended."""
-    with log.open("w") as file:
+    """Run Python with these words, its output appended to `log`; why it failed, or nothing. After `limit` seconds
+    the process and all that it started are ended."""
+    with log.open("a") as file:
         process = subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
@@ -186,10 +225,25 @@ def run_process(words: list[str], limit: float, log: Path, environment: dict[str
         except subprocess.TimeoutExpired:
             return f"cut off after {limit:.0f} s"
         finally:  # also at Ctrl-C; nothing outlives its stage
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            end(process)
     return "" if code == 0 else f"ended with {code}"
+
+
+def run_until_stuck(words: list[str], out: Path, limit: float, log: Path, environment: dict[str, str]) -> str:
+    """`run_process`, again after a crash that left its JSON further than it was: then it goes on there."""
+    finish, command = time.monotonic() + limit, ["python", *words]
+
+    def progress() -> tuple[Any, ...]:
+        content = made_by(out, command)
+        return content.get("unfinished"), content.get("skipped")
+
+    while True:
+        before = progress()
+        failure = run_process(words, finish - time.monotonic(), log, environment)
+        after = progress()
+        on = failure.startswith("ended") and after[0] and after != before
+        if not on or finish - time.monotonic() < 1:
+            return failure
 
 
 def run_stage(stage: Stage, o: argparse.Namespace, share: float, limit: float) -> str:
@@ -210,28 +264,32 @@ def run_stage(stage: Stage, o: argparse.Namespace, share: float, limit: float) -
     if o.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     log, started = out.with_suffix(".log"), time.monotonic()
-    failure = run_process(words, limit, log, environment)
-    if stage.finish is not None and "cut off" not in failure:
+    log.unlink(missing_ok=True)
+    failure = run_until_stuck(words, out, limit, log, environment)
+    if stage.finish is not None:
+        cut = "cut off" in failure
         try:
-            stage.finish(command, out, o)
-            failure = ""  # tests that fail are a result
+            stage.finish(command, out, o, cut)
+            failure = failure if cut else ""  # tests that fail are a result
         except (OSError, ElementTree.ParseError) as error:
             failure = failure or f"left no result: {error}"
-    if not failure and not complete(out, command):
+    content = made_by(out, command)
+    stale = "failed" in content  # a command that came to write its JSON leaves no such word
+    if not failure and (stale or not content):
         failure = "left no result"
+    left = content.get("unfinished", [])
+    without = f"; without {', '.join(left)}" if left else ""
     if failure:
-        content = {
-            **circumstances(torch.device(o.device)),
-            "failed": failure,
-            "seconds": time.monotonic() - started,
-            "tail": log.read_text(errors="replace")[-TAIL:],
-            "columns": [["failed", "failed", ""]],
-            "rows": [{"failed": failure}],
-        }
-        out.write_text(json.dumps(content, indent=1) + "\n")
-        return f"failed: {failure}"
+        if not content or (stale and not left):
+            content = {**circumstances(torch.device(o.device)), "suite_command": shlex.join(command)}
+            content |= {"columns": [["failed", "failed", ""]], "rows": [{"failed": failure}]}
+        tail = log.read_text(errors="replace")[-TAIL:]
+        write_content(out, content | {"failed": failure, "seconds": time.monotonic() - started, "tail": tail})
+        return f"failed: {failure}{without}"
     log.unlink()
-    return f"done in {time.monotonic() - started:.0f} s"
+    skipped = content.get("skipped")
+    named = f"; skipped {', '.join(skipped)}" if skipped else ""
+    return f"done in {time.monotonic() - started:.0f} s{without}{named}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -241,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--stages", nargs="*", default=names, choices=names, metavar="STAGE", help=", ".join(names)
     )
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu", help="folder of the JSON")
-    parser.add_argument("--budget", type=float, default=530.0, help="seconds for all of it")
+    parser.add_argument("--budget", type=float, default=SECONDS, help="seconds for all of it")
     parser.add_argument(
         "--archive",
         type=Path,
@@ -256,13 +314,13 @@ def main(arguments: list[str] | None = None) -> int:
     o.out = o.out.resolve()
     o.archive = o.archive.resolve() if o.archive else None
     o.out.mkdir(parents=True, exist_ok=True)
-    end, whole = time.monotonic() + o.budget, sum(stage.weight for stage in STAGES)
+    until, whole = time.monotonic() + o.budget, sum(stage.weight for stage in STAGES)
     found: dict[str, str] = {}
     spare = 0.0
     for stage in (s for s in STAGES if s.name in o.stages):
         share = o.budget * stage.weight / whole
         started = time.monotonic()
-        limit = min(share + spare, end - started)
+        limit = min(share + spare, until - started)
         found[stage.name] = run_stage(stage, o, share, limit) if limit > 1 else "not begun: out of time"
         spare = max(0.0, spare + share - (time.monotonic() - started))
         print(f"{stage.name:12s} {found[stage.name]}", flush=True)

@@ -12,16 +12,16 @@ import argparse
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from measure import ROTATED, OnCpu, OnCuda, Timing, in_turn, keep_freed_memory, write_results
+from measure import ROTATED, OnCpu, OnCuda, Timing, in_turn, keep_freed_memory, reason
 from mwpb_kernels import OPS, implementation
 from mwpb_kernels.op import Op
+from record import Results
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 128
@@ -84,10 +84,9 @@ def enlarged(op: Op, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(out.values())
 
 
-def cases(op: Op) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    small = typical(op)
-    yield "typical", small
-    yield "large", enlarged(op, small)
+def arguments(op: Op, case: str) -> tuple[Any, ...]:
+    """case: typical or large."""
+    return typical(op) if case == "typical" else enlarged(op, typical(op))
 
 
 def own(op: Op, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -181,14 +180,36 @@ def measured(
     }
 
 
+def failed(op: Op, case: str, error: Exception) -> dict[str, Any]:
+    """The row of an op that gives something else than its reference, or nothing."""
+    return {key: None for key, _, _ in COLUMNS} | {
+        "op": op.name,
+        "case": case,
+        "implementation": f"{implementation(op.name, DEVICE)}, failed: {reason(error)}",
+    }
+
+
+def say(row: dict[str, Any]) -> None:
+    against = f"{row['vs_compiled']:6.1f}x compiled" if row["vs_compiled"] else " " * 16
+    print(
+        f"{row['op']:22} {row['case']:8} {row['vs_eager']:7.1f}x eager {against} {row['share_of_copy']:6.0%} of "
+        f"copy ({row['gb_s']:.1f} of {row['copy_gb_s']:.1f} GB/s)  {row['median_us']:.1f} µs "
+        f"({row['quartiles_us']})  {row['shape']}",
+        flush=True,
+    )
+
+
 # pytest-benchmark --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("variant", ["op", "eager", "compiled", "copy"])
-@pytest.mark.parametrize("case", ["typical", "large"])
-@pytest.mark.parametrize("name", sorted(OPS))
+def pytest_generate_tests(metafunc: Any) -> None:
+    metafunc.parametrize("name", sorted(OPS))
+    metafunc.parametrize("case", ["typical", "large"])
+    metafunc.parametrize("variant", ["op", "eager", "compiled", "copy"])
+
+
 def test_speed(benchmark: Any, name: str, case: str, variant: str) -> None:
     keep_freed_memory()
     op = OPS[name]
-    args = dict(cases(op))[case]
+    args = arguments(op, case)
     benchmark.group = f"{name}, {case}: {shape_of(op, args)}"
     if variant == "copy":
         timed = copy_task(op.bytes_moved(*args))
@@ -197,6 +218,8 @@ def test_speed(benchmark: Any, name: str, case: str, variant: str) -> None:
             difference(op, args)
         calls = variants(op, args, compiled=variant == "compiled")
         if variant not in calls:
+            import pytest  # the command needs none
+
             pytest.skip("torch.compile failed")
         timed = task(calls[variant], op, args)
     benchmark.extra_info["bytes_moved"] = op.bytes_moved(*args)
@@ -204,7 +227,7 @@ def test_speed(benchmark: Any, name: str, case: str, variant: str) -> None:
 
 
 # command line ------------------------------------------------------------------------------------------------
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"which ops (default: all): {', '.join(sorted(OPS))}")
     parser.add_argument("--json", type=Path, help="result file to write")
@@ -214,27 +237,31 @@ def main() -> None:
     parser.add_argument(
         "--compile-seconds", type=float, default=1e9, help="leave torch.compile out after so many seconds"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     unknown = sorted(set(options.ops) - set(OPS))
     if unknown:
         parser.error(f"no op {unknown[0]!r}; the ops are {', '.join(sorted(OPS))}")
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # a reference may read a value; that is no news
     kept = keep_freed_memory() if DEVICE.type == "cpu" else None
-    rows, started = [], time.monotonic()
-    for name in options.ops or sorted(OPS):
-        for case, args in cases(OPS[name]):
+    parts = list(dict.fromkeys(options.ops or sorted(OPS)))
+    results = Results(options.json, DEVICE, COLUMNS, parts, freed_memory_kept=kept)
+    started = time.monotonic()
+    for name in list(results.unfinished):
+        op, rows = OPS[name], []
+        for case in ("typical", "large"):
             compiled = not options.no_compile and time.monotonic() - started < options.compile_seconds
-            row = measured(OPS[name], case, args, compiled, options.rounds, options.budget)
-            rows.append(row)
-            against = f"{row['vs_compiled']:6.1f}x compiled" if row["vs_compiled"] else " " * 16
-            print(
-                f"{name:22} {case:8} {row['vs_eager']:7.1f}x eager {against} {row['share_of_copy']:6.0%} of copy "
-                f"({row['gb_s']:.1f} of {row['copy_gb_s']:.1f} GB/s)  {row['median_us']:.1f} µs "
-                f"({row['quartiles_us']})  {row['shape']}",
-                flush=True,
-            )
-    if options.json:
-        write_results(options.json, DEVICE, COLUMNS, rows, freed_memory_kept=kept)
+            if f"{name} {case}" in results.skipped:  # it ended the process that goes on here
+                rows.append(failed(op, case, RuntimeError(results.skipped[f"{name} {case}"])))
+                continue
+            try:
+                row = measured(op, case, arguments(op, case), compiled, options.rounds, options.budget)
+            except Exception as error:  # named, and the others go on
+                results.skip(f"{name} {case}", error)
+                rows.append(failed(op, case, error))
+            else:
+                rows.append(row)
+                say(row)
+        results.put(name, rows)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from typing import Any
 
 import mwpb_kernels as ops
 import torch
-from measure import SkippedError, keep_freed_memory, reason, spread, write_results
+from measure import SkippedError, keep_freed_memory, spread
+from record import Results, leave_at_sigterm
 from train import Variant, make_step
 
 from mwpb_fast import data
@@ -52,22 +53,18 @@ def random_images(count: int, size: int) -> Images:
     return Images(pixels, torch.arange(count) % 10, tuple("0123456789"), origin="random images")
 
 
-def sets(o: argparse.Namespace, folder: Path, skipped: dict[str, str]) -> Iterator[tuple[Config, Images]]:
-    """The data sets there are, prepared, with their configuration."""
-    yield Config(name="random", batch_size=o.batch), random_images(o.random, 32)
-    for name in o.sets:
-        where = Path(o.data_dir)
-        try:
-            if not (where / name / "meta.json").exists():
-                if o.shared is None:
-                    raise SkippedError(f"not prepared in {where}, and no --shared")
-                where = folder
-                data.prepare(name, source=archive(name, o.shared), dir=folder, encoded=True)
-            config = Config(name=name, dir=str(where), batch_size=o.batch)
-            yield config, data.load_split(config, "train")
-        except Exception as error:  # a set that is not there is named, and the others go on
-            skipped[name] = reason(error)
-            print(f"skipped {name}: {skipped[name]}", flush=True)
+def prepared(name: str, o: argparse.Namespace, folder: Path) -> tuple[Config, Images]:
+    """A data set with its configuration."""
+    if name == "random":
+        return Config(name=name, batch_size=o.batch), random_images(o.random, 32)
+    where = Path(o.data_dir)
+    if not (where / name / "meta.json").exists():
+        if o.shared is None:
+            raise SkippedError(f"not prepared in {where}, and no --shared")
+        where = folder
+        data.prepare(name, source=archive(name, o.shared), dir=folder, encoded=True)
+    config = Config(name=name, dir=str(where), batch_size=o.batch)
+    return config, data.load_split(config, "train")
 
 
 def archive(name: str, shared: Path) -> Path:
@@ -136,17 +133,15 @@ def in_training(
     return elapsed / count, waits.seconds / elapsed
 
 
-def measure(config: Config, images: Images, o: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def measure(config: Config, images: Images, o: argparse.Namespace, results: Results) -> list[dict[str, Any]]:
     loaders: dict[str, Loader] = {}
-    skipped: dict[str, str] = {}
     for kind in KINDS:
         try:
             loaders[kind] = make(kind, config, images, o.device)
             next(loaders[kind].epoch(1))
         except Exception as error:  # a loader that cannot run is named, and the others go on
             loaders.pop(kind, None)
-            skipped[f"{config.name}, {kind}"] = reason(error)
-            print(f"skipped {kind} on {config.name}: {reason(error)}", flush=True)
+            results.skip(f"{config.name}, {kind}", error)
     rates: dict[str, list[float]] = {kind: [] for kind in loaders}
     steps: dict[str, list[float]] = {kind: [] for kind in loaders}
     waits: dict[str, list[float]] = {kind: [] for kind in loaders}
@@ -188,7 +183,7 @@ def measure(config: Config, images: Images, o: argparse.Namespace) -> tuple[list
         )
     for loader in loaders.values():
         loader.close()
-    return rows, skipped
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -213,17 +208,19 @@ def main(arguments: list[str] | None = None) -> None:
     o.model = o.model or ("resnet-18" if on_cuda else "smallresnet-8")
     o.steps = o.steps or (50 if on_cuda else 3)
     kept = None if on_cuda else keep_freed_memory()
-    rows: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for config, images in sets(o, Path(folder), skipped):
-            found, missing = measure(config, images, o)
-            rows, skipped = rows + found, skipped | missing
-    if o.json:
-        settings = {k: getattr(o, k) for k in ("model", "batch", "steps", "rounds")}
-        more = {"freed_memory_kept": kept, "skipped": skipped, "load": os.getloadavg()[0]}
-        write_results(o.json, o.device, COLUMNS, rows, **settings, **more)
+    settings = {k: getattr(o, k) for k in ("model", "batch", "steps", "rounds")}
+    more = {"freed_memory_kept": kept, "load": os.getloadavg()[0]}
+    results = Results(o.json, o.device, COLUMNS, ["random", *o.sets], **settings, **more)
+    for name in list(results.unfinished):
+        rows: list[dict[str, Any]] = []
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                rows = measure(*prepared(name, o, Path(folder)), o, results)
+            except Exception as error:  # a set that is not there is named, and the others go on
+                results.skip(name, error)
+        results.put(name, rows)
 
 
 if __name__ == "__main__":
+    leave_at_sigterm()
     main()

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from mwpb_fast.memory import keep_freed_memory as keep_freed_memory
+
+try:
+    from mwpb_fast.engine.precision import full_float32 as full_float32
+except ImportError:
+    from mwpb_fast.engine.frozen import full_float32 as full_float32
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_ROUND = 2e-3  # seconds; a shorter round is repeated within one reading of the clock
@@ -142,14 +147,47 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 # ceilings and counts -----------------------------------------------------------------------------------------
+def arithmetic(dtype: torch.dtype, device: torch.device) -> str:
+    """What convolutions of that type are computed in. In float32 on CUDA that is TF32 by PyTorch's default."""
+    if dtype == torch.float32 and device.type == "cuda":
+        backends: Any = torch.backends
+        rounded = backends.cudnn.conv.fp32_precision == "tf32" and torch.cuda.get_device_capability(device) >= (
+            8,
+            0,
+        )
+        return "TF32" if rounded else "float32"
+    return str(dtype).removeprefix("torch.")
+
+
+@contextlib.contextmanager
+def products_in(kind: str) -> Iterator[None]:
+    """Inside the block float32 matrix products on CUDA are TF32 where `kind` says so, as convolutions are."""
+    place: Any = torch.backends.cuda.matmul
+    before = place.fp32_precision
+    if kind == "TF32":
+        place.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        place.fp32_precision = before
+
+
 def matrix_rate(
     dtype: torch.dtype, device: torch.device, clock: Callable[[], float] = time.perf_counter, size: int = 0
 ) -> float:
-    """FLOP/s of a large square product of random matrices, the best of three."""
+    """FLOP/s of a large square product of random matrices, the best of three; in what convolutions of that type
+    are computed in."""
     n = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    torch.mm(a, b)
-    return 2 * n**3 / min(seconds(lambda: torch.mm(a, b), device, clock) for _ in range(3))
+    with products_in(arithmetic(dtype, device)):
+        torch.mm(a, b)
+        return 2 * n**3 / min(seconds(lambda: torch.mm(a, b), device, clock) for _ in range(3))
+
+
+def matrix_rates(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+    """By `arithmetic`, for the two number types that are compared."""
+    kinds = (torch.bfloat16, torch.float32)
+    return {arithmetic(dtype, device): matrix_rate(dtype, device, clock) for dtype in kinds}
 
 
 def copy_bandwidth(device: torch.device, volume: int = 0) -> float:
@@ -284,7 +322,10 @@ def circumstances(device: torch.device) -> dict[str, str]:
 def write_results(path: Path, device: torch.device, columns: Any, rows: list[dict], **more: Any) -> None:
     """A result file: circumstances, columns (key, title, format) for `bench/tables.py`, and the rows. It
     appears whole or not at all. columns: a list, or for rows of several kinds a list by the rows' `kind`."""
-    content = {**circumstances(device), **more, "columns": columns, "rows": rows}
+    write_content(path, {**circumstances(device), **more, "columns": columns, "rows": rows})
+
+
+def write_content(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")

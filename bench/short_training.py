@@ -3,8 +3,9 @@
     python bench/short_training.py --archive cifar10-jpeg.tar.xz --epochs 4 --json result.json
 
 MWPB-AT by the recipe of Table 1, its schedule shortened to the epochs given; the engine is the twin, on CUDA
-with tuned convolutions and the captured step. Without --archive, scikit-learn's digits are trained on.
-It shows that a run trains at speed; its accuracies say nothing about the paper's.
+with tuned convolutions and the captured step. Without --archive, scikit-learn's digits are trained on. It shows
+that a run trains at speed; its accuracies say nothing about the paper's. The result file is written before the
+evaluation, too, or with the epochs there are where the training does not come to its end.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import dataclasses
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from measure import write_results
+from record import Results, leave_at_sigterm
 
 from mwpb_fast import checkpoint, data, train
 from mwpb_fast.config import Config, EvaluationConfig, PrecisionConfig, recipe
@@ -67,41 +69,57 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="where to write the result")
     o = parser.parse_args(arguments)
+    part = "training and evaluation"
+    results = Results(o.json, torch.device(o.device), COLUMNS, [part])
     with tempfile.TemporaryDirectory() as folder:
         config = configuration(o, Path(folder))
-        train.run(config, Path(folder) / "run", quiet=True)
-        records = read_records(Path(folder) / "run" / "metrics.jsonl")
-        found = checkpoint.read_newest(Path(folder) / "run" / "checkpoints", "last")
-        assert found is not None
-        images = data.load_split(config.data, "test")
-        precision = make_precision(dataclasses.replace(config.precision, dtype="fp32"))
-        model = build_model(config.model.name, num_classes=images.num_classes, channels=images.channels)
-        load_weights(model, found[1]["model"])
-        model = model.to(device=precision.device, memory_format=precision.memory_format).eval()  # type: ignore[call-overload]
-        attacks = EvaluationConfig(
-            attacks=("natural", "pgd20"),
-            eps=config.evaluation.eps,
-            step_size=config.evaluation.step_size,
-            subset=o.test_images,
-        )
-        result = evaluate(model, images, attacks, precision, show=False)
+        try:
+            train.run(config, Path(folder) / "run", quiet=True)
+        finally:
+            records = read_records(Path(folder) / "run" / "metrics.jsonl")
+            if records:
+                results.put(part, [measured(config, records, o)], done=False)
+        accuracies = evaluated(config, Path(folder), o)
+    row = measured(config, records, o) | accuracies
+    results.put(part, [row])
+    print(", ".join(f"{title} {format(row[key], form)}" for key, title, form in COLUMNS))
+
+
+def measured(config: Config, records: list[dict[str, Any]], o: argparse.Namespace) -> dict[str, Any]:
+    """The row of the epochs that there are, without accuracies."""
     later = records[1:] or records  # the first epoch warms up
-    row = {
+    return {
         "data": config.data.name if o.archive is None else o.archive.name,
         "model": config.model.name,
-        "epochs": config.epochs,
+        "epochs": len(records),
         "seconds_an_epoch": statistics.median(r["seconds"] for r in later),
         "images_per_second": statistics.median(r["images_per_second"] for r in later),
         "wait_share": statistics.median(r["wait_share"] for r in later),
-        **{name: attack["accuracy"] for name, attack in result["attacks"].items()},
         "losses": [r["loss"] for r in records],
         "epoch_seconds": [r["seconds"] for r in records],
         "bad_steps": sum(r["bad_steps"] for r in records),
     }
-    print(", ".join(f"{title} {format(row[key], form)}" for key, title, form in COLUMNS))
-    if o.json:
-        write_results(o.json, torch.device(o.device), COLUMNS, [row])
+
+
+def evaluated(config: Config, folder: Path, o: argparse.Namespace) -> dict[str, float]:
+    """Accuracies of the last checkpoint, in float32."""
+    found = checkpoint.read_newest(folder / "run" / "checkpoints", "last")
+    assert found is not None
+    images = data.load_split(config.data, "test")
+    precision = make_precision(dataclasses.replace(config.precision, dtype="fp32"))
+    model = build_model(config.model.name, num_classes=images.num_classes, channels=images.channels)
+    load_weights(model, found[1]["model"])
+    model = model.to(device=precision.device, memory_format=precision.memory_format).eval()  # type: ignore[call-overload]
+    attacks = EvaluationConfig(
+        attacks=("natural", "pgd20"),
+        eps=config.evaluation.eps,
+        step_size=config.evaluation.step_size,
+        subset=o.test_images,
+    )
+    result = evaluate(model, images, attacks, precision, show=False)
+    return {name: attack["accuracy"] for name, attack in result["attacks"].items()}
 
 
 if __name__ == "__main__":
+    leave_at_sigterm()
     main()

@@ -1,11 +1,11 @@
 """Renders the tables of the documentation from the result files in bench/results; none is ever typed.
 
 In the document, `<!-- table: NAME [optional] [key=value ...] -->` and `<!-- end -->` enclose the table of
-bench/results/NAME.json, of the rows that have these values; the lines between are replaced. A result file
-holds `columns` (key, title, format) and `rows`, and says where it was measured (see measure.py); columns that
-differ by the rows' kind are chosen by kind=. An optional table whose file is not there says that it was not yet
-measured. `<!-- text: NAME -->` encloses bench/results/NAME.md, as `mwpb-fast reproduce` wrote it, without its
-title.
+bench/results/NAME.json, of the rows that have these values; the lines between are replaced. A result file holds
+`columns` (key, title, format) and `rows`, and says where it was measured (see measure.py); columns that differ
+by the rows' kind are chosen by kind=. A file that lists what is unfinished, or why it failed, gives the rows
+that it has, and says so. An optional table whose file is not there says that it was not yet measured. `<!--
+text: NAME -->` encloses bench/results/NAME.md, as `mwpb-fast reproduce` wrote it, without its title.
 
     python bench/tables.py           rewrite the documents
     python bench/tables.py --check   exit with 1 if that would change it
@@ -38,6 +38,11 @@ def cell(value: Any, form: str) -> str:
 def table(content: dict[str, Any], filters: dict[str, str]) -> str:
     """A result file as a Markdown table, with where and how it was measured below; numbers to the right."""
     rows = [r for r in content["rows"] if all(str(r.get(k)) == v for k, v in filters.items())]
+    missing = content.get("failed") or ""
+    if content.get("unfinished"):
+        missing += f"{'; ' if missing else ''}without {', '.join(content['unfinished'])}"
+    if missing and not rows:
+        return f"Not measured: {missing}."
     if not rows:
         raise ValueError(f"no row has {filters}")
     columns = content["columns"]
@@ -50,6 +55,7 @@ def table(content: dict[str, Any], filters: dict[str, str]) -> str:
         *("| " + " | ".join(cell(row.get(key), form) for key, _, form in columns) + " |" for row in rows),
     ]
     source = "; ".join(str(content[k]) for k in ("device", "versions", "date") if content.get(k))
+    source = f"Incomplete ({missing}). {source}" if missing else source
     return "\n".join((*lines, "", f"{source}; commit {content['commit']}; `{content['command']}`."))
 
 

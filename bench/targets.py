@@ -57,17 +57,18 @@ def whole_run(rows: Rows) -> float | None:
 
 
 def share_of_copy(rows: Rows) -> float | None:
-    """Median over the ops that memory bounds."""
-    shares = [r["share_of_copy"] for r in rows if r["op"] in ELEMENT_WISE and r["case"] == "large"]
+    """Median over the ops that memory bounds; one that fails has none of it."""
+    shares = [r["share_of_copy"] or 0.0 for r in rows if r["op"] in ELEMENT_WISE and r["case"] == "large"]
     return statistics.median(shares) if shares else None
 
 
 def against(*endings: str) -> Callable[[Rows], float | None]:
-    """Time of the fastest attack whose name ends so over that of this project's fastest."""
+    """Time of the fastest attack whose name ends so over that of this project's fastest; both as multiples of the
+    time that the first contestant took beside them."""
 
     def figure(rows: Rows) -> float | None:
-        ours = [r["ms"] for r in rows if r["name"].startswith("mwpb")]
-        theirs = [r["ms"] for r in rows if r["name"].endswith(endings)]
+        ours = [r["slower"] for r in rows if r["name"].startswith("mwpb")]
+        theirs = [r["slower"] for r in rows if r["name"].endswith(endings)]
         return min(theirs) / min(ours) if ours and theirs else None
 
     return figure
@@ -158,14 +159,14 @@ TARGETS = (
 
 def summary(folder: Path, kind: str) -> Rows:
     """A row for each target on devices of that kind: its three levels, what the folder's files say, and which
-    level that reaches."""
+    level that reaches. What a file holds of a stage that did not come to its end counts, and is marked."""
     rows: Rows = []
     for target in (t for t in TARGETS if t.on == kind):
-        value = None
+        value, part = None, ""
         try:
             content = json.loads((folder / f"{target.file}.json").read_text())
-            if "failed" not in content:
-                value = target.figure(content["rows"])
+            part = " (in part)" if {"failed", "unfinished"} & set(content) else ""
+            value = target.figure(content["rows"])
         except (OSError, ValueError, KeyError):
             pass
         met = "not measured"
@@ -184,7 +185,7 @@ def summary(folder: Path, kind: str) -> Rows:
                 "good": good,
                 "target": aim,
                 "beyond": beyond,
-                "measured": target.shown(value),
+                "measured": target.shown(value) + (part if value is not None else ""),
                 "met": met,
                 "file": f"{target.file}.json",
                 "value": value,

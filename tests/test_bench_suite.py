@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = """
-import argparse, json, sys, time
+import argparse, json, signal, sys, time
 from pathlib import Path
 parser = argparse.ArgumentParser()
 parser.add_argument("--device"); parser.add_argument("--json"); parser.add_argument("--do", default="")
@@ -32,6 +32,24 @@ if o.do == "crash":
 if o.do == "silent":
     sys.exit(0)
 command = "python " + " ".join(sys.argv)
+if o.do in ("slow", "fragile", "brief"):
+    path, left, rows = Path(o.json), ["a", "b", "c"], []
+    if path.exists():
+        found = json.loads(path.read_text())
+        left, rows = found["unfinished"], found["rows"]
+    for name in list(left):
+        left.remove(name)
+        rows.append(name)
+        more = dict(unfinished=left) if left else dict()
+        path.write_text(json.dumps(dict(command=command, rows=rows, columns=[], **more)))
+        if o.do == "slow" and name == "b":
+            signal.signal(signal.SIGTERM, lambda *_: (Path({child!r}).write_text("asked"), sys.exit(143)))
+            time.sleep(60)
+        if o.do == "fragile" and name == "b":
+            sys.exit(9)
+        if o.do == "brief" and name == "b":
+            sys.exit(0)
+    sys.exit(0)
 Path(o.json).write_text(json.dumps(dict(command=command, rows=[], columns=[])))
 """
 
@@ -109,6 +127,38 @@ def test_a_hanging_stage_is_ended_with_all_that_it_started(suite: Any, tmp_path:
     assert not running(child)
 
 
+def test_a_stage_that_is_cut_off_leaves_its_rows_and_goes_on(suite: Any, tmp_path: Path) -> None:
+    suite.stages("slow")
+    out = tmp_path / "out"
+    assert run(suite, out, "--budget", "4") == 1
+    assert suite.child.read_text() == "asked"  # by SIGTERM
+    found = content(out, "slow")
+    assert (found["rows"], found["unfinished"], found["failed"]) == (["a", "b"], ["c"], "cut off after 4 s")
+    assert content(out, "summary")["stages"]["slow"] == "failed: cut off after 4 s; without c"
+    assert run(suite, out, "--budget", "4") == 0
+    found = content(out, "slow")
+    assert found["rows"] == ["a", "b", "c"]
+    assert not {"failed", "unfinished"} & set(found)
+    assert run(suite, out, "--budget", "4") == 0
+    assert suite.ran() == ["slow", "slow"]
+
+
+def test_a_stage_that_crashes_goes_on_after_what_it_had_done(suite: Any, tmp_path: Path) -> None:
+    suite.stages("fragile")
+    assert run(suite, tmp_path / "out") == 0
+    assert suite.ran() == ["fragile", "fragile"]
+    assert content(tmp_path / "out", "fragile")["rows"] == ["a", "b", "c"]
+
+
+def test_what_a_stage_leaves_to_the_next_run_is_no_failure(suite: Any, tmp_path: Path) -> None:
+    suite.stages("brief")
+    assert run(suite, tmp_path / "out") == 0
+    assert content(tmp_path / "out", "summary")["stages"]["brief"] == "done in 0 s; without c"
+    assert run(suite, tmp_path / "out") == 0
+    assert suite.ran() == ["brief", "brief"]
+    assert content(tmp_path / "out", "summary")["stages"]["brief"] == "done in 0 s"
+
+
 def running(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -134,9 +184,34 @@ def test_tests_are_counted_from_their_report(suite: Any, tmp_path: Path) -> None
         "<testsuites><testsuite><testcase classname='a' name='x'/><testcase classname='a' name='y'>"
         "<failure/></testcase><testcase classname='a' name='z'><skipped/></testcase></testsuite></testsuites>"
     )
-    suite.pytest_result(["python", "-m", "pytest"], tmp_path / "t.json", suite.argparse.Namespace(device="cpu"))
+    command, o = ["python", "-m", "pytest"], suite.argparse.Namespace(device="cpu")
+    suite.pytest_result(command, tmp_path / "t.json", o, False)
     (row,) = content(tmp_path, "t")["rows"]
     assert row == {"tests": 3, "passed": 1, "skipped": 1, "failed": 1, "names": ["a::y"]}
+    assert suite.complete(tmp_path / "t.json", command)
+
+
+def test_tests_that_are_cut_off_are_counted_as_far_as_they_came(
+    suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "test_slow.py").write_text(
+        "import time\ndef test_one(): pass\ndef test_two(): assert 0\ndef test_three(): time.sleep(60)\n"
+    )
+
+    def words(o: Any, limit: float, out: Path) -> list[str]:
+        script, module, *options = suite.pytest_words(o, limit, out)
+        where = options.index("tests/test_bench_tables.py")
+        return [script, module, *options[:where], str(tmp_path / "test_slow.py"), *options[where + 1 :]]
+
+    (tmp_path / "bench" / "interruptible.py").write_bytes((ROOT / "bench" / "interruptible.py").read_bytes())
+    monkeypatch.setattr(suite, "STAGES", (suite.Stage("tests", 10, words, finish=suite.pytest_result),))
+    assert run(suite, tmp_path / "out", "--budget", "8") == 1
+    found = content(tmp_path / "out", "tests")
+    assert found["rows"] == [
+        {"tests": 2, "skipped": 0, "failed": 1, "passed": 1, "names": ["test_slow::test_two"]}
+    ]
+    assert found["failed"] == "cut off after 8 s"
+    assert found["unfinished"] == ["the other tests"]
 
 
 def test_every_stage_has_a_script_that_takes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -152,7 +227,7 @@ def test_every_stage_has_a_script_that_takes_its_options(monkeypatch: pytest.Mon
             for word in words:
                 assert not word.startswith("--") or f'"{word}"' in text, f"{stage.name}: {word}"
                 assert not {"{", "}"} & set(word), word
-    assert sum(stage.weight for stage in suite.STAGES) <= 540
+    assert sum(stage.weight for stage in suite.STAGES) + 15 <= 540  # to start, to end the last stage, to sum up
 
 
 def test_training_and_its_evaluation_need_no_jsonargparse(tmp_path: Path) -> None:

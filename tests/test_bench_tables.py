@@ -106,6 +106,19 @@ def test_an_optional_table_may_lack_its_file(document: Path) -> None:
     assert "| a | 2.3 | 88% |" in document.read_text()
 
 
+def test_a_file_that_is_incomplete_gives_its_rows_and_says_so(document: Path) -> None:
+    (document.parent / "some.json").write_text(
+        json.dumps({**RESULT, "failed": "cut off", "unfinished": ["e", "f"]})
+    )
+    assert tables(document).returncode == 0
+    assert "| a | 2.3 | 88% |" in document.read_text()
+    assert "\nIncomplete (cut off; without e, f). a processor; torch 9;" in document.read_text()
+    rows = {"columns": [["failed", "failed", ""]], "rows": [{"failed": "cut off"}], "failed": "cut off"}
+    (document.parent / "some.json").write_text(json.dumps({**RESULT, **rows}))
+    assert tables(document).returncode == 0
+    assert "-->\nNot measured: cut off.\n<!--" in document.read_text()
+
+
 def test_columns_may_differ_by_kind(document: Path) -> None:
     kinds = {"one": [["x", "first", "d"]], "two": [["y", "second", ""]]}
     rows = [{"kind": "one", "x": 3}, {"kind": "two", "y": True}]
