@@ -80,6 +80,10 @@ def recorder_for(device: torch.device) -> Recorder:
 class Watch(TorchDispatchMode):
     """Inside the block an operation that cannot be captured raises ConfigError with its name."""
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # else what torch.compile has compiled would not run inside, nor any more after it
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if reason := why_not(func, args, kwargs):
