@@ -256,6 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     o.clock = time.process_time if o.cpu_time else time.perf_counter
     o.kept = keep_freed_memory() and hand_back_freed_memory() if o.device.type == "cpu" else None
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = o.tune  # for the peers, too
     settings: dict[str, Any] = {k: getattr(o, k) for k in ("model", "batch", "size", "steps", "tune")}
     settings["clock"] = "CUDA events" if o.device.type == "cuda" else "CPU time" if o.cpu_time else "wall time"
     settings["freed_memory_kept"] = "except for peers as used" if o.kept else o.kept

@@ -26,12 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mwpb_fast.engine.precision import full_float32 as full_float32
 from mwpb_fast.memory import keep_freed_memory as keep_freed_memory
-
-try:
-    from mwpb_fast.engine.precision import full_float32 as full_float32
-except ImportError:
-    from mwpb_fast.engine.frozen import full_float32 as full_float32
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_ROUND = 2e-3  # seconds; a shorter round is repeated within one reading of the clock

@@ -348,6 +348,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(o.threads)
     o.device, o.classes = torch.device(o.device), 10
     o.steps = o.steps or (20 if o.device.type == "cuda" else 1)
+    torch.backends.cudnn.benchmark = o.tune  # as the trainer has it
     kept = keep_freed_memory() if o.device.type == "cpu" else None
     settings = {k: getattr(o, k) for k in ("model", "batch", "size", "steps", "tune", "no_compile")}
     parts = [*o.recipes, *([] if o.no_compile else [name + COMPILED for name in o.recipes])]

@@ -130,3 +130,19 @@ def test_what_a_graph_can_hold(f: Any) -> None:
 def test_what_it_cannot(f: Any, reason: str) -> None:
     with Watch(), pytest.raises(ConfigError, match=reason):
         f()
+
+
+def test_what_is_compiled_runs_under_the_watch_and_after_it() -> None:
+    runs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        return lambda *args: (runs.append(1), graph(*args))[1]
+
+    torch.compiler.reset()
+    function, x = torch.compile(lambda x: x.sin() + 1, backend=backend), torch.ones(2)
+    for turn in range(2):
+        function(x)
+        with Watch():
+            function(x), function(x)
+        function(x)
+        assert len(runs) == 4 * (turn + 1)
