@@ -71,11 +71,11 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32 (no TF32), bf16 or fp16.
+    """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32 (not TF32), bf16, fp16.
     attack_dtype: of the attack alone: auto (as dtype), fp32 or bf16.
     engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in, auto
     the twin where that is known to change nothing that counts (float32 on the CPU).
-    tune: for each convolution of the twin, time the calls that fuse what follows it and the plain one, and take the
+    tune: for each convolution of the twin, time the plain call and those that fuse what follows it, and take the
     fastest; on CUDA cuDNN measures its algorithms, too.
     compile: compile the training pass with torch.compile.
     capture: record the whole step as one CUDA graph for each phase and replay it.
