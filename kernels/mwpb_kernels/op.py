@@ -109,7 +109,9 @@ class Op:
         assert self.triton is not None
         if has_float64(args):
             return self.reference(*args)
-        with torch.cuda.device_of(next(tensors_in(args))):  # Triton launches on the current device
+        first = next(tensors_in(args), None)
+        # Triton launches on the current device
+        with contextlib.nullcontext() if first is None else torch.cuda.device_of(first):
             return self.triton(*args)
 
 
