@@ -276,13 +276,15 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, marked where tracked files differ from it; outside of git, what MWPB_COMMIT says."""
+    """The checkout's commit, marked where tracked files but for results differ from it; outside of git, what
+    MWPB_COMMIT says."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD")[:12] + (" with changes" if git("status", "--porcelain", "-uno") else "")
+        changed = git("status", "--porcelain", "-uno", ".", ":!bench/results")
+        return git("rev-parse", "HEAD")[:12] + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("MWPB_COMMIT", "unknown")
 

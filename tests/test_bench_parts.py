@@ -194,3 +194,19 @@ def test_attacks_leave_their_rounds(bench: Any, tmp_path: Path, monkeypatch: Any
     assert found["unfinished"] == ["not compiled"]
     assert [len(row["seconds"]) for row in found["rows"]] == [2] * 3
     assert found["rows"][0]["arithmetic"] == "float32"
+
+
+def test_a_growing_result_file_is_no_change_of_the_checkout(bench: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    measure = bench("measure")
+    files = [tmp_path / "code.py", tmp_path / "bench" / "results" / "x.json"]
+    files[1].parent.mkdir(parents=True)
+    for file in files:
+        file.write_text("1")
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "first")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    files[1].write_text("2")
+    assert "changes" not in measure.commit()
+    files[0].write_text("2")
+    assert measure.commit().endswith("with changes")
