@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mwpb_fast.attacks.autoattack import COMPONENTS
-from mwpb_fast.config import EvaluationConfig, PrecisionConfig
+from mwpb_fast.config import EvaluationConfig, PrecisionConfig, recipe, to_dict
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluate import evaluate
+from mwpb_fast.models import build_model
 
 package = pytest.importorskip("pyautoattack")
 PRECISION = make_precision(PrecisionConfig(device="cpu", dtype="fp32"))
@@ -71,3 +72,16 @@ def run(model: nn.Module, images: Any, settings: EvaluationConfig, **options: An
 
 def flags_of(result: dict[str, Any]) -> dict[str, str]:
     return {name: attack["flags"] for name, attack in result["attacks"].items()}
+
+
+def untrained_state() -> dict[str, Any]:
+    """What evaluations read of a checkpoint of digits.mwpb_at after three epochs; the model is untrained."""
+    settings = recipe("digits.mwpb_at")
+    return {
+        "config": to_dict(settings),
+        "classes": [str(digit) for digit in range(10)],
+        "channels": 1,
+        "normalize": None,
+        "epoch": 3,
+        "model": build_model(settings.model.name, num_classes=10, channels=1).state_dict(),
+    }

@@ -19,6 +19,7 @@ from evaluate_cases import (
     flags_of,
     one_thread,  # noqa: F401  # an autouse fixture
     short,  # noqa: F401  # a fixture
+    untrained_state,
 )
 
 from mwpb_fast import checkpoint, cli, data, train
@@ -26,25 +27,15 @@ from mwpb_fast.config import ConfigError, EvaluationConfig, PrecisionConfig, rec
 from mwpb_fast.data import Config, load_split
 from mwpb_fast.engine import precision
 from mwpb_fast.evaluate import assist, evaluate_run
-from mwpb_fast.models import build_model
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run folder with a best and a last checkpoint of an untrained model, the latter with averaged weights."""
-    settings = recipe("digits.mwpb_at")
-    model = build_model(settings.model.name, num_classes=10, channels=1)
-    zeros = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
-    state = {
-        "config": to_dict(settings),
-        "classes": [str(digit) for digit in range(10)],
-        "channels": 1,
-        "normalize": None,
-        "epoch": 3,
-        "model": model.state_dict(),
-    }
+    state = untrained_state()
+    zeros = {name: torch.zeros_like(value) for name, value in state["model"].items()}
     checkpoint.save(tmp_path / "checkpoints", "best", 3, 0, state)
-    checkpoint.save(tmp_path / "checkpoints", "last", 4, 7, state | {"model": zeros, "ema": model.state_dict()})
+    checkpoint.save(tmp_path / "checkpoints", "last", 4, 7, state | {"model": zeros, "ema": state["model"]})
     return tmp_path
 
 

@@ -15,6 +15,7 @@ from evaluate_cases import (
     one_thread,  # noqa: F401  # an autouse fixture
     run,
     short,  # noqa: F401  # a fixture
+    untrained_state,
 )
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -23,9 +24,8 @@ from mwpb_fast import checkpoint, cli
 from mwpb_fast.attacks import sharded
 from mwpb_fast.attacks.probes import gradients, weighted
 from mwpb_fast.budgets import fixed, margin
-from mwpb_fast.config import ConfigError, EvaluationConfig, recipe, to_dict
+from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.data import Config, load_split
-from mwpb_fast.models import build_model
 from mwpb_fast.trust import compare, judge, plan, sweep, trust_run
 from mwpb_fast.trust_text import markdown
 
@@ -245,17 +245,7 @@ def test_probes_measure_what_they_say() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run folder with a best checkpoint of an untrained model."""
-    settings = recipe("digits.mwpb_at")
-    model = build_model(settings.model.name, num_classes=10, channels=1)
-    state = {
-        "config": to_dict(settings),
-        "classes": [str(digit) for digit in range(10)],
-        "channels": 1,
-        "normalize": None,
-        "epoch": 3,
-        "model": model.state_dict(),
-    }
-    checkpoint.save(tmp_path / "checkpoints", "best", 3, 0, state)
+    checkpoint.save(tmp_path / "checkpoints", "best", 3, 0, untrained_state())
     return tmp_path
 
 

@@ -1,5 +1,5 @@
-// Rows of logits in blocks, one row a lane of a pair of vectors: maxima, sums and exponentials over the classes are
-// then whole vector operations, whatever the number of classes, and no row's value depends on its neighbours.
+// Rows of logits in blocks, one row a lane of four vectors: maxima, sums and exponentials over the classes are then
+// whole vector operations, whatever the number of classes, and no row's value depends on its neighbours.
 #pragma once
 
 #include <memory>

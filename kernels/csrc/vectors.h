@@ -36,9 +36,6 @@ template <class V> struct Two {
 };
 template <class V> Two(V, V) -> Two<V>;
 
-// f of the first halves and of the second halves.
-template <class F, class... V> inline auto each(F&& f, Two<V>... x) { return Two{f(x.a...), f(x.b...)}; }
-
 #define MWPB_PAIRWISE(op)                                                                                   \
   template <class V, class W> inline auto operator op(Two<V> x, Two<W> y) { return Two{x.a op y.a, x.b op y.b}; } \
   template <class V, class S> requires std::is_arithmetic_v<S>                                              \
