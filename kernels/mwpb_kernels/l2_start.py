@@ -7,7 +7,6 @@ import torch
 from mwpb_kernels.noise import (
     by_element,
     check_start,
-    in_layout_of,
     normal_tile,
     sample_words,
     start_bytes,
@@ -16,7 +15,7 @@ from mwpb_kernels.noise import (
     start_samples,
     start_types,
 )
-from mwpb_kernels.op import Compile, Op, tl, triton
+from mwpb_kernels.op import Compile, Op, in_layout_of, tl, triton
 from mwpb_kernels.philox import (
     STREAM_L2,
     STREAM_L2_RADIUS,

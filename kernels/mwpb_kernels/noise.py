@@ -28,11 +28,6 @@ def by_element(numbers: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return numbers.reshape(x.shape[0], numbers.shape[1] * 4)[:, : x.shape[1:].numel()].reshape(x.shape)
 
 
-def in_layout_of(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """A copy of `values` with the strides of a new tensor like x."""
-    return torch.empty_like(x).copy_(values)
-
-
 # Triton -----------------------------------------------------------------------------------------------------
 @triton.jit
 def normal_tile(seed_ptr, index, stream, group):

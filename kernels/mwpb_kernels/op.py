@@ -8,6 +8,7 @@ by their records, so an op is covered by existing.
 from __future__ import annotations
 
 import contextlib
+import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 try:
     import triton
@@ -36,9 +38,10 @@ OPS: dict[str, Op] = {}
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 IMAGE_DTYPES = (torch.float32, torch.float64)
 
-_forced_reference = os.environ.get("MWPB_IMPL", "") == "reference"
-if os.environ.get("MWPB_IMPL", "reference") != "reference":
-    raise ImportError(f"MWPB_IMPL={os.environ['MWPB_IMPL']!r}: the only value is 'reference'")
+IMPLEMENTATIONS = ("reference",)  # what MWPB_IMPL may be; empty is as unset
+if (_asked := os.environ.get("MWPB_IMPL", "")) and _asked not in IMPLEMENTATIONS:
+    raise ImportError(f"MWPB_IMPL={_asked!r}: the only value is 'reference'; leave it unset for the fastest")
+_forced_reference = _asked == "reference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ class Op:
     mutates: tuple[int, ...] = ()
     compiles: tuple[Compile, ...] = ()
     name: str = field(init=False)
+    takes: tuple[str, ...] = field(init=False)  # the arguments' names
     dispatched: Any = field(init=False)  # the overload registered with PyTorch's dispatcher
 
     def __post_init__(self) -> None:
@@ -87,14 +91,19 @@ class Op:
         torch.library.register_fake(f"mwpb::{self.name}", self.fake, lib=LIBRARY)
         if self.backward is not None:
             torch.library.register_autograd(
-                f"mwpb::{self.name}", self.backward, setup_context=self.setup_context, lib=LIBRARY
+                f"mwpb::{self.name}", self.backward_once, setup_context=self.setup_context, lib=LIBRARY
             )
         else:  # constants of the attack: no gradient flows, and dispatch stays out of Python
             LIBRARY.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
         object.__setattr__(self, "dispatched", getattr(torch.ops.mwpb, self.name).default)
+        object.__setattr__(self, "takes", tuple(a.name for a in self.dispatched._schema.arguments))
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
+        if transformed():
+            # plain PyTorch is right under every transform, where a fused op would give a silent zero
+            self.refuse_derivatives(args)
+            return self.reference(*args)
         if _forced_reference:
             return self.reference(*args)
         result = self.dispatched(*args)
@@ -103,6 +112,26 @@ class Op:
                 # the dispatcher did not count the write: without this, backward would use what was overwritten
                 torch.autograd.graph.increment_version(args[position])
         return result
+
+    def refuse_derivatives(self, args: tuple[Any, ...]) -> None:
+        """Refuse to differentiate in a constant, where nothing on the result would show that it is one."""
+        for position, value in enumerate(args):
+            if position not in self.differentiable and any(carries_derivative(t) for t in tensors_in((value,))):
+                raise RuntimeError(f"{self.name} has no derivative in {self.takes[position]}: pass it detached")
+
+    def backward_once(self, ctx: Any, *grads: Any) -> Any:
+        """The backward; differentiated again, its result raises instead of passing for a constant."""
+        assert self.backward is not None
+        with torch.no_grad():
+            result = self.backward(ctx, *grads)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return result
+        message = f"{self.name} can be differentiated once; within mwpb_kernels.force_reference() more often"
+        # the failing node leads to the inputs: autograd visits only what lies on the way to what it is asked for
+        sources = [t for t in (*ctx.saved_tensors, *grads) if t is not None and t.requires_grad]
+        fail = torch._C._functions.DelayedError(message, 1 + len(sources))
+        result = result if isinstance(result, tuple) else (result,)
+        return tuple(t if t is None else fail(t, *sources)[0] for t in result)
 
     def on_cuda(self, *args: Any) -> Any:
         """Triton, but for float64: that is the oracle's type and stays with the reference."""
@@ -113,6 +142,29 @@ class Op:
         # Triton launches on the current device
         with contextlib.nullcontext() if first is None else torch.cuda.device_of(first):
             return self.triton(*args)
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, jvp, vmap, ...) or a forward-mode level is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def carries_derivative(t: torch.Tensor) -> bool:
+    """Whether a forward-mode tangent or a gradient of torch.func is being computed through this tensor.
+
+    Ordinary reverse mode does not count: there the result says itself that it requires no grad.
+    """
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None:
+        return True
+    if not (torch._C._are_functorch_transforms_active() and torch.is_grad_enabled()):
+        return False
+    if torch.compiler.is_compiling():
+        return t.view_as(t).requires_grad  # the tracer knows it of results alone
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):  # one wrapper a nested transform
+        if torch._C._functorch.is_gradtrackingtensor(t) and t.requires_grad:
+            return True
+        t = torch._C._functorch.get_unwrapped(t)
+    return False
 
 
 def has_float64(args: tuple[Any, ...]) -> bool:
@@ -173,6 +225,11 @@ def implementation(name: str, device: torch.device | str = "cpu") -> str:
     return "reference"
 
 
+def in_layout_of(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """A copy of `values` with the strides and type of a new tensor like x; as they are within a transform."""
+    return values.to(x.dtype) if transformed() else torch.empty_like(x).copy_(values)
+
+
 def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
     """Refuse what the logit ops cannot take, from metadata alone (no synchronisation)."""
     if logits.dim() != 2 or logits.shape[1] < 2:
@@ -191,6 +248,20 @@ def check_device(first: torch.Tensor, *others: torch.Tensor) -> None:
     for other in others:
         if other.device != first.device:
             raise ValueError(f"tensors on different devices: {first.device} and {other.device}")
+
+
+def number(value: float | torch.Tensor, name: str) -> float:
+    """A scalar argument as float: any real number (int, float, Fraction, NumPy's), or a 0-d tensor on the CPU."""
+    if isinstance(value, torch.Tensor):
+        if value.dim() or value.device.type != "cpu" or value.dtype == torch.bool or value.is_complex():
+            kind = f"a {value.dtype} tensor {tuple(value.shape)} on {value.device}"
+            raise TypeError(f"{name} must be a number or a 0-d real tensor on the CPU, not {kind}")
+        if value.requires_grad or (transformed() and carries_derivative(value)):
+            raise TypeError(f"{name} gets no gradient: pass it detached")
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, float | int | numbers.Real):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    return float(value)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mwpb_kernels.op import LOGIT_DTYPES, Compile, Op, check_device, compute_dtype, tl, triton
+from mwpb_kernels.op import LOGIT_DTYPES, Compile, Op, check_device, compute_dtype, in_layout_of, tl, triton
 
 TILE = 2048  # elements of a program: 16 a thread
 
@@ -24,13 +24,13 @@ def by_channel(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def scale_bias_relu_reference(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     sums = x.to(compute_dtype(x.dtype)) * by_channel(scale, x) + by_channel(bias, x)
-    return like_fake(x).copy_(torch.relu(sums).to(x.dtype))
+    return in_layout_of(x, torch.relu(sums))
 
 
 @torch.no_grad()
 def scale_bias_relu_backward_reference(grad: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     result = grad.to(compute_dtype(out.dtype)) * by_channel(scale, out)
-    return like_fake(out).copy_(torch.where(out <= 0, 0, result))
+    return in_layout_of(out, torch.where(out <= 0, 0, result))
 
 
 # Triton ------------------------------------------------------------------------------------------------------
@@ -237,9 +237,10 @@ def scale_bias_relu(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) ->
     x: (B, C, ...) float32, bfloat16, float16 or float64, any strides. scale, bias: (C,) float32 (float64 beside
     float64 x), any stride. Returns a new tensor with x's layout and type, rounded once. Differentiable once, in x
     alone: scale and bias are constants, as those of a frozen network are. The gradient is 0 where the output
-    is, as torch.relu's; NaN in x, scale or bias gives NaN.
-    Raises ValueError or TypeError for other shapes, types or mixed devices. An eval-mode batch norm is this with
-    scale = weight / sqrt(running_var + eps) and bias = its bias - running_mean * scale (Ioffe and Szegedy, 2015).
+    is, as torch.relu's; NaN in x, scale or bias gives NaN. Raises ValueError or TypeError for other shapes, types
+    or mixed devices, and for a scale or bias that requires grad while grad mode is on.
+    An eval-mode batch norm is this with scale = weight / sqrt(running_var + eps) and bias = its bias -
+    running_mean * scale (Ioffe and Szegedy, 2015).
     """
     if x.dim() < 2:
         raise ValueError(f"x must be (B, C, ...), not {tuple(x.shape)}")
@@ -250,5 +251,7 @@ def scale_bias_relu(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) ->
             raise ValueError(f"{name} must be ({x.shape[1]},), not {tuple(values.shape)}")
         if values.dtype != compute_dtype(x.dtype):
             raise TypeError(f"{name} must be {compute_dtype(x.dtype)} beside {x.dtype} x, not {values.dtype}")
+        if torch.is_grad_enabled() and values.requires_grad:
+            raise ValueError(f"{name} requires grad, but the gradient is in x alone: pass {name}.detach()")
     check_device(x, scale, bias)
     return SCALE_BIAS_RELU(x, scale, bias)

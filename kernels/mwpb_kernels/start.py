@@ -7,7 +7,6 @@ import torch
 from mwpb_kernels.noise import (
     by_element,
     check_start,
-    in_layout_of,
     normal_tile,
     sample_words,
     start_bytes,
@@ -17,7 +16,7 @@ from mwpb_kernels.noise import (
     start_types,
     symmetric_tile,
 )
-from mwpb_kernels.op import Compile, Op, tl, triton
+from mwpb_kernels.op import Compile, Op, in_layout_of, tl, triton
 from mwpb_kernels.philox import STREAM_GAUSSIAN, STREAM_UNIFORM, normal_words, uniform_words
 from mwpb_kernels.strided import clamp_between, column, loop_arguments, offset_of, per_sample, tile_of
 
