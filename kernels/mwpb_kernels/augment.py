@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from mwpb_kernels.op import Compile, Op, check_device, tl, triton
+from mwpb_kernels.op import Compile, Op, check_device, check_tensors, tl, triton, whole
 from mwpb_kernels.philox import STREAM_CROP, philox_block, philox_words
 
 BATCH_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -285,16 +285,19 @@ def crop_flip(
     Raises ValueError or TypeError for other shapes, types, pads or mixed devices. An index outside [0, N)
     raises RuntimeError on the CPU; on CUDA, where looking at it would stall the device, its image is NaN.
     """
+    check_tensors(images=images)
     if images.dim() != 4 or 0 in images.shape[1:]:
         raise ValueError(f"images must be (N, C, H, W), not {tuple(images.shape)}")
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8, not {images.dtype}")
-    check_crop(index, seed, pad)
+    pad = check_crop(index, seed, pad)
     check_device(images, index, seed)
     if pad_mode not in ("zero", "reflect"):
         raise ValueError(f"pad_mode must be 'zero' or 'reflect', not {pad_mode!r}")
     if pad_mode == "reflect" and pad >= min(images.shape[2:]):
         raise ValueError(f"reflection needs pad < height and width, not pad={pad} for {tuple(images.shape[2:])}")
+    if not isinstance(flip, bool):
+        raise TypeError(f"flip must be True or False, not {flip!r}")
     if dtype not in BATCH_DTYPES:
         raise TypeError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
     return CROP_FLIP(images, index, seed, pad, pad_mode == "reflect", flip, dtype)
@@ -308,16 +311,19 @@ def crop_flip_params(index: torch.Tensor, seed: torch.Tensor, *, pad: int = 4, f
     is then flipped left to right, else 0. Philox words 0, 1 and 2 of stream STREAM_CROP: (word * (2 * pad + 1))
     >> 32 for the offsets, word >> 31 for the flip. Raises ValueError or TypeError for other shapes or types.
     """
-    check_crop(index, seed, pad)
+    pad = check_crop(index, seed, pad)
     check_device(index, seed)
     return crop_params(index, seed, pad, flip)
 
 
-def check_crop(index: torch.Tensor, seed: torch.Tensor, pad: int) -> None:
-    """Refuse what no crop can be drawn from."""
+def check_crop(index: torch.Tensor, seed: torch.Tensor, pad: int) -> int:
+    """The pad as int; what no crop can be drawn from is refused."""
+    pad = whole(pad, "pad")
+    check_tensors(index=index, seed=seed)
     if index.dim() != 1 or index.dtype != torch.int64:
         raise ValueError(f"index must be (B,) int64, not {tuple(index.shape)} {index.dtype}")
     if seed.numel() != 1 or seed.dtype != torch.int64:
         raise ValueError(f"seed must be an int64 tensor with one element, not {tuple(seed.shape)} {seed.dtype}")
     if not 0 <= pad <= MAX_PAD:
         raise ValueError(f"pad must be between 0 and {MAX_PAD}, not {pad}")
+    return pad

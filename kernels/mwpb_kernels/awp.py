@@ -7,16 +7,17 @@ tensors, so on either device all of them share one pass for the norms and one fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 
-from mwpb_kernels.op import Compile, Op, tl, triton
+from mwpb_kernels.op import Compile, Op, number, tl, triton
 from mwpb_kernels.tensorlist import (
     BLOCK,
     LAUNCH_TYPES,
     MOST_PARTS,
     TABLE_COMPILE,
+    as_list,
     check_lists,
     check_written,
     flat_lists,
@@ -254,11 +255,11 @@ AWP_RESTORE = Op(
 # public functions --------------------------------------------------------------------------------------------
 @torch.no_grad()
 def awp_perturb_(
-    params: Sequence[torch.Tensor],
-    directions: Sequence[torch.Tensor],
+    params: Iterable[torch.Tensor],
+    directions: Iterable[torch.Tensor],
     gamma: float,
     eps: float = 1e-20,
-    perturbations: Sequence[torch.Tensor] | None = None,
+    perturbations: Iterable[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Move every weight tensor w, in place, by v = gamma * ||w|| * d / (||d|| + eps) along its direction d.
 
@@ -273,23 +274,25 @@ def awp_perturb_(
     Under CUDA graph capture, call once before with tensors of the same sizes, outside the capture.
     Source: Wu, Xia and Wang, NeurIPS 2020, Eq. 7 and 8, and the authors' released code.
     """
-    if perturbations is None:
-        perturbations = [torch.empty_like(p) for p in params]
-    check_lists(params, directions=directions, perturbations=perturbations)
-    check_written(params=params, perturbations=perturbations)
+    moved, along = as_list(params, "params"), as_list(directions, "directions")
+    by = [torch.empty_like(p) for p in moved] if perturbations is None else as_list(perturbations, "perturbations")
+    check_lists(moved, directions=along, perturbations=by)
+    check_written(params=moved, perturbations=by)
+    gamma, eps = number(gamma, "gamma"), number(eps, "eps")
     if not (gamma >= 0 and eps >= 0):
         raise ValueError(f"gamma and eps must not be negative, not {gamma} and {eps}")
-    AWP_PERTURB(list(params), list(perturbations), list(directions), gamma, eps)
-    return list(perturbations)
+    AWP_PERTURB(moved, by, along, gamma, eps)
+    return by
 
 
 @torch.no_grad()
-def awp_restore_(params: Sequence[torch.Tensor], perturbations: Sequence[torch.Tensor]) -> None:
+def awp_restore_(params: Iterable[torch.Tensor], perturbations: Iterable[torch.Tensor]) -> None:
     """Subtract from every weight tensor, in place, the perturbation that `awp_perturb_` added.
 
     params, perturbations: as `awp_perturb_` takes and returns them; the weights may have been updated in
     between. (w + v) - v equals w up to one rounding of w + v. Errors: as `awp_perturb_`.
     """
-    check_lists(params, perturbations=perturbations)
-    check_written(params=params)
-    AWP_RESTORE(list(params), list(perturbations))
+    moved, by = as_list(params, "params"), as_list(perturbations, "perturbations")
+    check_lists(moved, perturbations=by)
+    check_written(params=moved)
+    AWP_RESTORE(moved, by)

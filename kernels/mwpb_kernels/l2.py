@@ -21,6 +21,7 @@ from mwpb_kernels.strided import (
     nonzero,
     offset_of,
     per_sample,
+    pixel_range,
     rows,
     tile_of,
     tile_shape,
@@ -256,6 +257,7 @@ def l2_step_(
     |x_adv - x| <= radius up to a few float roundings. A sample with a NaN or an infinity in x_adv, grad or x, or
     with a NaN radius or step_size, becomes NaN as a whole. Source: Madry et al., 2018 (PGD in the l2 ball).
     """
-    check_step(x_adv, grad, x, lo, hi)
+    check_step(x_adv, grad, x)
+    lo, hi = pixel_range(lo, hi)
     L2_STEP(x_adv, grad, x, per_sample(radius, x, "radius"), per_sample(step_size, x, "step_size"), lo, hi)
     return x_adv

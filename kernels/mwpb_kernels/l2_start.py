@@ -31,6 +31,7 @@ from mwpb_kernels.strided import (
     nonzero,
     offset_of,
     per_sample,
+    pixel_range,
     rows,
     tile_of,
     tile_shape,
@@ -185,5 +186,6 @@ def l2_start(
     NaN in x stays NaN; a NaN radius makes its sample NaN. Source: Muller, "A note on a method for generating
     points uniformly on n-dimensional spheres", 1959.
     """
-    check_start(x, seed, index, lo, hi)
+    check_start(x, seed, index)
+    lo, hi = pixel_range(lo, hi)
     return L2_START(x, per_sample(radius, x, "radius"), seed, index, lo, hi)

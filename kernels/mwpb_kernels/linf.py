@@ -21,6 +21,7 @@ from mwpb_kernels.strided import (
     loop_types,
     offset_of,
     per_sample,
+    pixel_range,
     tile_of,
 )
 
@@ -230,6 +231,7 @@ def linf_step_(
     Raises ValueError or TypeError for other shapes, types, mixed devices, a negative number, lo > hi, and an
     x_adv that is expanded or that requires grad while grad mode is on. Source: MWPB, Algorithm 1.
     """
-    check_step(x_adv, grad, x, lo, hi)
+    check_step(x_adv, grad, x)
+    lo, hi = pixel_range(lo, hi)
     LINF_STEP(x_adv, grad, x, per_sample(radius, x, "radius"), per_sample(step_size, x, "step_size"), lo, hi)
     return x_adv

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mwpb_kernels.op import Op, check_logits, compute_dtype, tl, triton
+from mwpb_kernels.op import Op, check_logits, compute_dtype, number, tl, triton
 from mwpb_kernels.rows import (
     check_pair,
     first_largest_rows,
@@ -258,7 +258,7 @@ def kl_grad(logits: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
     Returns (B, C) as `ce_grad`. A row with a NaN or +inf in either, or of -inf only, gives NaN.
     Errors: as `ce_grad`; also for matrices of two shapes or types.
     """
-    check_pair(logits, target_logits)
+    check_pair(logits=logits, target_logits=target_logits)
     return KL_GRAD(logits, target_logits)
 
 
@@ -270,6 +270,7 @@ def cw_grad(logits: torch.Tensor, labels: torch.Tensor, confidence: float = 50.0
     confidence that is not finite. Source: Carlini and Wagner's loss as Madry's CIFAR-10 challenge uses it.
     """
     check_logits(logits, labels)
+    confidence = number(confidence, "confidence")
     if not -inf < confidence < inf:
         raise ValueError(f"confidence must be finite, not {confidence}")
     return CW_GRAD(logits, labels, confidence)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mwpb_kernels.op import Op, compute_dtype, tl, triton
+from mwpb_kernels.op import Op, compute_dtype, number, tl, triton
 from mwpb_kernels.rows import (
     check_pair,
     first_largest_rows,
@@ -234,7 +234,8 @@ def kl_div(logits_p: torch.Tensor, logits_q: torch.Tensor, floor: float = 0.0) -
     +inf in either, or of -inf only, gives NaN. Raises ValueError or TypeError for other floors, shapes, types or
     mixed devices. Source: TRADES' and MART's regulariser, the sum over the classes.
     """
-    check_pair(logits_p, logits_q)
+    check_pair(logits_p=logits_p, logits_q=logits_q)
+    floor = number(floor, "floor")
     if not (floor == 0 or 1e-30 <= floor < inf):
         raise ValueError(f"floor must be 0 or at least 1e-30, and finite, not {floor}")
     return KL_DIV(logits_p, logits_q, floor)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mwpb_kernels.op import Op, check_logits, compute_dtype, tl, triton
+from mwpb_kernels.op import Op, check_logits, compute_dtype, number, tl, triton
 from mwpb_kernels.rows import (
     first_largest_rows,
     like_fake,
@@ -242,7 +242,7 @@ def margin_radius(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha:
     Errors and NaN: as `margin`. Source: MWPB, Eq. 3.
     """
     check_logits(logits, labels)
-    return MARGIN_RADIUS(logits, labels, eps, alpha)
+    return MARGIN_RADIUS(logits, labels, number(eps, "eps"), number(alpha, "alpha"))
 
 
 def deviation_radius(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float) -> torch.Tensor:
@@ -254,4 +254,4 @@ def deviation_radius(logits: torch.Tensor, labels: torch.Tensor, eps: float, alp
     Arguments, result, errors and NaN: as `margin_radius`; here the radius may reach exp(alpha * sqrt(C-1)) * eps.
     """
     check_logits(logits, labels)
-    return DEVIATION_RADIUS(logits, labels, eps, alpha)
+    return DEVIATION_RADIUS(logits, labels, number(eps, "eps"), number(alpha, "alpha"))

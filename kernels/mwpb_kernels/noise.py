@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mwpb_kernels.op import check_device, tl, triton
+from mwpb_kernels.op import check_device, check_tensors, tl, triton
 from mwpb_kernels.philox import normal_block, philox_block, philox_words, uniform_block
 from mwpb_kernels.strided import check_images, fits, loop_types
 
@@ -107,9 +107,10 @@ def start_types(**pointers: str) -> dict[str, str]:
 
 
 # checks -----------------------------------------------------------------------------------------------------
-def check_start(x: torch.Tensor, seed: torch.Tensor, index: torch.Tensor, lo: float, hi: float) -> None:
+def check_start(x: torch.Tensor, seed: torch.Tensor, index: torch.Tensor) -> None:
     """Refuse what no start can take, from metadata alone."""
-    check_images(x, lo, hi)
+    check_images(x)
+    check_tensors(seed=seed, index=index)
     if seed.dtype != torch.int64 or seed.numel() != 1:
         raise TypeError(f"seed must be an int64 tensor with one element, not {seed.dtype} {tuple(seed.shape)}")
     if index.dtype != torch.int64 or index.shape != x.shape[:1]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import numbers
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -232,6 +233,7 @@ def in_layout_of(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
     """Refuse what the logit ops cannot take, from metadata alone (no synchronisation)."""
+    check_tensors(logits=logits, labels=labels)
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits must be (B, C) with C >= 2, not {tuple(logits.shape)}")
     if logits.dtype not in LOGIT_DTYPES:
@@ -241,6 +243,15 @@ def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, not {labels.dtype}")
     check_device(logits, labels)
+
+
+def check_tensors(**named: Any) -> None:
+    """Refuse what is no dense tensor."""
+    for name, value in named.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
+        if value.layout != torch.strided:
+            raise TypeError(f"{name} must be dense, not {value.layout}")
 
 
 def check_device(first: torch.Tensor, *others: torch.Tensor) -> None:
@@ -262,6 +273,14 @@ def number(value: float | torch.Tensor, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, float | int | numbers.Real):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}")
     return float(value)
+
+
+def whole(value: int, name: str) -> int:
+    """An integer argument as int: Python's, NumPy's or whatever else can be an index."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

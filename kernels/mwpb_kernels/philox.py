@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from mwpb_kernels.op import tl, triton
+from mwpb_kernels.op import check_device, check_tensors, tl, triton, whole
 
 STREAM_CROP, STREAM_UNIFORM, STREAM_GAUSSIAN, STREAM_L2, STREAM_ORDER, STREAM_L2_RADIUS = 1, 2, 3, 4, 5, 6
 
@@ -27,9 +27,9 @@ def derive_seed(seed: int, *words: int) -> int:
 
     The mixing is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
     """
-    state = _splitmix(seed & (2**64 - 1))
+    state = _splitmix(whole(seed, "seed") & (2**64 - 1))
     for word in words:
-        state = _splitmix(state ^ (word & (2**64 - 1)))
+        state = _splitmix(state ^ (whole(word, "word") & (2**64 - 1)))
     return state & (2**63 - 1)
 
 
@@ -51,8 +51,17 @@ def philox_words(index: torch.Tensor, seed: torch.Tensor, stream: int, groups: i
 
     index: (B,) int64 sample indices. seed: one-element int64 tensor on the same device. stream: separates
     the uses of one seed. groups: how many counters a sample takes. Returns (B, groups, 4) int64 tensor of
-    words in [0, 2**32).
+    words in [0, 2**32). Raises ValueError or TypeError for other shapes, types or devices, a stream that is no
+    32-bit number and a negative count of groups.
     """
+    check_tensors(index=index, seed=seed)
+    if index.dim() != 1 or index.dtype != torch.int64:
+        raise TypeError(f"index must be (B,) int64, not {tuple(index.shape)} {index.dtype}")
+    if seed.numel() != 1 or seed.dtype != torch.int64:
+        raise TypeError(f"seed must be an int64 tensor with one element, not {tuple(seed.shape)} {seed.dtype}")
+    check_device(index, seed)
+    if not 0 <= stream <= _MASK or groups < 0:
+        raise ValueError(f"stream must be a 32-bit number and groups not negative, not {stream} and {groups}")
     group = torch.arange(groups, device=index.device, dtype=torch.int64)
     c0, c1 = torch.broadcast_tensors(group[None, :], (index & _MASK)[:, None])
     c2 = ((index >> 32) & _MASK)[:, None].expand_as(c0)

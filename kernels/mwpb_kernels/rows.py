@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mwpb_kernels.op import LOGIT_DTYPES, Compile, check_device, compute_dtype, tl, triton
+from mwpb_kernels.op import LOGIT_DTYPES, Compile, check_device, check_tensors, compute_dtype, tl, triton
 
 
 # reference ---------------------------------------------------------------------------------------------------
@@ -40,8 +40,10 @@ def pick(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return torch.where(chosen, values, 0).sum(1)
 
 
-def check_pair(logits: torch.Tensor, other: torch.Tensor) -> None:
+def check_pair(**named: torch.Tensor) -> None:
     """Refuse two matrices that are no logits, or that differ in shape, type or device (no synchronisation)."""
+    check_tensors(**named)
+    logits, other = named.values()
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits must be (B, C) with C >= 2, not {tuple(logits.shape)}")
     if logits.dtype not in LOGIT_DTYPES:

@@ -11,7 +11,17 @@ from typing import Any
 
 import torch
 
-from mwpb_kernels.op import LOGIT_DTYPES, Compile, Op, check_device, compute_dtype, in_layout_of, tl, triton
+from mwpb_kernels.op import (
+    LOGIT_DTYPES,
+    Compile,
+    Op,
+    check_device,
+    check_tensors,
+    compute_dtype,
+    in_layout_of,
+    tl,
+    triton,
+)
 
 TILE = 2048  # elements of a program: 16 a thread
 
@@ -242,6 +252,7 @@ def scale_bias_relu(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) ->
     An eval-mode batch norm is this with scale = weight / sqrt(running_var + eps) and bias = its bias -
     running_mean * scale (Ioffe and Szegedy, 2015).
     """
+    check_tensors(x=x, scale=scale, bias=bias)
     if x.dim() < 2:
         raise ValueError(f"x must be (B, C, ...), not {tuple(x.shape)}")
     if x.dtype not in LOGIT_DTYPES:

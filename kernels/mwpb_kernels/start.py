@@ -16,9 +16,9 @@ from mwpb_kernels.noise import (
     start_types,
     symmetric_tile,
 )
-from mwpb_kernels.op import Compile, Op, in_layout_of, tl, triton
+from mwpb_kernels.op import Compile, Op, in_layout_of, number, tl, triton
 from mwpb_kernels.philox import STREAM_GAUSSIAN, STREAM_UNIFORM, normal_words, uniform_words
-from mwpb_kernels.strided import clamp_between, column, loop_arguments, offset_of, per_sample, tile_of
+from mwpb_kernels.strided import clamp_between, column, loop_arguments, offset_of, per_sample, pixel_range, tile_of
 
 
 # reference ---------------------------------------------------------------------------------------------------
@@ -181,10 +181,12 @@ def gaussian_start(
     NaN in x stays NaN. Raises ValueError or TypeError for other shapes, types or devices, a negative sigma and
     lo > hi. Source: Zhang et al., "Theoretically principled trade-off between robustness and accuracy", 2019.
     """
-    check_start(x, seed, index, lo, hi)
+    check_start(x, seed, index)
+    lo, hi = pixel_range(lo, hi)
+    sigma = number(sigma, "sigma")
     if not sigma >= 0:
         raise ValueError(f"sigma must not be negative, got {sigma}")
-    return GAUSSIAN_START(x, float(sigma), seed, index, lo, hi)
+    return GAUSSIAN_START(x, sigma, seed, index, lo, hi)
 
 
 def uniform_start(
@@ -202,5 +204,6 @@ def uniform_start(
     bit-equal on every implementation; |result - x| <= radius up to the rounding of the sum. NaN in x or radius
     gives NaN. Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018.
     """
-    check_start(x, seed, index, lo, hi)
+    check_start(x, seed, index)
+    lo, hi = pixel_range(lo, hi)
     return UNIFORM_START(x, per_sample(radius, x, "radius"), seed, index, lo, hi)

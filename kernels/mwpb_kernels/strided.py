@@ -11,26 +11,34 @@ from typing import Any
 
 import torch
 
-from mwpb_kernels.op import IMAGE_DTYPES, check_device, tl, triton
+from mwpb_kernels.op import IMAGE_DTYPES, check_device, check_tensors, number, tl, triton
 
 MAX_DIMS = 3
 MAX_TILE = 4096  # elements that one program holds: 8 a thread, as more would spill in the strided kernels
 
 
 # checks ------------------------------------------------------------------------------------------------------
-def check_images(x: torch.Tensor, lo: float, hi: float) -> None:
-    """Refuse what is no batch of images, and an empty pixel range."""
+def check_images(x: torch.Tensor) -> None:
+    """Refuse what is no batch of images."""
+    check_tensors(x=x)
     if x.dim() < 1:
         raise ValueError("x must be (B, ...), not a scalar")
     if x.dtype not in IMAGE_DTYPES:
         raise TypeError(f"x must be float32 or float64, not {x.dtype}")
+
+
+def pixel_range(lo: float, hi: float) -> tuple[float, float]:
+    """The two ends as floats; an empty range is refused."""
+    lo, hi = number(lo, "lo"), number(hi, "hi")
     if not lo <= hi:
         raise ValueError(f"lo must not exceed hi, got lo={lo} and hi={hi}")
+    return lo, hi
 
 
-def check_step(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, lo: float, hi: float) -> None:
+def check_step(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> None:
     """Refuse operands of an in-place attack step that do not fit together or must not be written."""
-    check_images(x, lo, hi)
+    check_images(x)
+    check_tensors(x_adv=x_adv, grad=grad)
     for name, other in (("x_adv", x_adv), ("grad", grad)):
         if other.shape != x.shape:
             raise ValueError(f"{name} is {tuple(other.shape)}, but x is {tuple(x.shape)}")
@@ -47,14 +55,16 @@ def check_step(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, lo: flo
 
 
 def per_sample(value: float | torch.Tensor, x: torch.Tensor, name: str) -> torch.Tensor:
-    """(B,) tensor in x's type from such a tensor or from one number, without synchronisation."""
-    if isinstance(value, torch.Tensor):
-        if value.shape != x.shape[:1]:
+    """(B,) tensor in x's type from such a tensor, a 0-d one or one number, without synchronisation."""
+    if isinstance(value, torch.Tensor) and (value.dim() or value.device == x.device):
+        if value.dim() and value.shape != x.shape[:1]:
             raise ValueError(f"{name} must be a number or ({x.shape[0]},), not {tuple(value.shape)}")
-        if not value.dtype.is_floating_point:
+        is_number = value.dim() == 0 and value.dtype != torch.bool and not value.is_complex()
+        if not (value.dtype.is_floating_point or is_number):
             raise TypeError(f"{name} must be floating point, not {value.dtype}")
         check_device(x, value)
-        return value.to(x.dtype)
+        return value.to(x.dtype).expand(x.shape[0])
+    value = number(value, name)
     if not value >= 0:
         raise ValueError(f"{name} must not be negative, got {value}")
     return torch.full((1,), value, dtype=x.dtype, device=x.device).expand(x.shape[0])

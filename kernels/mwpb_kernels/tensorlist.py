@@ -7,12 +7,12 @@ arguments are part of a captured graph, while a copy from the host's memory coul
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
-from mwpb_kernels.op import IMAGE_DTYPES, Compile, check_device, tl, triton
+from mwpb_kernels.op import IMAGE_DTYPES, Compile, check_device, check_tensors, tl, triton
 
 BLOCK = 1024
 MOST_PARTS = 1024  # programs a tensor is spread over: as many partial sums as one program adds up at once
@@ -21,6 +21,15 @@ TABLE_ENTRIES = 128  # addresses an argument list may hold
 
 
 # checks ------------------------------------------------------------------------------------------------------
+def as_list(tensors: Iterable[torch.Tensor], name: str) -> list[torch.Tensor]:
+    """The tensors of any iterable, such as `model.parameters()`; a tensor is not the list of its rows."""
+    if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Iterable):
+        raise TypeError(f"{name} must be a list of tensors, not a {type(tensors).__name__}")
+    found = list(tensors)
+    check_tensors(**{f"{name}[{i}]": t for i, t in enumerate(found)})
+    return found
+
+
 def check_lists(params: Sequence[torch.Tensor], **others: Sequence[torch.Tensor]) -> None:
     """Refuse lists that do not match, from metadata alone."""
     for name, tensors in others.items():
