@@ -1,6 +1,7 @@
 # make train: set up, then train, attack and show MWPB-AT on an embedded data set
 # make test:  set up with the development tools, then run the test suite, linters and type checks included
 #             (make test-slow: the long fuzzing, kill and real-image runs besides)
+# make golden BASE=REV: whether this checkout computes to the bit what the revision REV does
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 NO_NATIVE := mwpb-fast: no C++ compiler was of use here; the CPU ops run as plain PyTorch, several times slower
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
 
-.PHONY: train test test-slow lint bench setup setup-dev clean
+.PHONY: train test test-slow lint bench golden setup setup-dev clean
 .DELETE_ON_ERROR:
 
 train: setup
@@ -26,6 +27,9 @@ lint: setup-dev
 
 bench: setup-dev
 	$(BIN)/mwpb-fast bench kernels
+
+golden: setup-dev
+	$(BIN)/python bench/golden.py $(BASE)
 
 setup: $(VENV)/.built
 setup-dev: $(VENV)/.built $(VENV)/.dev
