@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from mwpb_fast import threads
 from mwpb_fast.commands import COMMANDS
 from mwpb_fast.config import ConfigError
 from mwpb_fast.signals import Interrupted
@@ -69,6 +70,7 @@ def _dispatch(words: Sequence[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise ConfigError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+    threads.prepare()
     if os.getcwd() not in sys.path:  # a dotted path may name a module of the user's own; last, so it hides nothing
         sys.path.append(os.getcwd())
     return COMMANDS[words[0]][1](words[1:])

@@ -62,6 +62,7 @@ def machine() -> Iterator[Finding]:
     """Interpreter, PyTorch, devices, precision, disk."""
     import torch
 
+    from mwpb_fast import threads
     from mwpb_fast.engine.precision import cpu_has_bf16
     from mwpb_fast.log import cpu_name
 
@@ -70,6 +71,7 @@ def machine() -> Iterator[Finding]:
     yield Finding("torch", OK, f"{torch.__version__} ({build})")
     level = torch.backends.cpu.get_cpu_capability()
     yield Finding("cpu", OK, f"{cpu_name()}, {torch.get_num_threads()} threads, {level}")
+    yield Finding("openmp", OK, threads.chosen())
     if cpu_has_bf16():
         yield Finding("cpu bf16", OK, "in hardware; --precision.dtype bf16 uses it")
     else:

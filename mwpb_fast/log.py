@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from mwpb_fast import threads
 from mwpb_fast.files import write_atomically
 from mwpb_fast.lazy import ops, torch
 
@@ -88,6 +89,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if on_cuda else cpu_name(),
         "threads": torch.get_num_threads(),
+        "openmp": threads.chosen(),
         "ops": {op: ops.implementation(op, device) for op in sorted(ops.OPS)},
     }
 

@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+
+from mwpb_fast import threads
+
+threads.prepare()  # reads nothing of PyTorch, which must not have been imported yet
+
+import torch  # noqa: E402
 
 # Before anything imports Triton, which reads the variable once. With a GPU the real kernels are tested, unless
 # the interpreter is asked for by setting the variable.
