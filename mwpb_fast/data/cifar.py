@@ -8,6 +8,7 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 from __future__ import annotations
 
 import io
+import operator
 import pickle
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +144,7 @@ def _pickled(file: str, content: Any, variant: _Variant) -> tuple[np.ndarray, np
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         batch = {key.encode() if isinstance(key, str) else key: value for key, value in batch.items()}
-        labels = np.array([int(label) for label in batch[variant.label_key]], dtype=np.int64)
+        labels = np.array([operator.index(label) for label in batch[variant.label_key]], dtype=np.int64)
         pixels = batch[b"data"].array()
     except Exception as error:  # a pickle can raise anything
         raise DataError(f"{file}: truncated or not a CIFAR batch ({' '.join(str(error).split())})") from error
