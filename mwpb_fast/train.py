@@ -333,11 +333,7 @@ class Trainer:
                     f"{self.folder} holds a run with other settings ({', '.join(differing)}); "
                     "take another --out, or --no-resume to begin anew"
                 )
-            if other := data.difference(data.identity_of(found[1]), data.identity(self.images)):
-                raise ConfigError(
-                    f"{self.folder} holds a run on other data than {self.images.origin} has now: {other}; "
-                    "take another --out, or --no-resume to begin anew"
-                )
+            data.require_same(self.folder, found[1], self.images)
             if "random" not in found[1]:
                 raise checkpoint.CheckpointError(
                     f"{found[0]}: of an earlier version, which did not save all that a run needs to go on "

@@ -24,7 +24,7 @@ from mwpb_fast.data.dataset import (
     split_validation,
     stratified_order,
 )
-from mwpb_fast.data.identity import KIND, difference, identity, identity_of
+from mwpb_fast.data.identity import KIND, difference, identity, identity_of, require_same
 from mwpb_fast.data.prepare import find_set, known_sets, load_encoded, load_split, prepare
 from mwpb_fast.data.resident import ResidentLoader, eval_batches
 from mwpb_fast.lazy import torch
@@ -53,6 +53,7 @@ __all__ = [
     "make_loader",
     "memory_budget",
     "prepare",
+    "require_same",
     "split_indices",
     "split_validation",
     "stratified_order",

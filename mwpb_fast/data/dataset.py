@@ -6,12 +6,12 @@ the validation split and subsets are the same on any machine, with any torch ver
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from mwpb_fast.data.identity import content_hash
 from mwpb_fast.lazy import ops, torch
 
 if TYPE_CHECKING:
@@ -138,6 +138,14 @@ class Images:
             means.append(mean.item())
             deviations.append((share @ (values - mean).square()).sqrt().item())
         return means, deviations
+
+
+def content_hash(images: Any, labels: Any) -> str:
+    """SHA-256 of a split: images uint8 (N, H, W, C) and labels int64 (N,), contiguous NumPy arrays."""
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    digest.update(images)
+    digest.update(labels)
+    return digest.hexdigest()
 
 
 class Batch(NamedTuple):

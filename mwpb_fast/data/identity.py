@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from mwpb_fast.data.dataset import Images
+from mwpb_fast.data.dataset import DataError, Images
 
 KIND = ("classes", "channels", "height", "width")  # what one model needs of every split that it sees
-
-
-def content_hash(images: Any, labels: Any) -> str:
-    """SHA-256 of a split: images uint8 (N, H, W, C) and labels int64 (N,), contiguous NumPy arrays."""
-    digest = hashlib.sha256(str(tuple(images.shape)).encode())
-    digest.update(images)
-    digest.update(labels)
-    return digest.hexdigest()
 
 
 def identity(images: Images) -> dict[str, Any]:
@@ -48,6 +39,15 @@ def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     if "sha256" in keys and not parts:
         parts.append(f"other images or labels (SHA-256 {theirs['sha256'][:12]}, here {mine['sha256'][:12]})")
     return "; ".join(parts)
+
+
+def require_same(folder: Path, state: Mapping[str, Any], images: Images) -> None:
+    """Raises DataError unless the state of the run in `folder` was made on these images, as far as it can say."""
+    if other := difference(identity_of(state), identity(images)):
+        raise DataError(
+            f"{folder} holds a run on other data than {images.origin} has now: {other}; take another --out, "
+            "or --no-resume to begin anew"
+        )
 
 
 def _classes(theirs: list[str], mine: list[str]) -> str:

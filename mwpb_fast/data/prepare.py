@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mwpb_fast.data.dataset import Config, DataError
+from mwpb_fast.data.dataset import Config, DataError, content_hash
 from mwpb_fast.data.fit import Fit
-from mwpb_fast.data.identity import KIND, content_hash, difference, identity
+from mwpb_fast.data.identity import KIND, difference, identity
 from mwpb_fast.data.prepared import (
     FORMAT,
     SPLITS,
