@@ -221,11 +221,10 @@ def _inflate(path: Path, opener: Callable[..., Any]) -> io.BytesIO:
         raise
     except _CORRUPT as error:
         raise DataError(f"{path}: truncated or corrupt archive ({_reason(error)})") from error
+    head = bytes(content.getbuffer()[:512])
     content.seek(0)
-    head = content.read(512)
     if head[257:262] != b"ustar" and not tarfile.is_tarfile(content):
         raise DataError(f"{path}: holds no tar archive but {kind_of(head) or 'something else'}")
-    content.seek(0)
     return content
 
 

@@ -19,6 +19,7 @@ _checked: set[tuple[str, str, int, int]] = set()  # what this process has compar
 def read_tensors(path: Path, sha256: str, keys: tuple[str, ...]) -> dict[str, Any]:
     """The file's tensors of these names, mapped from disk; DataError unless the file has that SHA-256."""
     from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
 
     from mwpb_fast.data.download import sha256_of
 
@@ -32,11 +33,18 @@ def read_tensors(path: Path, sha256: str, keys: tuple[str, ...]) -> dict[str, An
                     "with --replace"
                 )
             _checked.add(stamp)
+        if not _is_text(path):  # safe_open maps the file, but takes a path in UTF-8 only
+            tensors = load(path.read_bytes())
+            return {key: tensors[key] for key in keys}
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in keys}
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read ({reason})") from error
+
+
+def _is_text(path: Path) -> bool:
+    return str(path).isascii() or not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
 class Staging:
