@@ -44,7 +44,7 @@ def read_tensors(path: Path, sha256: str, keys: tuple[str, ...]) -> dict[str, An
 
 
 def _is_text(path: Path) -> bool:
-    return str(path).isascii() or not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
 class Staging:
