@@ -215,4 +215,4 @@ def _class_folders(tree: Tree, name: str, variant: _Variant) -> RawSet:
         each = _SPLIT_SIZE[split] // len(variant.classes)
         for label, found in enumerate(np.bincount(labels, minlength=len(variant.classes))):
             _check_count(f"{tree.path}: class {variant.classes[label]}", name, split, int(found), each)
-    return RawSet(variant.classes, raw.train, raw.test, raw.origin, size=(32, 32))
+    return RawSet(variant.classes, raw.train, raw.test, raw.origin, size=(32, 32), notes=raw.notes)
