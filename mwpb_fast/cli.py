@@ -23,10 +23,12 @@ from mwpb_fast.signals import Interrupted
 STATUS = {
     "mwpb_fast.config.ConfigError": 2,
     "mwpb_fast.data.dataset.DataError": 2,
+    "mwpb_fast.data.dataset.DataWriteError": 1,
     "mwpb_fast.checkpoint.CheckpointError": 2,
     "mwpb_fast.checkpoint.CheckpointWriteError": 1,
     "mwpb_fast.train.TrainingError": 1,
     "torch.OutOfMemoryError": 1,
+    "builtins.MemoryError": 1,
 }
 
 

@@ -81,29 +81,40 @@ def data(arguments: Sequence[str]) -> int:
     parser = Parser("data", "Data sets: `data list` shows them, `data prepare NAME` makes one ready.")
     add = parser.add_argument
     add("verb", choices=["list", "prepare"], metavar="list|prepare", help="what to do")
-    add("name", nargs="?", metavar="NAME", help="of the set to prepare")
+    add("name", nargs="?", metavar="NAME", help="of the set to prepare; folder:cats is one of several of its kind")
     add("--dir", type=Path, default=Path("data"), help="holds the prepared sets (default: data)")
     add("--from", "--data-dir", dest="source", type=Path, metavar="PATH",
         help="the set's archive or folder; without it the set is downloaded, and checked by SHA-256")  # fmt: skip
     add("--encoded", action="store_true", help="keep the image files too, for --data.loader dali to decode")
     add("--offline", action="store_true", help="never download")
+    add(
+        "--replace", action="store_true", help="put it in the place of another set, or a damaged one, of that name"
+    )
+    add(
+        "--resize",
+        metavar="N|WxH",
+        help="image files: the shorter side to N, or the image to WxH (Pillow, bicubic)",
+    )
+    add("--crop", metavar="N|WxH", help="image files: keep the centre, after --resize")
     given = parser.parse_intermixed_args(arguments)
 
-    from mwpb_fast.data.prepare import find_set, known_sets, prepare
+    from mwpb_fast.data.fit import make_fit
+    from mwpb_fast.data.prepare import find_set, prepare, set_folder
 
     if given.verb == "list":
-        for name in known_sets():
-            print(f"{name:14s}{_state(name, given.dir):26s}{_first_line(find_set(name).__doc__)}")
+        for name in _sets(given.dir):
+            print(f"{name:14s} {_state(name, given.dir):26s}{_first_line(find_set(name).__doc__)}")
         return 0
     if not given.name:
         parser.error("which data set?")
     find_set(given.name)
-    with _downloads() as tell:
-        meta = prepare(given.name, source=given.source, dir=given.dir, encoded=given.encoded,
-                       offline=given.offline, progress=tell)  # fmt: skip
+    fit = make_fit(given.resize, given.crop)
+    with _downloads() as progress:
+        meta = prepare(given.name, source=given.source, dir=given.dir, encoded=given.encoded, fit=fit,
+                       offline=given.offline, replace=given.replace, progress=progress, tell=_note)  # fmt: skip
     counts = " and ".join(f"{split['count']:,} {name}" for name, split in meta["splits"].items())
-    where = "embedded" if "embedded" in meta else f"in {given.dir / given.name}"
-    print(f"{given.name}: {counts} images, {where}")
+    where = "embedded" if "embedded" in meta else f"in {set_folder(given.dir, given.name)}"
+    _say(f"{given.name}: {counts} images of {len(meta['classes'])} classes, {where}")
     return 0
 
 
@@ -184,14 +195,27 @@ def _draw(runs: Sequence[Path], folder: Path) -> None:
         print(f"drawn: {path}")
 
 
+def _sets(folder: Path) -> list[str]:
+    """The names of the known sets, and of those prepared in `folder` under a name of the user's."""
+    from mwpb_fast.data.prepare import find_set, known_sets, set_folder
+
+    found = []
+    for path in folder.glob("*/meta.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            name = str(json.loads(path.read_bytes())["name"])
+            if set_folder(folder, name) == path.parent and find_set(name):
+                found.append(name)
+    return sorted({*known_sets(), *found})
+
+
 def _state(name: str, folder: Path) -> str:
     """Whether a data set is at hand."""
-    from mwpb_fast.data.prepare import find_set
+    from mwpb_fast.data.prepare import find_set, set_folder
 
     if hasattr(find_set(name), "images"):
         return "embedded"
     try:
-        splits = json.loads((folder / name / "meta.json").read_text())["splits"]
+        splits = json.loads((set_folder(folder, name) / "meta.json").read_text())["splits"]
         return f"{splits['train']['count']:,} + {splits['test']['count']:,} images"
     except FileNotFoundError:
         return "not prepared"
@@ -218,6 +242,11 @@ def _downloads() -> Iterator[Callable[[str, int, int], None]]:
 
 def _first_line(text: str | None) -> str:
     return (text or "").strip().partition("\n")[0]
+
+
+def _say(text: str) -> None:
+    """A line with paths in it, of which the bytes that are not text are shown as numbers."""
+    print(text.encode(errors="backslashreplace").decode())
 
 
 def _note(text: str) -> None:

@@ -321,8 +321,9 @@ class _Setup:
         if "config" not in state and config.model.normalize:
             train = data.load_split(where, "train")
             normalize = train.statistics(data.split_indices(train.labels, where)[0])
-        if list(state.get("classes", self.images.classes)) != list(self.images.classes):
-            raise ConfigError(f"{self.images.origin}: its classes are not those of the checkpoint")
+        trained, mine = data.identity_of(state), data.identity(self.images)
+        if other := data.difference(trained, {key: mine[key] for key in data.KIND}):
+            raise ConfigError(f"{self.images.origin}: not the data of the checkpoint, which has {other}")
         try:
             self.model = build_model(
                 config.model.name,
@@ -335,3 +336,4 @@ class _Setup:
             raise checkpoint.CheckpointError(f"{saved.about['checkpoint']}: {error}") from error
         self.model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
         self.about = {"model": config.model.name, "data": config.data.name, "split": "test"}
+        self.about["split_sha256"] = self.images.sha256

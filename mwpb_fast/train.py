@@ -273,6 +273,7 @@ class Trainer:
             "config": to_dict(self.config),
             "classes": list(self.images.classes),
             "channels": self.images.channels,
+            "data": data.identity(self.images),
             "normalize": self.normalize,
             "epoch": self.epoch,
             "batch": self.batch,
@@ -316,7 +317,7 @@ class Trainer:
         if kind == "best":
             # what is evaluated: the averaged weights where there are any, named after the epoch that made them
             weights = state["ema"] or state["model"]
-            state = {k: state[k] for k in ("config", "classes", "channels", "normalize", "best", "memory")}
+            state = {k: state[k] for k in ("config", "classes", "channels", "data", "normalize", "best", "memory")}
             epoch, batch = epoch - 1, 0
             state |= {"epoch": epoch, "model": weights}
         checkpoint.save(self.folder / "checkpoints", kind, epoch, batch, state, keep=1 if kind == "best" else 2)
@@ -332,6 +333,7 @@ class Trainer:
                     f"{self.folder} holds a run with other settings ({', '.join(differing)}); "
                     "take another --out, or --no-resume to begin anew"
                 )
+            data.require_same(self.folder, found[1], self.images)
             if "random" not in found[1]:
                 raise checkpoint.CheckpointError(
                     f"{found[0]}: of an earlier version, which did not save all that a run needs to go on "

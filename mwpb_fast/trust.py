@@ -73,6 +73,9 @@ def trust_run(
     )
     report = judge(result, evaluation)
     if beside is not None:
+        split = beside["split_sha256"]
+        if split not in (None, result["split_sha256"]):  # None: made by a version that did not write it
+            raise ConfigError(f"{beside['path']}: was made on other test images; evaluate the control again")
         report["control"] = beside
     path = result_path(target, which, "trust")
     write_atomically(Path(f"{path}.md"), (markdown(report) + "\n").encode())
@@ -265,6 +268,7 @@ def _fitting(path: Path, digest: str, checkpoint: str, evaluation: EvaluationCon
         own = {name: Fraction(found[name]) for name in ("eps", "step_size")}
         attacks = {name: {k: a[k] for k in ("accuracy", "interval")} for name, a in found["attacks"].items()}
         shown = {"path": str(path), "recipe": found.get("recipe"), "n": found["n"], "attacks": attacks}
+        shown["split_sha256"] = found.get("split_sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: is not the result of an evaluation") from error
     if found.get("sha256") != digest:

@@ -255,7 +255,7 @@ def test_data_list_says_what_is_prepared(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_data_prepare_of_the_embedded_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "prepare", "digits"]) == 0
-    assert capsys.readouterr().out == "digits: 1,438 train and 359 test images, embedded\n"
+    assert capsys.readouterr().out == "digits: 1,438 train and 359 test images of 10 classes, embedded\n"
 
 
 def test_data_prepare_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,7 +267,8 @@ def test_data_prepare_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[
             Image.new("RGB", (8, 8), (grey, grey, grey)).save(tmp_path / "mine" / split / label / "a.png")
     words = ["data", "prepare", "folder", "--data-dir", str(tmp_path / "mine"), "--dir", str(tmp_path / "data")]
     assert cli.main(words) == 0
-    assert capsys.readouterr().out == f"folder: 2 train and 2 test images, in {tmp_path / 'data' / 'folder'}\n"
+    place = tmp_path / "data" / "folder"
+    assert capsys.readouterr().out == f"folder: 2 train and 2 test images of 2 classes, in {place}\n"
     assert (tmp_path / "data" / "folder" / "train.safetensors").exists()
 
 

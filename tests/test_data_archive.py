@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import os
 import struct
 import tarfile
@@ -187,5 +188,105 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone: No such file"):
         open_tree(tmp_path / "gone")
     (tmp_path / "empty").touch()
-    with open_tree(tmp_path / "empty") as tree:
-        assert tree.names == ("empty",)
+    with pytest.raises(DataError, match="empty: an empty file"):
+        open_tree(tmp_path / "empty")
+    (tmp_path / "some.mat").write_bytes(b"MATLAB 5.0")
+    with open_tree(tmp_path / "some.mat") as tree:
+        assert tree.names == ("some.mat",)
+
+
+ZIP = zip_bytes(*CONTENT.items())
+FOREIGN = {
+    "truncated zip": (ZIP[:-40], "a truncated zip archive"),
+    "html": (b"\xef\xbb\xbf\n<!DOCTYPE html><html><title>404</title>", "an HTML page"),
+    "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML document"),
+    "rar": (b"Rar!\x1a\x07\x01\x00" + bytes(99), "a rar archive; unpack it and give the folder"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(99), "a 7z archive"),
+    "zst": (b"\x28\xb5\x2f\xfd" + bytes(99), "a Zstandard archive"),
+    "lzma": (b"\x5d\x00\x00\x80\x00" + bytes(99), "an lzma archive"),
+    "lz4": (b"\x04\x22\x4d\x18" + bytes(99), "an lz4 archive"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
+    "html in gzip": (gzip.compress(b"<html><body>Not found</body></html>"), "no tar archive but an HTML page"),
+    "empty gzip": (gzip.compress(b""), "no tar archive but an empty file"),
+    "text in gzip": (gzip.compress(b"hello " * 300), "no tar archive but something else"),
+    "truncated xz": (lzma.compress(GOOD_TAR)[:-20], "truncated or corrupt archive"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_is_no_archive_is_named_for_what_it_is(kind: str, tmp_path: Path) -> None:
+    content, named = FOREIGN[kind]
+    path = tmp_path / "set.zip"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"set.zip: .*{named}") as caught:
+        open_tree(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tar_older_than_ustar_is_read(tmp_path: Path) -> None:
+    content = bytearray(tar_bytes(("set/a", b"x")))
+    content[257:265] = bytes(8)
+    (tmp_path / "old.tar").write_bytes(fixed_checksum(bytes(content[:512])) + bytes(content[512:]))
+    with open_tree(tmp_path / "old.tar") as tree:
+        assert bytes(tree.read("set/a")) == b"x"
+
+
+def test_backslashes_in_a_zip_are_slashes(tmp_path: Path) -> None:
+    members = [(name.replace("/", "\\"), content) for name, content in CONTENT.items()]
+    (tmp_path / "windows.zip").write_bytes(zip_bytes(("set\\train\\c\\", b""), *members))
+    with open_tree(tmp_path / "windows.zip") as tree:
+        assert {name: bytes(tree.read(name)) for name in tree.names} == CONTENT
+        assert tree.folders == ("set", "set/train", "set/train/a", "set/train/b", "set/train/c")
+
+
+def test_hard_links_in_a_tar_are_read(tmp_path: Path) -> None:
+    link = special(tarfile.LNKTYPE, "set/again", "./set/a")
+    (tmp_path / "links.tar").write_bytes(tar_bytes(("set/a", b"one"), link))
+    with open_tree(tmp_path / "links.tar") as tree:
+        assert {name: bytes(tree.read(name)) for name in tree.names} == {"set/a": b"one", "set/again": b"one"}
+    (tmp_path / "bad.tar").write_bytes(tar_bytes(link, ("set/a", b"one")))
+    with pytest.raises(DataError, match=r"'set/again' is a hard link to './set/a', which is not in the archive"):
+        open_tree(tmp_path / "bad.tar")
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_what_systems_leave_behind_is_not_there(form: str, tmp_path: Path) -> None:
+    left = ["Thumbs.db", "DESKTOP.INI", ".DS_Store", "@eaDir/0.png", "._0.png", "__MACOSX/._0.png"]
+    extra = {f"set/train/a/{name}": b"junk" for name in left} | {"set/train/@eaDir/a/0.png": b"junk"}
+    hidden = {"set/train/.mine/0.png": b"mine"}
+    path = tmp_path / "source"
+    if form == "zip":
+        path.write_bytes(zip_bytes(*CONTENT.items(), *extra.items(), *hidden.items()))
+    else:
+        for name, content in {**CONTENT, **extra, **hidden}.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(content)
+    with open_tree(path) as tree:
+        assert tree.names == tuple(sorted(CONTENT))
+        assert tree.folders == ("set", "set/train", "set/train/a", "set/train/b")
+        assert tree.hidden == tuple(hidden)
+
+
+def test_two_sets_in_one_are_refused(tmp_path: Path) -> None:
+    files = {name.replace("set/", f"{copy}/"): content for copy in ("x", "y") for name, content in CONTENT.items()}
+    (tmp_path / "two.zip").write_bytes(zip_bytes(*files.items()))
+    with open_tree(tmp_path / "two.zip") as tree:
+        for look in (lambda: tree.find("wnids.txt"), lambda: tree.root_of("train")):
+            with pytest.raises(DataError, match=r"two\.zip: x/.* and y/.*: two sets in one"):
+                look()
+
+
+def test_a_folder_where_a_file_is_expected_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train_32x32.mat").mkdir()
+    with open_tree(tmp_path) as tree, pytest.raises(DataError, match=r"train_32x32\.mat: a folder, where a file"):
+        tree.find("train_32x32.mat")
+
+
+def test_one_folder_by_two_links_is_there_twice(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "0.png").write_bytes(b"x")
+    for name in ("one", "two"):
+        (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / name).symlink_to(tmp_path / "real", target_is_directory=True)
+    with open_tree(tmp_path / "set") as tree:
+        assert tree.names == ("one/0.png", "two/0.png")

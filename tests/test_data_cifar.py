@@ -109,6 +109,13 @@ def test_bad_cifar_archives(form: object, kind: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("small_cifar")
+def test_labels_that_are_no_whole_numbers_are_refused(tmp_path: Path) -> None:
+    batch = pickle.dumps({"labels": [3, 3.5], "data": PIXELS[:2].reshape(-1, 3072)}, protocol=2)
+    with pytest.raises(DataError, match=r"data_batch_1: .*'float' object cannot be interpreted as an integer"):
+        read(write(tmp_path, {**python_files("cifar10"), "c/data_batch_1": batch}), "cifar10")
+
+
 class Malicious:
     def __init__(self, function: object, *args: object) -> None:
         self.call = function, args

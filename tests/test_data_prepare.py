@@ -13,9 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_data_sets import PIXELS, folder_files, svhn_file, write
+from test_data_sets import PIXELS, folder_files, picture, svhn_file, write
 
-from mwpb_fast.data import Config, DataError, find_set, known_sets, load_encoded, load_split, prepare, svhn
+from mwpb_fast.data import (
+    Config,
+    DataError,
+    DataWriteError,
+    find_set,
+    known_sets,
+    load_encoded,
+    load_split,
+    prepare,
+    svhn,
+)
 from mwpb_fast.data.download import MIRROR_VARIABLE, Download, fetch
 from mwpb_fast.data.prepare import _locate
 
@@ -265,9 +275,10 @@ def test_a_failed_preparation_leaves_the_old_one(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mwpb_fast.data.store._sync", full)
-    with pytest.raises(DataError, match="No space left on device"):
-        prepare("folder", source=tmp_path / "x", dir=tmp_path)
+    other = write(tmp_path / "y", {**folder_files(), "top/train/bee/9.png": picture(99)})
+    monkeypatch.setattr("mwpb_fast.data.store.sync", full)
+    with pytest.raises(DataWriteError, match="No space left on device"):
+        prepare("folder", source=other, dir=tmp_path, replace=True)
     assert torch.equal(load_split(pets, "train").images, before)
     assert not list(tmp_path.rglob("*.tmp"))
 

@@ -16,6 +16,7 @@ from mwpb_fast.data.dataset import (
     Batch,
     Config,
     DataError,
+    DataWriteError,
     Images,
     Loader,
     epoch_order,
@@ -23,6 +24,7 @@ from mwpb_fast.data.dataset import (
     split_validation,
     stratified_order,
 )
+from mwpb_fast.data.identity import KIND, difference, identity, identity_of, require_same
 from mwpb_fast.data.prepare import find_set, known_sets, load_encoded, load_split, prepare
 from mwpb_fast.data.resident import ResidentLoader, eval_batches
 from mwpb_fast.lazy import torch
@@ -31,21 +33,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "KIND",
     "Batch",
     "Config",
     "DataError",
+    "DataWriteError",
     "Images",
     "Loader",
     "ResidentLoader",
+    "difference",
     "epoch_order",
     "eval_batches",
     "find_set",
+    "identity",
+    "identity_of",
     "known_sets",
     "load_encoded",
     "load_split",
     "make_loader",
     "memory_budget",
     "prepare",
+    "require_same",
     "split_indices",
     "split_validation",
     "stratified_order",

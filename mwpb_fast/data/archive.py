@@ -1,8 +1,9 @@
 """Read-only access to a folder, a tar or a zip by member name, without ever writing a member to disk.
 
 Archives are hostile until shown otherwise. Nothing is extracted, so nothing can escape; members that would
-(absolute or climbing paths, links, devices) are refused all the same, since an archive that holds them is
-not the data set that it claims to be, and so is one that expands out of proportion.
+(absolute or climbing paths, symbolic links, devices) are refused all the same, since an archive that holds them
+is not the data set that it claims to be, and so is one that expands out of proportion. A hard link is read as
+the member before it that it names, and a backslash in a zip as the slash that Windows programs mean by it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mwpb_fast.data.dataset import DataError
+from mwpb_fast.data.foreign import kind_of
 
 MAX_MEMBERS = 2_000_000
 MAX_BYTES = 4 << 30
@@ -32,6 +34,12 @@ MIN_ALLOWANCE = 64 << 20  # an archive may always expand to so much
 
 _CORRUPT = (ArithmeticError, LookupError, ValueError, EOFError, OSError, RuntimeError, MemoryError)
 _CORRUPT += (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)  # type: ignore[assignment]
+# what systems and programs leave behind, as they do names that begin with ._
+_LEFT_BEHIND = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "@eadir", "#recycle",
+    "@recycle", "@__thumb", "$recycle.bin", "system volume information", "lost+found", "__pycache__", ".ds_store",
+    ".ipynb_checkpoints", ".thumbnails", ".git",
+}  # fmt: skip
 _OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
     (b"\x1f\x8b", gzip.open),
     (b"\xfd7zXZ\x00", lzma.open),
@@ -40,13 +48,24 @@ _OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
 
 
 class Tree:
-    """Named bytes. `names` is sorted and holds posix paths of regular files; hidden files are left out."""
+    """Named bytes. `names` is sorted and holds posix paths of regular files, `folders` those of all folders, also
+    the empty ones; hidden files and what systems leave behind are in neither. `hidden` are those hidden files that
+    no system is known to leave behind."""
 
-    def __init__(self, path: Path, members: dict[str, Callable[[], Any]], close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        members: dict[str, Callable[[], Any]],
+        close: Callable[[], None] = lambda: None,
+        folders: Iterable[str] = (),
+    ) -> None:
         self.path = path
         self._members = members
         self._close = close
         self.names = tuple(sorted(name for name in members if not _hidden(name)))
+        self.hidden = tuple(sorted(name for name in members if _hidden(name) and not _left_behind(name)))
+        above = {name.rsplit("/", n)[0] for name in self.names for n in range(1, name.count("/") + 1)}
+        self.folders = tuple(sorted(above | {name for name in folders if not _hidden(name)}))
 
     def __enter__(self) -> Tree:
         return self
@@ -63,21 +82,41 @@ class Tree:
         """A member's content, bytes-like."""
         try:
             return self._members[name]()
-        except DataError:
+        except (DataError, MemoryError):
             raise
         except _CORRUPT as error:
             raise DataError(f"{self.label(name)}: cannot be read ({_reason(error)})") from error
 
-    def find(self, basename: str) -> str | None:
-        """The least deep member of that name, or None."""
-        found = [name for name in self.names if name.rsplit("/", 1)[-1] == basename]
-        return min(found, key=lambda name: (name.count("/"), name), default=None)
+    def text(self, name: str) -> str:
+        """A member's content as text; a byte order mark is no part of it."""
+        try:
+            return bytes(self.read(name)).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.label(name)}: not a text file in UTF-8") from error
 
-    def root_of(self, folder: str) -> str | None:
-        """The prefix ("" or ending in "/") below which the least deep folder of that name lies, or None."""
-        prefixes = {f"/{name}".split(f"/{folder}/", 1)[0] for name in self.names if f"/{folder}/" in f"/{name}"}
-        best = min(prefixes, key=lambda prefix: (prefix.count("/"), prefix), default=None)
-        return None if best is None else f"{best}/".lstrip("/")
+    def find(self, basename: str) -> str | None:
+        """The least deep member of that name, or None. DataError where two are equally deep, or it is a folder."""
+        found = [name for name in self.names if name.rsplit("/", 1)[-1] == basename]
+        for folder in self.folders if not found else ():
+            if folder.rsplit("/", 1)[-1] == basename and "." in basename:
+                raise DataError(f"{self.label(folder)}: a folder, where a file is expected")
+        return self._least_deep(found)
+
+    def root_of(self, *folders: str) -> str | None:
+        """The prefix ("" or ending in "/") below which the least deep folder of one of these names lies, or None.
+
+        Case does not count. DataError where two folders of such a name are equally deep in different ones.
+        """
+        best = self._least_deep([path for path in self.folders if path.rsplit("/", 1)[-1].lower() in folders])
+        return None if best is None else best[: best.rfind("/") + 1]
+
+    def _least_deep(self, names: list[str]) -> str | None:
+        depth = min((name.count("/") for name in names), default=0)
+        best = [name for name in names if name.count("/") == depth]
+        parents = sorted({name[: name.rfind("/") + 1] for name in best})
+        if len(parents) > 1:
+            raise DataError(f"{self.path}: {best[0]} and {best[1]}: two sets in one; give one of them")
+        return min(best, default=None)
 
 
 def open_tree(path: Path) -> Tree:
@@ -92,10 +131,12 @@ def open_tree(path: Path) -> Tree:
         for magic, opener in _OPENERS:
             if head.startswith(magic):
                 return _tar(path, _inflate(path, opener))
-        if head[257:262] == b"ustar":
+        if head[257:262] == b"ustar" or (head.strip(b"\0") and tarfile.is_tarfile(path)):  # or older than ustar
             with path.open("rb") as file:
                 return _tar(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return Tree(path, {path.name: path.read_bytes}, lambda: None)
+        if kind := kind_of(head):
+            raise DataError(f"{path}: {kind}")
+        return Tree(path, {path.name: path.read_bytes})
     except DataError:
         raise
     except OSError as error:
@@ -108,7 +149,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return _left_behind(name) or any(part.startswith(".") for part in name.split("/"))
+
+
+def _left_behind(name: str) -> bool:
+    return any(part.startswith("._") or part.lower() in _LEFT_BEHIND for part in name.split("/"))
 
 
 def _allowance(path: Path) -> int:
@@ -134,23 +179,27 @@ def _checked(path: Path, name: str, members: dict[str, Callable[[], Any]]) -> st
 
 def _folder(path: Path) -> Tree:
     members: dict[str, Callable[[], Any]] = {}
-    seen: set[tuple[int, int]] = set()
+    folders: list[str] = []
+    above: dict[str, frozenset[tuple[int, int]]] = {}  # the folders that each is in, which a link may lead back to
 
     def refuse(error: OSError) -> None:
         raise error
 
     for folder, subfolders, files in os.walk(path, followlinks=True, onerror=refuse):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above would never end
+        identity, outside = (status.st_dev, status.st_ino), above.pop(folder, frozenset())
+        if identity in outside:  # it would never end
             subfolders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        above |= dict.fromkeys((os.path.join(folder, name) for name in subfolders), outside | {identity})
+        if folder != str(path):
+            folders.append(Path(folder).relative_to(path).as_posix())
         for file in files:
             full = Path(folder, file)
             members[full.relative_to(path).as_posix()] = partial(_read_regular, full)
-        if len(members) > MAX_MEMBERS:
+        if len(members) + len(folders) > MAX_MEMBERS:
             raise DataError(f"{path}: more than {MAX_MEMBERS} files")
-    return Tree(path, members, lambda: None)
+    return Tree(path, members, folders=folders)
 
 
 def _read_regular(path: Path) -> bytes:
@@ -168,17 +217,21 @@ def _inflate(path: Path, opener: Callable[..., Any]) -> io.BytesIO:
                 if content.tell() + len(chunk) > limit:
                     raise _bomb(path, limit)
                 content.write(chunk)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except _CORRUPT as error:
         raise DataError(f"{path}: truncated or corrupt archive ({_reason(error)})") from error
+    head = bytes(content.getbuffer()[:512])
     content.seek(0)
+    if head[257:262] != b"ustar" and not tarfile.is_tarfile(content):
+        raise DataError(f"{path}: holds no tar archive but {kind_of(head) or 'something else'}")
     return content
 
 
 def _tar(path: Path, file: io.BytesIO | mmap.mmap) -> Tree:
     view = file.getbuffer() if isinstance(file, io.BytesIO) else memoryview(file)
     members: dict[str, Callable[[], Any]] = {}
+    folders: list[str] = []
     last = -1
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -187,13 +240,20 @@ def _tar(path: Path, file: io.BytesIO | mmap.mmap) -> Tree:
                     raise DataError(f"{path}: corrupt archive at member {member.name!r}")
                 last = member.offset
                 if member.isdir():
+                    folders.append(str(PurePosixPath(member.name)))
+                    continue
+                name = _checked(path, member.name, members)
+                if member.islnk():
+                    members[name] = _linked(path, member, members)
                     continue
                 if not member.isreg() or member.issparse():
-                    raise DataError(f"{path}: unsafe member {member.name!r} (a link, device or sparse file)")
+                    raise DataError(
+                        f"{path}: unsafe member {member.name!r} (a symbolic link, device or sparse file)"
+                    )
                 start, end = member.offset_data, member.offset_data + member.size
                 if end > len(view):
                     raise DataError(f"{path}: truncated archive at member {member.name!r}")
-                members[_checked(path, member.name, members)] = partial(view.__getitem__, slice(start, end))
+                members[name] = partial(view.__getitem__, slice(start, end))
             end_mark = view[tar.offset : tar.offset + 512]
             if len(end_mark) < 512 or any(end_mark):
                 raise DataError(f"{path}: truncated archive (no end mark)")
@@ -201,28 +261,42 @@ def _tar(path: Path, file: io.BytesIO | mmap.mmap) -> Tree:
         raise
     except _CORRUPT as error:
         raise DataError(f"{path}: truncated or corrupt archive ({_reason(error)})") from error
-    return Tree(path, members, lambda: None)
+    return Tree(path, members, folders=folders)
+
+
+def _linked(path: Path, member: tarfile.TarInfo, members: dict[str, Callable[[], Any]]) -> Callable[[], Any]:
+    """The content of the member that a hard link names, which a tar has before it."""
+    try:
+        return members[str(PurePosixPath(member.linkname))]
+    except KeyError:
+        raise DataError(
+            f"{path}: member {member.name!r} is a hard link to {member.linkname!r}, which is not in the archive "
+            "before it"
+        ) from None
 
 
 def _zip(path: Path) -> Tree:
+    folders: list[str] = []
     with ExitStack() as on_failure:
         try:
             archive = on_failure.enter_context(zipfile.ZipFile(path))
-            members = _zip_members(path, archive)
+            members = _zip_members(path, archive, folders)
         except DataError:
             raise
         except _CORRUPT as error:
             raise DataError(f"{path}: truncated or corrupt archive ({_reason(error)})") from error
         on_failure.pop_all()
-    return Tree(path, members, archive.close)
+    return Tree(path, members, archive.close, folders)
 
 
-def _zip_members(path: Path, archive: zipfile.ZipFile) -> dict[str, Callable[[], Any]]:
+def _zip_members(path: Path, archive: zipfile.ZipFile, folders: list[str]) -> dict[str, Callable[[], Any]]:
     members: dict[str, Callable[[], Any]] = {}
     limit = _allowance(path)
     total = 0
     for info in archive.infolist():
-        if info.is_dir():
+        name = info.orig_filename.replace("\\", "/")
+        if name.endswith("/"):
+            folders.append(str(PurePosixPath(name)))
             continue
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
             raise DataError(f"{path}: unsafe member {info.filename!r} (a link or device)")
@@ -231,6 +305,5 @@ def _zip_members(path: Path, archive: zipfile.ZipFile) -> dict[str, Callable[[],
         total += info.file_size
         if total > limit:
             raise _bomb(path, limit)
-        name = _checked(path, info.orig_filename, members)
-        members[name] = partial(archive.read, info)
+        members[_checked(path, name, members)] = partial(archive.read, info)
     return members

@@ -8,6 +8,7 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 from __future__ import annotations
 
 import io
+import operator
 import pickle
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +144,7 @@ def _pickled(file: str, content: Any, variant: _Variant) -> tuple[np.ndarray, np
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         batch = {key.encode() if isinstance(key, str) else key: value for key, value in batch.items()}
-        labels = np.array([int(label) for label in batch[variant.label_key]], dtype=np.int64)
+        labels = np.array([operator.index(label) for label in batch[variant.label_key]], dtype=np.int64)
         pixels = batch[b"data"].array()
     except Exception as error:  # a pickle can raise anything
         raise DataError(f"{file}: truncated or not a CIFAR batch ({' '.join(str(error).split())})") from error
@@ -214,4 +215,4 @@ def _class_folders(tree: Tree, name: str, variant: _Variant) -> RawSet:
         each = _SPLIT_SIZE[split] // len(variant.classes)
         for label, found in enumerate(np.bincount(labels, minlength=len(variant.classes))):
             _check_count(f"{tree.path}: class {variant.classes[label]}", name, split, int(found), each)
-    return RawSet(variant.classes, raw.train, raw.test, raw.origin, size=(32, 32))
+    return RawSet(variant.classes, raw.train, raw.test, raw.origin, size=(32, 32), notes=raw.notes)

@@ -6,9 +6,11 @@ the validation split and subsets are the same on any machine, with any torch ver
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from mwpb_fast.lazy import ops, torch
 
@@ -22,11 +24,16 @@ class DataError(ValueError):
     """Bad data; one line that names the file."""
 
 
+class DataWriteError(DataError):
+    """Prepared data could not be written: the machine's fault, not the data's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What to train on and how it is fed.
 
-    name: digits, cifar10, cifar100, svhn, tinyimagenet, folder, or the dotted path of a module of one's own.
+    name: digits, cifar10, cifar100, svhn, tinyimagenet, folder, or the dotted path of a module of one's own; all
+    but digits may have a name for one of several, as in folder:cats.
     dir: holds the prepared sets, one folder each. loader: resident keeps all images on the device, dali
     streams and decodes them, auto takes resident, which measures faster (docs/performance.md), if they fit in
     half of the device's free memory. validation: fraction of the training split
@@ -72,13 +79,15 @@ class Images:
     """A split in memory.
 
     images: uint8 (N, C, H, W), made channels-last. labels: int64 (N,), in [0, len(classes)).
-    origin: the file, for messages. Raises DataError where any of this does not hold.
+    origin: the file, for messages. content: the hash that `sha256` is, where it is known. Raises DataError where
+    any of this does not hold.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     origin: str = "images"
+    content: str = ""
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -113,6 +122,12 @@ class Images:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of images and labels, which a run is bound to."""
+        pixels = self.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return self.content or content_hash(pixels, self.labels.contiguous().cpu().numpy())
+
     def statistics(self, index: Tensor) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over the images at `index`, for images in [0, 1]."""
         values = torch.arange(256, dtype=torch.float64) / 255
@@ -123,6 +138,14 @@ class Images:
             means.append(mean.item())
             deviations.append((share @ (values - mean).square()).sqrt().item())
         return means, deviations
+
+
+def content_hash(images: Any, labels: Any) -> str:
+    """SHA-256 of a split: images uint8 (N, H, W, C) and labels int64 (N,), contiguous NumPy arrays."""
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    digest.update(images)
+    digest.update(labels)
+    return digest.hexdigest()
 
 
 class Batch(NamedTuple):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mwpb_fast.data.dataset import DataError
+from mwpb_fast.data.fit import Fit, by
+from mwpb_fast.data.foreign import kind_of
 
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp")
+_ORIENTATION = 0x0112
+_AS_IT_IS = Fit()
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -38,7 +43,8 @@ class Encoded:
 
 @dataclass(frozen=True)
 class RawSet:
-    """A data set as read. origin: for messages; channels: 0 = as the files say; size: (width, height)."""
+    """A data set as read. origin: for messages; channels: 0 = as the files say; size: (width, height).
+    notes: what the user is to know of what was read and what was not, a line each."""
 
     classes: tuple[str, ...]
     train: Arrays | Encoded
@@ -46,6 +52,7 @@ class RawSet:
     origin: str
     channels: int = 3
     size: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,48 +87,98 @@ def count_channels(encoded: Encoded) -> int:
     return 1
 
 
-def decode(encoded: Encoded, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+def decode(
+    encoded: Encoded,
+    channels: int,
+    size: tuple[int, int] | None = None,
+    fit: Fit = _AS_IT_IS,
+    tell: Callable[[str], None] = lambda line: None,
+) -> np.ndarray:
     """All files as uint8 (N, H, W, channels), by Pillow in threads; grayscale becomes RGB if channels is 3.
 
-    size: the (width, height) that every file must have, by default that of the first. Raises DataError that
-    names the first file that is not an image of this size.
+    size: the (width, height) that every file must have, by default that of the first. fit: brings them to one.
+    EXIF orientation is not applied. tell: called with a line about what the pixels do not show of the files.
+    Raises DataError that names the first file that is not an image of this size.
     """
     count = len(encoded.contents)
-    size = _open(encoded.names[0], encoded.contents[0]).size if size is None else size
+    first = encoded.names[0]
+    size = size or fit.size(first, _open(first, encoded.contents[0]).size)
     out = np.empty((count, size[1], size[0], channels), dtype=np.uint8)
     mode = "RGB" if channels == 3 else "L"
 
-    def work(part: range) -> None:
+    def work(part: range) -> list[tuple[str, str]]:
+        remarks = []
         for i in part:
             name = encoded.names[i]
             image = _open(name, encoded.contents[i])
-            if image.size != size:
-                raise DataError(f"{name}: is {_by(image.size)}, the images of this set are {_by(size)}")
-            if image.mode not in _MODES:
-                raise DataError(f"{name}: pixel format {image.mode} is not supported, only 8 bits a channel")
+            if image.mode not in _MODES or _is_deep(image):
+                raise DataError(f"{name}: pixel format {_format(image)} is not supported, only 8 bits a channel")
+            if (found := fit.size(name, image.size)) != size:
+                cure = "--crop too" if fit else "--resize, --crop or both"
+                raise DataError(
+                    f"{name}: is {by(found)}, the images of this set are {by(size)}; {cure} can make them one size"
+                )
             try:
-                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-            except Exception as error:
+                converted = image if image.mode == mode else image.convert(mode)
+                pixels = np.asarray(fit.apply(converted))
+                remarks += [(remark, name) for remark in _remarks(image)]
+            except MemoryError:
+                raise
+            except Exception as error:  # Pillow's decoders raise errors of every kind
                 raise DataError(f"{name}: broken image ({' '.join(str(error).split())})") from error
             out[i] = pixels.reshape(out.shape[1:])
+        return remarks
 
     chunk = 512
+    found: dict[str, list[str]] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         jobs = [pool.submit(work, range(i, min(i + chunk, count))) for i in range(0, count, chunk)]
         try:
             for job in jobs:
-                job.result()
+                for remark, name in job.result():
+                    found.setdefault(remark, []).append(name)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+    for remark, names in found.items():
+        tell(f"{len(names)} of {count} images {remark} (the first: {names[0]})")
     return out
 
 
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+def _remarks(image: Image.Image) -> Iterator[str]:
+    """What of a file its pixels do not show."""
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        yield "have transparency, which is dropped"
+    if image.mode == "CMYK":
+        yield "are CMYK, converted to RGB without a colour profile"
+    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+        yield "are animated, of which the first frame is taken"
+    with contextlib.suppress(Exception):  # of malformed EXIF, which says nothing about the pixels
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            yield "have an EXIF orientation, which is not applied"
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether Pillow would cut 16 bits a channel to 8 in silence."""
+    tiles = getattr(image, "tile", None)
+    if not tiles:  # as of WebP, which has 8
+        return False
+    codec, _, _, arguments = tiles[0]
+    if image.format == "PNG":
+        return ";16" in str(arguments)
+    return codec.startswith("ppm") and isinstance(arguments, tuple) and int(arguments[1]) > 255
+
+
+def _format(image: Image.Image) -> str:
+    return f"{image.mode} of 16 bits" if image.mode in _MODES else image.mode
 
 
 def _open(name: str, content: Any) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
-    except Exception as error:
-        raise DataError(f"{name}: not an image") from error
+    except UnidentifiedImageError as error:
+        kind = kind_of(bytes(content[:512]))
+        raise DataError(f"{name}: not an image{f' but {kind}' if kind else ''}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # as above; also for an image that is too large to be meant
+        raise DataError(f"{name}: not an image that can be read ({' '.join(str(error).split())})") from error

@@ -1,54 +1,38 @@
-"""Turns a data set, from wherever it is, into checked files that load at once, and loads them.
-
-`<dir>/<name>/` gets train.safetensors and test.safetensors (images: uint8 (N, H, W, C), labels: int64 (N,)),
-train.encoded.safetensors if asked for (the image files themselves: bytes, offsets, labels), and last
-meta.json, which holds the SHA-256 of each. Every file appears whole or not at all.
-"""
+"""Turns a data set, from wherever it is, into checked files that load at once (see prepared.py)."""
 
 from __future__ import annotations
 
-import importlib
-import json
-import pkgutil
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mwpb_fast.data.dataset import Config, DataError, Images
-from mwpb_fast.data.store import read_tensors, save_arrays, write_whole
+from mwpb_fast.data.dataset import Config, DataError, content_hash
+from mwpb_fast.data.fit import Fit
+from mwpb_fast.data.identity import KIND, difference, identity
+from mwpb_fast.data.prepared import (
+    FORMAT,
+    SPLITS,
+    find_set,
+    known_sets,
+    load_encoded,
+    load_split,
+    read_meta,
+    set_folder,
+    split_name,
+)
+from mwpb_fast.data.store import staging, write_error
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from mwpb_fast.data.decode import Packed, RawSet
+    import numpy as np
+
+    from mwpb_fast.data.decode import RawSet
     from mwpb_fast.data.download import Progress
 
-FORMAT = 1
-_SPLITS = ("train", "test")
+    Tell = Callable[[str], None]
 
-
-def find_set(name: str) -> ModuleType:
-    """The module that reads the set: the file of that name, less a number at its end, or a dotted path."""
-    paths = [name] if "." in name else [f"{__package__}.{name}", f"{__package__}.{name.rstrip('0123456789')}"]
-    for path in paths if re.fullmatch(r"\w+(\.\w+)*", name) else []:
-        try:
-            module = importlib.import_module(path)
-        except ModuleNotFoundError as error:
-            if error.name is not None and not path.startswith(error.name):
-                raise
-            continue
-        if name in getattr(module, "NAMES", (name,) if "." in name else ()):
-            return module
-    raise DataError(f"{name!r} is not a known data set; there are {', '.join(known_sets())}")
-
-
-def known_sets() -> list[str]:
-    """The names of the sets in this folder."""
-    package = importlib.import_module(str(__package__))
-    modules = [
-        importlib.import_module(f"{__package__}.{found.name}") for found in pkgutil.iter_modules(package.__path__)
-    ]
-    return sorted(name for module in modules for name in getattr(module, "NAMES", ()))
+__all__ = ["find_set", "known_sets", "load_encoded", "load_split", "prepare", "set_folder"]
 
 
 def prepare(
@@ -58,98 +42,69 @@ def prepare(
     dir: Path = Path("data"),
     encoded: bool = False,
     offline: bool = False,
+    fit: Fit | None = None,
+    replace: bool = False,
     progress: Progress | None = None,
+    tell: Tell = lambda line: None,
 ) -> dict[str, Any]:
-    """Prepare a set into `<dir>/<name>` and return its description (the content of meta.json).
+    """Prepare a set into a folder of `dir` and return its description (the content of meta.json).
 
     source: the set's archive or folder, or a folder that holds the archive; without it a prepared set is
     verified and kept, and otherwise the set is downloaded to `<dir>/downloads`, unless `offline`.
-    encoded: keep the image files too, for the dali loader to decode. Raises DataError.
+    encoded: keep the image files too, for the dali loader to decode. fit: how images are brought to one size.
+    replace: put the set in the place of another one that is there, which is refused otherwise. tell: called with
+    a line for each thing that the user should know of. Raises DataError, and DataWriteError for what the machine
+    cannot do.
     """
     module = find_set(name)
-    target = _folder(dir, name)
+    target = set_folder(dir, name)
     if hasattr(module, "images"):
-        return {
-            "name": name,
-            "embedded": True,
-            "splits": {s: {"count": len(module.images(name, s))} for s in _SPLITS},
-        }
-    if source is None and (target / "meta.json").is_file():
-        meta = _meta(target, name)
+        splits = {s: module.images(name, s) for s in SPLITS}
+        counts = {s: {"count": len(images)} for s, images in splits.items()}
+        return {"name": name, "embedded": True, "classes": list(splits["train"].classes), "splits": counts}
+    if source is None and not replace and (target / "meta.json").exists():
+        meta = read_meta(target, name)
         if not encoded or "encoded" in meta["splits"]["train"]:
-            for split in _SPLITS:
+            for split in SPLITS:
                 load_split(Config(name=name, dir=str(dir)), split)
             return meta
     path, origin = _locate(module, name, source, Path(dir), offline, progress)
     from mwpb_fast.data.archive import open_tree
 
     with open_tree(path) as tree:
-        raw = module.read(tree, name)
-        return _write(target, name, raw, origin, encoded)
-
-
-def load_split(config: Config, split: str) -> Images:
-    """The train or test split of the configured set, verified; DataError if it is not there or not right."""
-    if split not in _SPLITS:
-        raise ValueError(f"split is {split!r}; must be one of {', '.join(_SPLITS)}")
-    module = find_set(config.name)
-    if hasattr(module, "images"):
-        return module.images(config.name, split)
-    folder = _folder(config.dir, config.name)
-    meta = _meta(folder, config.name)
-    record = meta["splits"][split]
-    path = folder / record["file"]
-    tensors = read_tensors(path, record["sha256"], ("images", "labels"))
-    images, labels = tensors["images"], tensors["labels"]
-    shape = (record["count"], meta["height"], meta["width"], meta["channels"])
-    if tuple(images.shape) != shape:
-        raise DataError(f"{path}: images have shape {tuple(images.shape)}, meta.json says {shape}")
-    return Images(images.permute(0, 3, 1, 2), labels, tuple(meta["classes"]), origin=str(path))
-
-
-def load_encoded(config: Config) -> Packed | None:
-    """The image files of the training split, in the order of `load_split`, or None if they were not kept."""
-    from mwpb_fast.data.decode import Packed
-
-    if hasattr(find_set(config.name), "images"):
-        return None
-    folder = _folder(config.dir, config.name)
-    record = _meta(folder, config.name)["splits"]["train"]
-    if "encoded" not in record:
-        return None
-    path = folder / record["encoded"]["file"]
-    tensors = read_tensors(path, record["encoded"]["sha256"], ("bytes", "offsets"))
-    packed = Packed(tensors["bytes"].numpy(), tensors["offsets"].numpy())
-    if len(packed) != record["count"] or packed.offsets[0] != 0 or packed.offsets[-1] != len(packed.data):
-        raise DataError(f"{path}: its offsets do not fit its bytes")
-    if (packed.offsets[1:] <= packed.offsets[:-1]).any():
-        raise DataError(f"{path}: its offsets do not rise")
-    return packed
-
-
-def _folder(dir: Path | str, name: str) -> Path:
-    return Path(dir) / name.rsplit(".", 1)[-1]
-
-
-def _meta(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / "meta.json"
-    if not path.is_file():
-        raise DataError(f"{path}: missing; run `mwpb-fast data prepare {name}` first")
-    try:
-        meta = json.loads(path.read_text())
-        complete = meta["format"] == FORMAT and all(
-            meta[key] for key in ("classes", "height", "width", "channels")
-        )
-        complete = complete and all(
-            meta["splits"][split][key] for split in _SPLITS for key in ("file", "count", "sha256")
-        )
-    except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError):
-        complete = False
-    if not complete:
-        raise DataError(
-            f"{path}: damaged or of another version; remove it and run `mwpb-fast data prepare {name}`"
-        )
+        raw = module.read(tree, split_name(name)[0])
+        meta, files = _convert(name, raw, origin, encoded, fit or Fit(), tell)
+    if not replace and (target / "meta.json").exists():
+        there = _same(name, dir, target, meta)
+        if not encoded or "encoded" in there["splits"]["train"]:
+            tell(f"{target}: the same images are there already, and are kept")
+            return there
+    with staging(target) as stage:
+        for split in SPLITS:
+            meta["splits"][split] |= stage.write(f"{split}.safetensors", files[split])
+        if encoded:
+            meta["splits"]["train"]["encoded"] = stage.write("train.encoded.safetensors", files["encoded"])
+        stage.commit(meta)
     return meta
+
+
+def _same(name: str, dir: Path, target: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """The description of the set that is there. Raises DataError unless its images are those of `meta`."""
+    try:
+        there = read_meta(target, name)
+        have = {split: identity(load_split(Config(name=name, dir=str(dir)), split)) for split in SPLITS}
+    except DataError as error:
+        cure = "" if "--replace" in str(error) else "; --replace puts this set in its place"
+        raise DataError(f"{error}{cure}") from error
+    for split in SPLITS:
+        record = meta["splits"][split]
+        mine = {key: meta[key] for key in KIND} | {"count": record["count"], "sha256": record["content"]}
+        if other := difference(have[split], mine):
+            raise DataError(
+                f"{target} holds another set (its {split} split has {other}); --replace puts this one in its "
+                f"place, a name such as {split_name(name)[0]}:NAME keeps both"
+            )
+    return there
 
 
 def _locate(
@@ -158,7 +113,7 @@ def _locate(
     """The path to open, and where it came from."""
     from mwpb_fast.data.download import fetch, sha256_of
 
-    alternatives = getattr(module, "ARCHIVES", {}).get(name, ())
+    alternatives = getattr(module, "ARCHIVES", {}).get(split_name(name)[0], ())
     hashes = {item.sha256 for files in alternatives for item in files}
     if source is not None:
         source = Path(source)
@@ -173,7 +128,9 @@ def _locate(
     folder = dir / "downloads"
     if offline:
         names = " or ".join(" and ".join(item.filename for item in files) for files in alternatives)
-        raise DataError(f"{name} is not in {_folder(dir, name)} and offline is set: give {names} with --data-dir")
+        raise DataError(
+            f"{name} is not in {set_folder(dir, name)} and offline is set: give {names} with --data-dir"
+        )
     problems = []
     for files in alternatives:
         try:
@@ -182,7 +139,7 @@ def _locate(
             problems.append(str(error))
             continue
         except OSError as error:
-            raise DataError(f"{folder}: {error.strerror or error}") from error
+            raise write_error(folder, error) from error
         return (paths[0] if len(paths) == 1 else folder), {
             "path": ", ".join(map(str, paths)),
             "sha256": [item.sha256 for item in files],
@@ -191,46 +148,71 @@ def _locate(
     raise DataError("; ".join(problems))
 
 
-def _write(target: Path, name: str, raw: RawSet, origin: dict[str, Any], keep: bool) -> dict[str, Any]:
+def _convert(
+    name: str, raw: RawSet, origin: dict[str, Any], keep: bool, fit: Fit, tell: Tell
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """The description, less what the files' hashes are, and the arrays of each file."""
     import numpy as np
 
     from mwpb_fast.data.decode import Encoded, count_channels, decode, pack
 
     splits = {"train": raw.train, "test": raw.test}
-    if keep and not isinstance(raw.train, Encoded):
-        raise DataError(f"{raw.origin}: holds arrays, not image files; nothing to keep encoded")
+    if (keep or fit) and not all(isinstance(data, Encoded) for data in splits.values()):
+        raise DataError(
+            f"{raw.origin}: holds arrays, not image files; nothing to {'keep encoded' if keep else 'fit'}"
+        )
+    if keep and fit:
+        raise DataError("--encoded keeps image files as they are: it does not go with --resize and --crop")
+    notes = [*raw.notes, *_check_classes(raw)]
+    channels = raw.channels or max(
+        count_channels(data) if isinstance(data, Encoded) else data.images.shape[3] for data in splits.values()
+    )
+    shape: tuple[int, ...] = ()
+    size, files = None if fit else raw.size, {}
+    meta: dict[str, Any] = {"format": FORMAT, "name": name, "classes": list(raw.classes), "splits": {}}
     for split, data in splits.items():
-        counts = np.bincount(data.labels, minlength=len(raw.classes))
+        images = decode(data, channels, size, fit, notes.append) if isinstance(data, Encoded) else data.images
+        if images.dtype != np.uint8 or images.ndim != 4 or (shape and images.shape[1:] != shape):
+            expected = f"uint8 (N, {', '.join(map(str, shape or ('H', 'W', 'C')))})"
+            raise DataError(f"{raw.origin}: the {split} images are {images.dtype} {images.shape}, need {expected}")
+        shape = images.shape[1:]
+        size = (shape[1], shape[0])
+        arrays = {"images": np.ascontiguousarray(images), "labels": np.ascontiguousarray(data.labels, np.int64)}
+        content = content_hash(arrays["images"], arrays["labels"])
+        meta["splits"][split] = {"count": len(images), "content": content}
+        files[split] = arrays
+    meta |= dict(zip(("height", "width", "channels"), map(int, shape), strict=True))
+    meta |= {"source": origin, "notes": notes} | ({"fit": fit.record()} if fit else {})
+    if keep and isinstance(raw.train, Encoded):
+        packed = pack(raw.train)
+        files["encoded"] = {"bytes": packed.data, "offsets": packed.offsets, "labels": raw.train.labels}
+    for note in notes:
+        tell(note)
+    return meta, files
+
+
+def _check_classes(raw: RawSet) -> list[str]:
+    """What to know of the classes. Raises DataError where there is one only, or one without images in a split."""
+    import numpy as np
+
+    if len(raw.classes) < 2:
+        raise DataError(f"{raw.origin}: has one class, {raw.classes[0]}; there is nothing to tell it from")
+    for split, labels in (("train", raw.train.labels), ("test", raw.test.labels)):
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(raw.classes):
+            raise DataError(f"{raw.origin}: a label of the {split} split is not in 0 to {len(raw.classes) - 1}")
+        counts = np.bincount(labels, minlength=len(raw.classes))
         if not counts.all():
             raise DataError(
                 f"{raw.origin}: class {raw.classes[int(counts.argmin())]} has no images in the {split} split"
             )
-    channels = raw.channels
-    if not channels:
-        channels = max(
-            count_channels(data) if isinstance(data, Encoded) else data.images.shape[3] for data in splits.values()
+    folded: dict[str, str] = {}
+    notes = [
+        f"classes {folded[name.casefold()]} and {name} differ in nothing but case"
+        for name in raw.classes
+        if folded.setdefault(name.casefold(), name) != name
+    ]
+    if all(name.isdecimal() for name in raw.classes) and list(raw.classes) != sorted(raw.classes, key=int):
+        notes.append(
+            f"classes are numbered in the order of their names as text: {', '.join(raw.classes[:4])}, ..."
         )
-    meta: dict[str, Any] = {
-        "format": FORMAT,
-        "name": name,
-        "classes": list(raw.classes),
-        "splits": {},
-        "source": origin,
-    }
-    size = raw.size
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for split, data in splits.items():
-            images = decode(data, channels, size) if isinstance(data, Encoded) else data.images
-            size = (images.shape[2], images.shape[1])
-            meta.update(height=size[1], width=size[0], channels=int(images.shape[3]))
-            record = save_arrays(target / f"{split}.safetensors", {"images": images, "labels": data.labels})
-            meta["splits"][split] = {"count": len(images), **record}
-        if keep and isinstance(raw.train, Encoded):
-            packed = pack(raw.train)
-            arrays = {"bytes": packed.data, "offsets": packed.offsets, "labels": raw.train.labels}
-            meta["splits"]["train"]["encoded"] = save_arrays(target / "train.encoded.safetensors", arrays)
-        write_whole(target / "meta.json", json.dumps(meta, indent=1).encode())
-    except OSError as error:
-        raise DataError(f"{error.filename or target}: {error.strerror or error}") from error
-    return meta
+    return notes

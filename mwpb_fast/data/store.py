@@ -1,19 +1,25 @@
-"""Files of prepared data: written whole or not at all, and checked against their SHA-256 when read."""
+"""Files of prepared data: a set appears whole or not at all, and is checked against its SHA-256 when read."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mwpb_fast.data.dataset import DataError
+from mwpb_fast.data.dataset import DataError, DataWriteError
+from mwpb_fast.files import honour_umask, sync, write_atomically
 
 _checked: set[tuple[str, str, int, int]] = set()  # what this process has compared: path, SHA-256, size, time
 
 
 def read_tensors(path: Path, sha256: str, keys: tuple[str, ...]) -> dict[str, Any]:
     """The file's tensors of these names, mapped from disk; DataError unless the file has that SHA-256."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
 
     from mwpb_fast.data.download import sha256_of
 
@@ -23,55 +29,102 @@ def read_tensors(path: Path, sha256: str, keys: tuple[str, ...]) -> dict[str, An
         if stamp not in _checked:
             if sha256_of(path) != sha256:
                 raise DataError(
-                    f"{path}: damaged (its SHA-256 is not the one in meta.json); prepare the set again"
+                    f"{path}: damaged (its SHA-256 is not the one in meta.json); prepare the set again, "
+                    "with --replace"
                 )
             _checked.add(stamp)
+        if not _is_text(path):  # safe_open maps the file, but takes a path in UTF-8 only
+            tensors = load(path.read_bytes())
+            return {key: tensors[key] for key in keys}
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in keys}
-    except DataError:
-        raise
-    except Exception as error:  # safetensors has an exception class of its own
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read ({reason})") from error
 
 
-def save_arrays(path: Path, arrays: dict[str, Any]) -> dict[str, str]:
-    """Write arrays as safetensors; returns the file's name and SHA-256."""
-    import numpy as np
-    from safetensors.numpy import save_file
+def _is_text(path: Path) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
-    from mwpb_fast.data.download import sha256_of
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+class Staging:
+    """The files of a set, written beside their places in `folder`, to be moved there once all are complete."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._written: dict[Path, Path] = {}  # from a temporary file to its place
+
+    def write(self, name: str, arrays: dict[str, Any]) -> dict[str, str]:
+        """Write arrays as safetensors; returns the file's name and SHA-256."""
+        import numpy as np
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+        from mwpb_fast.data.download import sha256_of
+
+        path, temporary = self.folder / name, self.folder / f".{name}.{os.getpid()}.tmp"
+        self._written[temporary] = path
+        try:
+            save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
+            honour_umask(temporary)
+            sync(temporary)
+            return {"file": name, "sha256": sha256_of(temporary)}
+        except SafetensorError as error:  # a full disk, for one
+            raise DataWriteError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
+
+    def commit(self, meta: dict[str, Any]) -> None:
+        """Put the files in their places, and then the description; what an earlier set had besides is removed."""
+        description = self.folder / "meta.json"
+        description.unlink(missing_ok=True)  # from here on there is no set, until there is the new one
+        for temporary, path in self._written.items():
+            os.replace(temporary, path)
+        for path in self.folder.glob("*.safetensors"):
+            if path not in self._written.values():
+                path.unlink()
+        write_atomically(description, json.dumps(meta, indent=1).encode())
+
+    def discard(self) -> None:
+        """Remove what is not in its place."""
+        for temporary in self._written:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Staging]:
+    """The folder of a set, made where it is not there, for this process alone to write to.
+
+    What killed processes left in it is removed. Raises DataWriteError for what the machine cannot do, DataError
+    for what the user can mend.
+    """
     try:
-        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
-        digest = sha256_of(temporary)
-        _commit(temporary, path)
-    except Exception as error:  # as above; a full disk, for one
-        raise DataError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return {"file": path.name, "sha256": digest}
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            _lock(descriptor, folder)
+            for left in folder.glob(".*.tmp"):
+                left.unlink()
+            stage = Staging(folder)
+            try:
+                yield stage
+            finally:
+                stage.discard()
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise write_error(folder, error) from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it has all of `content`, or is as it was before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_error(path: Path, error: OSError) -> DataError:
+    """What a system's error while writing means: the user's to mend where a path is of the wrong kind."""
+    wrong = (FileExistsError, NotADirectoryError, IsADirectoryError)
+    kind = DataError if isinstance(error, wrong) else DataWriteError
+    return kind(f"{error.filename or path}: {error.strerror or error}")
+
+
+def _lock(descriptor: int, folder: Path) -> None:
     try:
-        temporary.write_bytes(content)
-        _commit(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _commit(temporary: Path, path: Path) -> None:
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(f"{folder}: another process is preparing this set; wait for it") from error
+    except OSError:  # a file system that has no locks
+        pass

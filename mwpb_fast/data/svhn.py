@@ -58,12 +58,15 @@ def _split(tree: Tree, split: str) -> Arrays:
             raise DataError(f"{file}: X is {x} and y is {y}, need (32, 32, 3, N) and (N, 1)")
         found = loadmat(io.BytesIO(content), variable_names=["X", "y"])
         pixels, labels = found["X"], found["y"].reshape(-1)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # scipy lets parser errors of every kind through
         raise DataError(f"{file}: truncated or not a MATLAB file ({' '.join(str(error).split())})") from error
     if pixels.dtype != np.uint8:
         raise DataError(f"{file}: X holds {pixels.dtype}, need uint8")
+    if labels.dtype.kind not in "iuf" or (labels != np.floor(labels)).any():
+        odd = labels[labels != np.floor(labels)][0] if labels.dtype.kind == "f" else f"of type {labels.dtype}"
+        raise DataError(f"{file}: label {odd} is no whole number")
     if labels.min() < 1 or labels.max() > 10:
         raise DataError(
             f"{file}: label {labels.min() if labels.min() < 1 else labels.max()} is out of range 1 to 10"
