@@ -28,7 +28,8 @@ class CheckpointWriteError(CheckpointError):
 def save(folder: Path, kind: str, epoch: int, batch: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Save `state` as a checkpoint of `kind`; of the others of that kind keep the `keep` - 1 before it.
 
-    Those of later epochs go too: a run that has come here had no use for them, because they were damaged. Raises CheckpointWriteError where the file cannot be written; earlier checkpoints are then untouched.
+    Those of later epochs go too: a run that has come here had no use for them, because they were damaged.
+    Raises CheckpointWriteError where the file cannot be written; earlier checkpoints are then untouched.
     """
     path = folder / f"{kind}-{epoch:05d}-{batch:07d}.pt"
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
 """The command line: `mwpb-fast COMMAND ...`.
 
 What the user can mend ends with one line on stderr and exit status 2, what the machine or the run could not do
-with 1, a signal with 128 plus its number. MWPB_DEBUG=1 or --debug shows tracebacks. Output that nobody can take any
+with 1, a signal with 128 plus its number. MWPB_DEBUG=1 or --debug shows tracebacks. Output that nobody takes any
 more ends nothing: the files are what counts, except for commands that only print.
 """
 

@@ -1,4 +1,4 @@
-"""Writing a file so that a crash leaves either the old one or the whole new one, and JSON that any reader takes."""
+"""Files that are whole, so that a crash leaves either the old or the new one, and JSON that any reader takes."""
 
 from __future__ import annotations
 

@@ -24,12 +24,11 @@ class RunLog:
     """metrics.jsonl of a run folder, one object an epoch, mirrored to TensorBoard where it is installed.
 
     epoch: that the run goes on with. Records of it and of later ones, which will be written again, are dropped;
-    lines that are no records are kept aside in metrics-damaged.jsonl, and `damaged` names them.
+    lines that are no records are named on stderr and kept aside in metrics-damaged.jsonl.
     """
 
     def __init__(self, folder: Path, epoch: int) -> None:
         self.path = folder / "metrics.jsonl"
-        self.damaged = ""
         self._board: Any = None
         self._open_board: Callable[..., Any] | None = None
         self._forget_from(epoch)
@@ -46,7 +45,7 @@ class RunLog:
             with aside.open("ab") as file:
                 file.write(b"".join(line + b"\n" for line in bad.values()))
             lines = ", ".join(map(str, bad))
-            self.damaged = f"{self.path}: no record in line {lines}; kept in {aside.name}"
+            note(f"{self.path}: no record in line {lines}; kept in {aside.name}, and the run goes on")
         kept = [record for record in records if record["epoch"] < epoch]
         write_atomically(self.path, "".join(to_json(record) + "\n" for record in kept).encode())
 
@@ -56,18 +55,30 @@ class RunLog:
             file.write(to_json(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if self._board is None and self._open_board is not None:
+        if self._open_board is not None:
+            try:
+                self._draw(self._open_board, record)
+            except Exception as error:  # the records are safe, so whatever their picture dies of
+                note(f"no more points for TensorBoard: {' '.join(str(error).split())}")
+                self._board = self._open_board = None
+
+    def _draw(self, open_board: Callable[..., Any], record: dict[str, Any]) -> None:
+        if self._board is None:
             # what an earlier part of the run drew from this epoch on is hidden: this one draws it again
-            self._board = self._open_board(purge_step=record["epoch"])
-        if self._board is not None:
-            for name, value in record.items():
-                if isinstance(value, (int, float)) and name != "epoch":
-                    self._board.add_scalar(name, value, record["epoch"])
-            self._board.flush()
+            self._board = open_board(purge_step=record["epoch"])
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name != "epoch":
+                self._board.add_scalar(name, value, record["epoch"])
+        self._board.flush()
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def note(text: str) -> None:
+    """A line on stderr."""
+    print(f"mwpb-fast: {text}", file=sys.stderr, flush=True)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -82,8 +82,8 @@ class Parts:
         }
 
     def load(self, path: Path, state: dict[str, Any], position: Position) -> None:
-        """Go on from `state`, of the checkpoint `path`; sets `position`. Raises CheckpointError, one line, where it
-        is not of this model, optimiser and number of batches."""
+        """Go on from `state`, of the checkpoint `path`; sets `position`. Raises CheckpointError, one line, where
+        it is not of this model, optimiser and number of batches."""
         if misfit := "; ".join(self._misfits(state, position)):
             raise CheckpointError(f"{path}: does not fit this run: {misfit}; --no-resume begins anew")
         try:

@@ -1,5 +1,8 @@
-"""Standard output and error that outlive their readers: a pipe whose reader left, a terminal that went away, a full
-disk or a descriptor that was closed from the start cost a run its messages, and nothing else."""
+"""Standard output and error that outlive their readers.
+
+A pipe whose reader left, a terminal that went away, a full disk or a descriptor that was closed from the start
+cost a run its messages, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,7 @@ def lasting() -> Iterator[tuple[Lasting, Lasting]]:
             opened.append(stream)
         both.append(Lasting(stream))
     out, err = both
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield out, err
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.engine.trial import try_model
 from mwpb_fast.files import to_json, write_atomically
-from mwpb_fast.log import RunLog, Waits, environment, epoch_line, progress
+from mwpb_fast.log import RunLog, Waits, environment, epoch_line, note, progress
 from mwpb_fast.memory import keep_freed_memory
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
@@ -70,9 +69,7 @@ class Trainer:
         self.train_index, val_index = data.split_indices(self.images.labels, config.data)
         self.val_index = val_index
         if self.images.num_classes < 2:
-            raise data.DataError(
-                f"{self.images.origin}: has one class, {self.images.classes[0]}; training needs two"
-            )
+            raise data.DataError(f"{self.images.origin}: has fewer than two classes; nothing is to be told apart")
         self.loader = data.make_loader(
             self.images, config.data, seed=config.seed, device=device, train_index=self.train_index
         )
@@ -157,8 +154,6 @@ class Trainer:
         """From wherever the run stands to its last epoch."""
         self._claim_folder()
         log = RunLog(self.folder, self.at.epoch)
-        if log.damaged:
-            note(log.damaged)
         record: dict[str, Any] = {}
         try:
             while self.at.epoch <= self.config.epochs:
@@ -315,7 +310,7 @@ class Trainer:
             done = self.at.epoch - 1
             if done > self.config.epochs:
                 note(
-                    f"{self.folder} has {done} epochs behind it, more than the {self.config.epochs} asked for; none is left"
+                    f"{self.folder} has done {done} epochs, more than the {self.config.epochs} asked for: none is left"
                 )
                 config["epochs"] = done  # what the folder holds
             elif done < self.config.epochs and not self.quiet:
@@ -361,11 +356,6 @@ class Trainer:
             "radii": torch.cat(radii).tolist(),
         }
         self._write("radii.json", to_json(content))
-
-
-def note(text: str) -> None:
-    """A line on stderr."""
-    print(f"mwpb-fast: {text}", file=sys.stderr, flush=True)
 
 
 def _row(result: StepResult) -> torch.Tensor:
