@@ -211,7 +211,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def run_process(words: list[str], limit: float, log: Path, environment: dict[str, str]) -> str:
     """Run Python with these words, its output appended to `log`; why it failed, or nothing. After `limit` seconds
     the process and all that it started are ended."""
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
@@ -283,7 +283,7 @@ def run_stage(stage: Stage, o: argparse.Namespace, share: float, limit: float) -
         if not content or (stale and not left):
             content = {**circumstances(torch.device(o.device)), "suite_command": shlex.join(command)}
             content |= {"columns": [["failed", "failed", ""]], "rows": [{"failed": failure}]}
-        tail = log.read_text(errors="replace")[-TAIL:]
+        tail = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
         write_content(out, content | {"failed": failure, "seconds": time.monotonic() - started, "tail": tail})
         return f"failed: {failure}{without}"
     log.unlink()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import platform
 import shlex
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mwpb_fast.engine.precision import full_float32 as full_float32
+from mwpb_fast.files import to_json
 from mwpb_fast.memory import keep_freed_memory as keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -234,7 +234,9 @@ class Memory:
         with contextlib.suppress(AttributeError, OSError):
             ctypes.CDLL(None).malloc_trim(0)
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
+            Path("/proc/self/clear_refs").write_text(
+                "5", encoding="utf-8"
+            )  # the peak starts from what is held now
             self.before = _held("VmHWM")
         except OSError:
             self.before = None
@@ -250,7 +252,7 @@ class Memory:
 
 def _held(key: str) -> int | None:
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
     except (OSError, StopIteration):
         return None
@@ -269,7 +271,7 @@ def reason(error: BaseException) -> str:
 
 def processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -280,7 +282,9 @@ def commit() -> str:
     MWPB_COMMIT says."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+        ).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "-uno", ".", ":!bench/results")
@@ -326,5 +330,5 @@ def write_results(path: Path, device: torch.device, columns: Any, rows: list[dic
 def write_content(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.write_text(to_json(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -17,7 +17,7 @@ from measure import circumstances, reason, write_content
 def read_content(path: Path | None) -> dict[str, Any]:
     """What a result file holds; nothing where there is none."""
     try:
-        content = json.loads(path.read_text()) if path is not None else {}
+        content = json.loads(path.read_bytes()) if path is not None else {}
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -65,7 +65,7 @@ def rendered(text: str, results: Path) -> str:
     def included(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.md"
         try:
-            _, _, body = path.read_text().partition("\n")
+            _, _, body = path.read_text(encoding="utf-8").partition("\n")
         except OSError as error:
             raise SystemExit(f"{path}: {error.strerror}") from None
         return f"{match[1]}{body.strip()}\n{match[3]}"
@@ -76,7 +76,7 @@ def rendered(text: str, results: Path) -> str:
         if "optional" in words and not path.exists():
             return f"{match[1]}Not yet measured.\n{match[4]}"
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_bytes())
             filters = dict(word.split("=", 1) for word in words if word != "optional")
             return f"{match[1]}{table(content, filters)}\n{match[4]}"
         except (OSError, ValueError, KeyError) as error:
@@ -94,12 +94,12 @@ def main() -> None:
     )
     options = parser.parse_args()
     for document in options.document:
-        before = document.read_text()
+        before = document.read_text(encoding="utf-8")
         after = rendered(before, options.results)
         if options.check and after != before:
             sys.exit(f"{document}: tables are out of date; run python bench/tables.py")
         if after != before:
-            document.write_text(after)
+            document.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def summary(folder: Path, kind: str) -> Rows:
     for target in (t for t in TARGETS if t.on == kind):
         value, part = None, ""
         try:
-            content = json.loads((folder / f"{target.file}.json").read_text())
+            content = json.loads((folder / f"{target.file}.json").read_bytes())
             part = " (in part)" if {"failed", "unfinished"} & set(content) else ""
             value = target.figure(content["rows"])
         except (OSError, ValueError, KeyError):

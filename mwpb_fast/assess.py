@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast import options
-from mwpb_fast.config import Config, ConfigError, EvaluationConfig, from_dict
+from mwpb_fast.config import Config, ConfigError, EvaluationConfig
 from mwpb_fast.options import Parser
 from mwpb_fast.radius import parse_radius
+from mwpb_fast.values import path, whole
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -30,7 +31,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     own = _target(parser)
     own += [
         add("--attacks", metavar="A,B,...", help="such as natural,pgd20,cw20,aa (default: the run's)"),
-        add("--costly-subset", type=int, metavar="N", help="images for spsa, 0 for all (default: the run's)"),
+        add("--costly-subset", type=whole, metavar="N", help="images for spsa, 0 for all (default: the run's)"),
         add("--accept-warnings", action="store_true", help="exit with 0 although AutoAttack doubts its result"),
     ]
     given, config, evaluation = _read(parser, own, arguments)
@@ -68,7 +69,7 @@ def trust(arguments: Sequence[str]) -> int:
     own = _target(parser)
     own += [
         add("--without", metavar="A,B,...", default="", help="attacks to leave out, such as aa,square"),
-        add("--control", type=Path, metavar="RUN", help="an evaluated run to show beside: that with alpha = 0"),
+        add("--control", type=path, metavar="RUN", help="an evaluated run to show beside: that with alpha = 0"),
     ]
     given, config, evaluation = _read(parser, own, arguments)
 
@@ -92,14 +93,14 @@ def trust(arguments: Sequence[str]) -> int:
 def _target(parser: Parser) -> list[argparse.Action]:
     """The words and options of every command that attacks a checkpoint."""
     add = parser.add_argument
-    add("target", type=Path, metavar="RUN|FILE", help="a run's folder, a checkpoint of one, or weights")
+    add("target", type=path, metavar="RUN|FILE", help="a run's folder, a checkpoint of one, or weights")
     return [
         add("--eps", metavar="8/255", help="radius (default: the run's)"),
         add("--step-size", metavar="1/255", help="of PGD and CW (default: the run's)"),
-        add("--subset", type=int, metavar="N", help="attack N test images only: a preview"),
+        add("--subset", type=whole, metavar="N", help="attack N test images only: a preview"),
         add("--which", choices=["best", "last"], default="best", help="of a run's checkpoints (default: best)"),
         add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N (default: the run's)"),
-        add("--data-dir", type=Path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
+        add("--data-dir", type=path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
         add("--recipe", metavar="RECIPE", help="of a file of weights; changed by options as in train"),
     ]
 
@@ -139,11 +140,7 @@ def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:
 
         own = own_config(*read_weights(target, ""))
         return own.evaluation if own else EvaluationConfig()
-    path = target / "config.yaml"
-    if not path.exists():
-        raise ConfigError(f"{path}: missing; is {target} the folder of a run?")
-    content = options.read_yaml(path)
-    try:
-        return from_dict(content).evaluation
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    saved = target / "config.yaml"
+    if not saved.exists():
+        raise ConfigError(f"{saved}: missing; is {target} the folder of a run?")
+    return options.read_config(saved).evaluation

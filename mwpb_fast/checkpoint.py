@@ -26,8 +26,9 @@ class CheckpointWriteError(CheckpointError):
 
 
 def save(folder: Path, kind: str, epoch: int, batch: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Save `state` as a checkpoint of `kind` and remove all but the newest `keep` of that kind.
+    """Save `state` as a checkpoint of `kind`; of the others of that kind keep the `keep` - 1 before it.
 
+    Those of later epochs go too: a run that has come here had no use for them, because they were damaged.
     Raises CheckpointWriteError where the file cannot be written; earlier checkpoints are then untouched.
     """
     path = folder / f"{kind}-{epoch:05d}-{batch:07d}.pt"
@@ -38,9 +39,11 @@ def save(folder: Path, kind: str, epoch: int, batch: int, state: dict[str, Any],
         digest = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
         write_atomically(_sidecar(path), digest.encode())
         write_atomically(path, content)
-        for old in existing(folder, kind)[keep:]:
-            old.unlink(missing_ok=True)
-            _sidecar(old).unlink(missing_ok=True)
+        before = [other for other in existing(folder, kind) if other < path]
+        for other in existing(folder, kind):
+            if other != path and other not in before[: keep - 1]:
+                other.unlink(missing_ok=True)
+                _sidecar(other).unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointWriteError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
@@ -55,7 +58,7 @@ def read(path: Path) -> dict[str, Any]:
     """The state in one checkpoint, on the CPU. Raises CheckpointError for a damaged or foreign file."""
     try:
         content = path.read_bytes()
-        expected = _sidecar(path).read_text().split()[:1]
+        expected = _sidecar(path).read_text(encoding="ascii").split()[:1]
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -64,6 +67,8 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged: its SHA-256 is not that of {_sidecar(path).name}")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # any parse failure of foreign bytes means the same to the user
         raise CheckpointError(f"{path}: not a checkpoint of this program") from error
     if not isinstance(state, dict):
@@ -85,6 +90,18 @@ def read_newest(folder: Path, kind: str) -> tuple[Path, dict[str, Any]] | None:
     if problems:
         raise CheckpointError("; ".join(problems))
     return None
+
+
+def sweep(folder: Path) -> None:
+    """Remove halves of checkpoints: a checksum without its file, which a killed process leaves, and a file without
+    its checksum where a whole checkpoint of its kind is there. One that stands alone is its owner's to judge."""
+    for sidecar in folder.glob("*-?????-???????.pt.sha256"):
+        if not sidecar.with_suffix("").exists():
+            sidecar.unlink(missing_ok=True)
+    for path in folder.glob("*-?????-???????.pt"):
+        kind = path.name.rsplit("-", 2)[0]
+        if not _sidecar(path).exists() and any(_sidecar(other).exists() for other in existing(folder, kind)):
+            path.unlink(missing_ok=True)
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -1,23 +1,23 @@
 """The command line: `mwpb-fast COMMAND ...`.
 
 What the user can mend ends with one line on stderr and exit status 2, what the machine or the run could not do
-with 1, a signal with 128 plus its number. MWPB_DEBUG=1 or --debug shows tracebacks.
+with 1, a signal with 128 plus its number. MWPB_DEBUG=1 or --debug shows tracebacks. Output that nobody takes any
+more ends nothing: the files are what counts, except for commands that only print.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 from mwpb_fast import threads
-from mwpb_fast.commands import COMMANDS
+from mwpb_fast.commands import COMMANDS, PRINTING
 from mwpb_fast.config import ConfigError
-from mwpb_fast.signals import Interrupted
+from mwpb_fast.signals import Interrupted, raised
+from mwpb_fast.streams import Lasting, lasting
 
 # by name, since the modules that raise them are imported only where they are needed
 STATUS = {
@@ -30,6 +30,7 @@ STATUS = {
     "torch.OutOfMemoryError": 1,
     "builtins.MemoryError": 1,
 }
+NO_MEMORY = "can't allocate memory"  # in what PyTorch says of the CPU's, as a RuntimeError
 
 
 def usage() -> str:
@@ -45,22 +46,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or os.environ.get("MWPB_DEBUG") == "1"
     words = [word for word in words if word != "--debug"]
-    try:
-        with _terminable():
-            status = _dispatch(words)
-            sys.stdout.flush()
+    with lasting() as (out, err):
+        try:
+            with raised():
+                status = _dispatch(words)
+            out.flush()
+            return status or _unprinted(words, out)
+        except SystemExit as leave:  # argparse, after --help
+            out.flush()
+            return int(leave.code or 0) or _unprinted(words, out)
+        except (Exception, KeyboardInterrupt, Interrupted) as error:
+            status = _status(error)
+            if debug or status == 0:
+                raise
+            print(f"mwpb-fast: {_message(error)}", file=err)
             return status
-    except SystemExit as leave:  # argparse, after --help
-        return int(leave.code or 0)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (Exception, KeyboardInterrupt) as error:
-        status = _status(error)
-        if debug or status == 0:
-            raise
-        print(f"mwpb-fast: {_message(error)}", file=sys.stderr)
-        return status
+
+
+def _unprinted(words: Sequence[str], out: Lasting) -> int:
+    """The exit status of a command that is done but could not say so: 1 where to say it was all there was to do.
+    A reader that leaves, such as `head`, has what it wanted."""
+    if not out.broken:
+        return 0
+    asked = not words or words[0] not in COMMANDS or {"-h", "--help"} & set(words)
+    print(f"mwpb-fast: standard output: {out.broken}; what should have stood there is lost", file=sys.stderr)
+    return int(bool(asked) or " ".join(words[:2]) in PRINTING or words[0] in PRINTING)
 
 
 def _dispatch(words: Sequence[str]) -> int:
@@ -85,7 +95,8 @@ def _status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
     kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]  # the most specific first
-    return next((STATUS[kind] for kind in kinds if kind in STATUS), int(isinstance(error, OSError)))
+    machine = isinstance(error, OSError) or (isinstance(error, RuntimeError) and NO_MEMORY in str(error))
+    return next((STATUS[kind] for kind in kinds if kind in STATUS), int(machine))
 
 
 def _message(error: BaseException) -> str:
@@ -98,24 +109,6 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return f"error: {text}"
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM as an exception, so that what is open is closed; training looks after it by itself."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Interrupted(number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from mwpb_fast import assess, options
 from mwpb_fast.config import ConfigError, all_recipes, axis_name, load
 from mwpb_fast.options import Parser
 from mwpb_fast.reproduce import command
+from mwpb_fast.values import path
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -32,16 +33,16 @@ def train(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("recipe", nargs="?", metavar="RECIPE", help="such as table1.mwpb_at; `mwpb-fast recipes` lists them")
     own = [
-        add("--config", type=Path, action="append", default=[], metavar="FILE.yaml",
+        add("--config", type=path, action="append", default=[], metavar="FILE.yaml",
             help="values in place of the recipe's; a run's config.yaml repeats that run"),
-        add("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/RECIPE)"),
+        add("--out", type=path, metavar="DIR", help="the run's folder (default: runs/RECIPE)"),
         add("--no-resume", action="store_true", help="begin anew where the folder holds a run"),
         add("--no-evaluate", action="store_true", help="do not attack the trained model"),
         add("--quiet", action="store_true", help="no line for each epoch"),
     ]  # fmt: skip
     asked = [word for word in arguments if word in ("-h", "--help")]
     given, overrides = parser.parse_with_overrides(own, [word for word in arguments if word not in asked])
-    files = {path: options.read_yaml(path) for path in given.config}
+    files = {file: options.read_yaml(file) for file in given.config}
     name = given.recipe or next((str(c["recipe"]) for c in files.values() if "recipe" in c), "")
     if asked:
         print(parser.format_help())
@@ -82,8 +83,8 @@ def data(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("verb", choices=["list", "prepare"], metavar="list|prepare", help="what to do")
     add("name", nargs="?", metavar="NAME", help="of the set to prepare; folder:cats is one of several of its kind")
-    add("--dir", type=Path, default=Path("data"), help="holds the prepared sets (default: data)")
-    add("--from", "--data-dir", dest="source", type=Path, metavar="PATH",
+    add("--dir", type=path, default=Path("data"), help="holds the prepared sets (default: data)")
+    add("--from", "--data-dir", dest="source", type=path, metavar="PATH",
         help="the set's archive or folder; without it the set is downloaded, and checked by SHA-256")  # fmt: skip
     add("--encoded", action="store_true", help="keep the image files too, for --data.loader dali to decode")
     add("--offline", action="store_true", help="never download")
@@ -132,7 +133,7 @@ def doctor(arguments: Sequence[str]) -> int:
 def bench(arguments: Sequence[str]) -> int:
     """run a benchmark of a checkout's bench/ folder"""
     folder = Path(__file__).resolve().parents[1] / "bench"
-    names = sorted(path.stem for path in folder.glob("*.py") if "__main__" in path.read_text())
+    names = sorted(p.stem for p in folder.glob("*.py") if "__main__" in p.read_text(encoding="utf-8"))
     parser = Parser("bench", f"Run a script of the checkout's bench/ folder: {', '.join(names) or 'none here'}.")
     add = parser.add_argument
     add("name", nargs="?", default="kernels", metavar="NAME", help="of the script (default: kernels)")
@@ -148,8 +149,8 @@ def bench(arguments: Sequence[str]) -> int:
 def plot(arguments: Sequence[str]) -> int:
     """draw learning curves and radii of one or more runs"""
     parser = Parser("plot", "Draw curves.png and radii.png; several runs share the pictures.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: the folder of a single run)")
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--out", type=path, metavar="DIR", help="where to (default: the folder of a single run)")
     given = parser.parse_intermixed_args(arguments)
     if given.out is None and len(given.runs) > 1:
         parser.error("several runs: say where to with --out DIR")
@@ -184,6 +185,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "bench": ("[NAME]", bench),
 }
 
+PRINTING = ("data list", "recipes", "doctor")  # all that they do is to print
+
 
 def _draw(runs: Sequence[Path], folder: Path) -> None:
     from mwpb_fast import plots
@@ -191,8 +194,8 @@ def _draw(runs: Sequence[Path], folder: Path) -> None:
     for run in runs:
         if line := plots.read_run(run).radii_line():
             print(line if len(runs) == 1 else f"{run}: {line}")
-    for path in plots.write(runs, folder):
-        print(f"drawn: {path}")
+    for picture in plots.write(runs, folder):
+        print(f"drawn: {picture}")
 
 
 def _sets(folder: Path) -> list[str]:
@@ -200,10 +203,10 @@ def _sets(folder: Path) -> list[str]:
     from mwpb_fast.data.prepare import find_set, known_sets, set_folder
 
     found = []
-    for path in folder.glob("*/meta.json"):
+    for meta in folder.glob("*/meta.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            name = str(json.loads(path.read_bytes())["name"])
-            if set_folder(folder, name) == path.parent and find_set(name):
+            name = str(json.loads(meta.read_bytes())["name"])
+            if set_folder(folder, name) == meta.parent and find_set(name):
                 found.append(name)
     return sorted({*known_sets(), *found})
 
@@ -215,7 +218,7 @@ def _state(name: str, folder: Path) -> str:
     if hasattr(find_set(name), "images"):
         return "embedded"
     try:
-        splits = json.loads((set_folder(folder, name) / "meta.json").read_text())["splits"]
+        splits = json.loads((set_folder(folder, name) / "meta.json").read_bytes())["splits"]
         return f"{splits['train']['count']:,} + {splits['test']['count']:,} images"
     except FileNotFoundError:
         return "not prepared"

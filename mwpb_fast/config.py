@@ -284,15 +284,19 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """The configuration that `to_dict` wrote. Raises ConfigError for unknown keys and bad values."""
+    return resolve(blank(values), [values], [])
+
+
+def blank(values: Mapping[str, Any]) -> Config:
+    """The recipe and the axes of what `to_dict` wrote, with the defaults of all else. Raises ConfigError."""
     missing = {f.name for f in dataclasses.fields(Config)} - set(values)
     if missing:
         raise ConfigError(f"a saved configuration without {', '.join(sorted(missing))}")
-    start = Config(
+    return Config(
         recipe=str(values["recipe"]),
         data=importlib.import_module("mwpb_fast.data.dataset").Config(),
         **{field: _axis(field, values[field]) for field in AXES},
     )
-    return resolve(start, [values], [])
 
 
 def _axis(field: str, value: Any) -> Any:

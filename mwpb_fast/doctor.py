@@ -6,7 +6,6 @@ Each missing piece says what it costs and which extra brings it. Nothing here fa
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import platform
 import shutil
@@ -15,6 +14,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
+
+from mwpb_fast.files import to_json
 
 OK, MISSING, NOTE = "ok", "missing", "note"
 
@@ -38,7 +39,7 @@ def report(as_json: bool = False) -> str:
     """The report as text for a terminal, or as JSON with the implementation of each op."""
     found, ops = findings(), implementations()
     if as_json:
-        return json.dumps({"findings": [asdict(finding) for finding in found], "ops": ops}, indent=1)
+        return to_json({"findings": [asdict(finding) for finding in found], "ops": ops}, indent=1)
     from mwpb_fast.log import table
 
     width = max(len(finding.name) for finding in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +23,7 @@ from mwpb_fast.attacks.suite import find_attack
 from mwpb_fast.config import Config, ConfigError, EvaluationConfig, from_dict, to_dict
 from mwpb_fast.crew import Crew, crew, orphaned
 from mwpb_fast.engine.precision import Precision, make_precision
-from mwpb_fast.files import write_atomically
+from mwpb_fast.files import to_json, write_atomically
 from mwpb_fast.log import progress
 from mwpb_fast.memory import keep_freed_memory
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
@@ -97,7 +98,7 @@ def evaluate(
         "warnings": {k: v for r in results.values() for k, v in r.get("warnings", {}).items()},
     }
     if folder is not None and save:
-        write_atomically(Path(f"{folder}.json"), (json.dumps(result, indent=1) + "\n").encode())
+        write_atomically(Path(f"{folder}.json"), (to_json(result, indent=1) + "\n").encode())
     return result
 
 
@@ -173,7 +174,7 @@ def evaluate_run(
 
     @contextlib.contextmanager
     def help(unfinished: int) -> Iterator[Crew]:
-        hands = min(threads, unfinished) if processes is None else processes
+        hands = min(threads, len(os.sched_getaffinity(0)), unfinished) if processes is None else processes
         if setup.precision.device.type != "cpu" or min(hands, unfinished) < 2:
             yield Crew()
             return
@@ -332,7 +333,13 @@ class _Setup:
                 normalize=normalize,
             )
             load_weights(self.model, state.get("ema") or state.get("model") or state)
-        except ValueError as error:
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            ImportError,
+            LookupError,
+        ) as error:  # of the user's own code
             raise checkpoint.CheckpointError(f"{saved.about['checkpoint']}: {error}") from error
         self.model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
         self.about = {"model": config.model.name, "data": config.data.name, "split": "test"}

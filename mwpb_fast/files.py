@@ -1,11 +1,15 @@
-"""Writing a file so that a crash leaves either the old one or the whole new one."""
+"""Files that are whole, so that a crash leaves either the old or the new one, and JSON that any reader takes."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -40,3 +44,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """`content` as JSON, which has no NaN and no infinity: null stands for them."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, (list, tuple)) else content

@@ -3,63 +3,108 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mwpb_fast import threads
-from mwpb_fast.files import write_atomically
+from mwpb_fast.files import to_json, write_atomically
 from mwpb_fast.lazy import ops, torch
+from mwpb_fast.streams import to_terminal
 
 Item = TypeVar("Item")
 
 
 class RunLog:
-    """metrics.jsonl of a run folder, one object an epoch, mirrored to TensorBoard where it is installed."""
+    """metrics.jsonl of a run folder, one object an epoch, mirrored to TensorBoard where it is installed.
 
-    def __init__(self, folder: Path) -> None:
+    epoch: that the run goes on with. Records of it and of later ones, which will be written again, are dropped;
+    lines that are no records are named on stderr and kept aside in metrics-damaged.jsonl.
+    """
+
+    def __init__(self, folder: Path, epoch: int) -> None:
         self.path = folder / "metrics.jsonl"
         self._board: Any = None
+        self._open_board: Callable[..., Any] | None = None
+        self._forget_from(epoch)
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
             return
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._open_board = partial(SummaryWriter, str(folder / "tensorboard"))
 
-    def forget_from(self, epoch: int) -> None:
-        """Drop the records of `epoch` and later ones: a resumed run writes them again."""
-        kept = [r for r in read_records(self.path) if r["epoch"] < epoch]
-        write_atomically(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+    def _forget_from(self, epoch: int) -> None:
+        records, bad = parse_records(self.path)
+        if bad:
+            aside = self.path.with_name("metrics-damaged.jsonl")
+            with aside.open("ab") as file:
+                file.write(b"".join(line + b"\n" for line in bad.values()))
+            lines = ", ".join(map(str, bad))
+            note(f"{self.path}: no record in line {lines}; kept in {aside.name}, and the run goes on")
+        kept = [record for record in records if record["epoch"] < epoch]
+        write_atomically(self.path, "".join(to_json(record) + "\n" for record in kept).encode())
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one epoch's record."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        if self._board is not None:
-            for name, value in record.items():
-                if isinstance(value, (int, float)) and name != "epoch":
-                    self._board.add_scalar(name, value, record["epoch"])
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(to_json(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if self._open_board is not None:
+            try:
+                self._draw(self._open_board, record)
+            except Exception as error:  # the records are safe, so whatever their picture dies of
+                note(f"no more points for TensorBoard: {' '.join(str(error).split())}")
+                self._board = self._open_board = None
+
+    def _draw(self, open_board: Callable[..., Any], record: dict[str, Any]) -> None:
+        if self._board is None:
+            # what an earlier part of the run drew from this epoch on is hidden: this one draws it again
+            self._board = open_board(purge_step=record["epoch"])
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name != "epoch":
+                self._board.add_scalar(name, value, record["epoch"])
+        self._board.flush()
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
 
 
+def note(text: str) -> None:
+    """A line on stderr."""
+    print(f"mwpb-fast: {text}", file=sys.stderr, flush=True)
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file; a last line cut short by a crash is passed over."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
+    """The records of a metrics file; lines that are none are passed over."""
+    return parse_records(path)[0]
+
+
+def parse_records(path: Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
+    """The records of a metrics file, and the lines that are none by their numbers, counted from 1; but a last line
+    that a crash cut short is neither."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], {}
+    records, bad = [], {}
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+            record = json.loads(line.decode())
+            if not isinstance(record, dict) or type(record["epoch"]) is not int:
+                raise ValueError("not a record")
+            records.append(record)
+        except (ValueError, KeyError, RecursionError):
+            if line.strip() and number < len(lines):
+                bad[number] = line
+    return records, bad
 
 
 class Waits(Generic[Item]):
@@ -105,7 +150,7 @@ def own_version() -> str:
 def cpu_name() -> str:
     """The processor's model name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -137,7 +182,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.started = self.shown = time.monotonic()
-        if sys.stderr.isatty():
+        if to_terminal():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -11,12 +11,15 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mwpb_fast import yaml_file
 from mwpb_fast.config import (
     AXES,
     Config,
@@ -24,12 +27,15 @@ from mwpb_fast.config import (
     EvaluationConfig,
     all_recipes,
     axis_name,
+    blank,
     check_axes,
     load,
     names,
     recipe,
     resolve,
 )
+from mwpb_fast.values import check
+from mwpb_fast.values import word as read_word
 
 FIELDS = [field.name for field in dataclasses.fields(Config) if field.name != "recipe"]
 NAME = r"[\w-]+(\.[\w-]+)*"
@@ -88,20 +94,20 @@ def split(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str], list
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError, naming the file, where there is none."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "not text"
-        raise ConfigError(f"{path}{place}: not YAML ({reason})") from error
+    content = yaml_file.read(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds no options; write lines such as `epochs: 10`")
     return content
+
+
+def read_config(path: Path) -> Config:
+    """The configuration in a run's config.yaml, which somebody may have edited. Raises ConfigError, one line that
+    names the file."""
+    content = read_yaml(path)
+    try:
+        return _override(blank(content), content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def configure(name: str, files: Mapping[Path, dict[str, Any]], overrides: Sequence[str]) -> Config:
@@ -111,11 +117,8 @@ def configure(name: str, files: Mapping[Path, dict[str, Any]], overrides: Sequen
     """
     config = find_recipe(name)
     for path, content in files.items():
-        values = {key: value for key, value in content.items() if key != "recipe"}
         try:
-            _check_shape(config, values)
-            config = _resolve(config, values, [])
-            _check_finite(config)  # a YAML file can say .nan; the command line cannot
+            config = _override(config, content)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
     # axes first, so that the options of the new ones are known to the messages about the rest
@@ -127,6 +130,37 @@ def configure(name: str, files: Mapping[Path, dict[str, Any]], overrides: Sequen
     config = _resolve(config, {}, axes)
     config = _resolve(config, {}, [_checked(config, word) for word in rest])
     _check_names(config)
+    home = os.path.expanduser(config.data.dir)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, dir=home))
+
+
+def _override(config: Config, content: Mapping[str, Any]) -> Config:
+    """`config` with what a YAML file says: the axes first, so that the rest is judged by the new modules."""
+    values = {key: value for key, value in content.items() if key != "recipe"}
+    _check_shape(config, values)
+    axes: dict[str, str] = {}
+    rest: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            value = dict(value)
+            if key in AXES and "name" in value:
+                axes[key] = str(value.pop("name"))
+            if not value:
+                continue
+        elif key in AXES:
+            axes[key] = value
+            continue
+        rest[key] = value
+    config = _resolve(config, axes, [])
+    types = hints(config)
+    for key, value in rest.items():
+        if isinstance(value, dict):
+            named = {k: f"{key}.{k}" for k in value}
+            rest[key] = {k: check(named[k], types.get(named[k], Any), v) for k, v in value.items()}
+        else:
+            rest[key] = check(key, types.get(key, Any), value)
+    config = _resolve(config, rest, [])
+    _check_finite(config)  # a YAML file can say .nan; the command line cannot
     return config
 
 
@@ -163,6 +197,16 @@ def values_of(config: Config) -> Iterator[tuple[str, Any]]:
             continue
         for inner in dataclasses.fields(value):
             yield f"{field}.{inner.name}", getattr(value, inner.name)
+
+
+def hints(config: Config) -> dict[str, Any]:
+    """The type of every option, by its name as in `values_of`."""
+    found: dict[str, Any] = typing.get_type_hints(Config)
+    for field in FIELDS:
+        group = type(getattr(config, field))
+        if dataclasses.is_dataclass(group):
+            found |= {f"{field}.{name}": hint for name, hint in typing.get_type_hints(group).items()}
+    return found
 
 
 def listing(config: Config) -> str:
@@ -233,6 +277,8 @@ def check_needs(config: Config) -> None:
     from mwpb_fast.attacks.suite import find_attack
     from mwpb_fast.data import load_split
 
+    if not config.evaluation.attacks:
+        raise ConfigError("evaluation.attacks is empty: there would be nothing to evaluate; or take --no-evaluate")
     classes = load_split(config.data, "test").num_classes
     for name in config.evaluation.attacks:
         find_attack(name).needs(classes)
@@ -240,8 +286,9 @@ def check_needs(config: Config) -> None:
 
 def _check_shape(config: Config, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
-        if value is None:
-            raise ConfigError(f"{key} has no value")
+        inner = list(value.items()) if isinstance(value, Mapping) else []
+        if value is None or (key in AXES and ("name", None) in inner):
+            raise ConfigError(f"{key}{'.name' if inner else ''} has no value")
         if dataclasses.is_dataclass(getattr(config, str(key), None)) and not isinstance(value, (Mapping, str)):
             raise ConfigError(f"{key}: {value} is not a group of options")
         axis = value.get("name") if isinstance(value, Mapping) else value
@@ -269,14 +316,14 @@ def _check_names(config: Config) -> None:
 
 
 def _checked(config: Config, word: str) -> str:
-    """The override, refused unless it names an option in full; `--optim.drops=8,9` as `--optim.drops=[8,9]`."""
+    """The override, refused unless it names an option in full and its value is of that type."""
     key, _, value = word.removeprefix("--").partition("=")
     known = dict(values_of(config))
     if key not in known and key not in FIELDS:
         raise ConfigError(_unknown(key, config))
-    if isinstance(known.get(key), tuple) and not value.startswith("["):
-        return f"--{key}=[{value}]"
-    return word
+    if key in FIELDS and dataclasses.is_dataclass(getattr(config, key)):
+        raise ConfigError(f"{key}: {value} is not a group of options; write --{key}.NAME VALUE for one of them")
+    return f"--{key}={read_word(key, hints(config)[key], value)}"
 
 
 def _check_axis(field: str, name: str) -> None:

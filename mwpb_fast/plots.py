@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mwpb_fast import yaml_file
 from mwpb_fast.config import ConfigError
-from mwpb_fast.log import read_records
+from mwpb_fast.log import parse_records
 from mwpb_fast.radius import parse_radius
 
 if TYPE_CHECKING:
@@ -54,8 +55,14 @@ class Run:
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
         """Epochs that have this number, and the numbers."""
-        found = [(r["epoch"], float(r[name])) for r in self.records if r.get(name) is not None]
+        found = [(r["epoch"], float(r[name])) for r in self.records if _is_number(r.get(name))]
         return [epoch for epoch, _ in found], [value for _, value in found]
+
+    def radii_columns(self) -> tuple[list[int], list[float], list[float], list[float]]:
+        """Epochs, and their smallest, mean and largest radius, of those that have all three."""
+        low, mean, high = (dict(zip(*self.column(f"radius_{k}"), strict=True)) for k in ("min", "mean", "max"))
+        epochs = [epoch for epoch in low if epoch in mean and epoch in high]
+        return epochs, [low[e] for e in epochs], [mean[e] for e in epochs], [high[e] for e in epochs]
 
     def radii_line(self) -> str:
         """Smallest, mean and largest radius in one line; empty without radii."""
@@ -73,30 +80,30 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """The run in `folder`. Raises ConfigError, naming the file, where there is none or a file is damaged."""
-    import yaml
-
     path = folder / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml_file.read(path)
         label, warmup_epochs = str(config["recipe"]), int(config["warmup_epochs"])
         path = folder / "metrics.jsonl"
-        records = read_records(path)
-        if not all(isinstance(record, dict) and "epoch" in record for record in records):
-            raise ValueError("a line without an epoch")
+        records, bad = parse_records(path)
+        if bad:
+            raise ValueError(f"line {min(bad)} is no record")
         path = folder / "radii.json"
-        found = json.loads(path.read_text()) if path.exists() else {"radii": [], "budget": {}}
+        found = json.loads(path.read_bytes()) if path.exists() else {"radii": [], "budget": {}}
         budget = found["budget"]
         return Run(
             label=label,
             records=records,
             warmup_epochs=warmup_epochs,
-            radii=[float(radius) for radius in found["radii"]],
+            radii=[float(radius) for radius in found["radii"] if _is_number(radius)],
             eps=float(parse_radius(budget.get("eps", 0))),
             alpha=float(budget.get("alpha", 0.0)),
         )
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; is {folder} the folder of a run?") from error
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except ConfigError as error:
+        raise ConfigError(f"{error}; is {folder} the folder of a run?") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: not what a run writes ({' '.join(str(error).split())})") from error
 
 
@@ -139,8 +146,7 @@ def curves(runs: Sequence[Run]) -> Figure:
         loss.plot(*run.column("loss"), **line)
         accuracy.plot(*run.column("natural"), **line, linestyle="--")
         accuracy.plot(*run.column("robust"), **line)
-        epochs, low = run.column("radius_min")
-        high, mean = run.column("radius_max")[1], run.column("radius_mean")[1]
+        epochs, low, mean, high = run.radii_columns()
         band: Any = {"step": "mid", "color": colour, "alpha": 0.18, "linewidth": 0}
         radius.fill_between(epochs, _in_255(low), _in_255(high), **band)
         radius.step(epochs, _in_255(mean), where="mid", **line)
@@ -190,6 +196,11 @@ def histogram(runs: Sequence[Run]) -> Figure:
     axes[-1].set_xlabel("radius in 1/255")
     _title(figure, runs)
     return figure
+
+
+def _is_number(value: Any) -> bool:
+    """Not null, nor the NaN of files that earlier versions wrote."""
+    return value is not None and math.isfinite(float(value))
 
 
 def _edges(run: Run, width: float) -> list[float]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
+
+_EXPONENT = re.compile(r"[eE][-+]?0*[1-9][0-9_]{3}")
 
 
 def parse_radius(text: str | float | int | Fraction) -> Fraction:
@@ -10,6 +13,9 @@ def parse_radius(text: str | float | int | Fraction) -> Fraction:
 
     Raises ValueError for anything else, for a negative radius and for one above 1000.
     """
+    plain = str(text).isascii() and not isinstance(text, bool)
+    if not plain or _EXPONENT.search(str(text)):  # 1e-999999999 is a number with so many digits
+        raise ValueError(f"{text!r} is not a radius: write 8/255 or 0.031")
     try:
         value = Fraction(str(text)) if isinstance(text, float) else Fraction(text)
     except (ValueError, TypeError, ZeroDivisionError) as error:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mwpb_fast import checkpoint
 from mwpb_fast.config import ConfigError
 
 # the names that a run, its evaluations and its pictures give to their files
 _POINT = r"(best|last)-\d{5}-\d{7}"
 _KIND = rf"(best|last|{_POINT})"
-_RESULT = (
-    r"config\.yaml|metrics\.jsonl|(environment|engine|radii|results)\.json|(curves|radii)\.png"
-    rf"|(evaluation|trust)-{_KIND}\.(json|md)"
-)
+_OWN = r"config\.yaml|metrics(-damaged)?\.jsonl|(environment|engine|radii)\.json"  # of training alone
+_RESULT = rf"{_OWN}|results\.json|(curves|radii)\.png|(evaluation|trust)-{_KIND}\.(json|md)"
 _CHECKPOINT = rf"{_POINT}\.pt(\.sha256)?|{_RESULT}"  # results too, of a checkpoint that was evaluated by its name
 _SHARD = r"[\w-]+-[0-9a-f]{12}-\d{5}\.json"
+_STALE = 3600.0  # seconds; no writing of a result takes as long
 _EVENTS = r"events\.out\.tfevents\..*"
 
 
@@ -26,9 +28,12 @@ _EVENTS = r"events\.out\.tfevents\..*"
 def held(folder: Path) -> Iterator[None]:
     """The folder for this process alone; the system lets go of it however the process ends.
 
-    Raises ConfigError where another process has it.
+    It is made where it is not there. Raises ConfigError where another process has it, OSError where it is none.
     """
-    with (folder / "train.lock").open("w") as file:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder", str(folder))
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # what cannot be written is found at the start
+    with (folder / "train.lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -38,6 +43,21 @@ def held(folder: Path) -> Iterator[None]:
         except OSError:  # a file system that has no locks
             pass
         yield
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left of their writing; to be called by the one that holds the folder. An
+    evaluation holds nothing and may be writing now, so what is left of one goes when it is old."""
+    own = {folder: _OWN, folder / "checkpoints": rf"{_POINT}\.pt(\.sha256)?"}
+    shards = [path for path in folder.glob("evaluation-*") if path.is_dir()]
+    for place in (*own, *shards):
+        for path in place.glob(".*.tmp"):
+            mine = place in own and re.fullmatch(rf"\.({own[place]})\.\w+\.tmp", path.name)
+            theirs = re.fullmatch(rf"\.({_RESULT}|{_SHARD})\.\w+\.tmp", path.name)
+            with contextlib.suppress(OSError):  # its writer has just finished
+                if mine or (theirs and time.time() - path.stat().st_mtime > _STALE):
+                    path.unlink()
+    checkpoint.sweep(folder / "checkpoints")
 
 
 def clear(folder: Path) -> None:

@@ -22,7 +22,7 @@ from mwpb_fast.attacks.probes import gradients, weighted
 from mwpb_fast.attacks.score import NORMAL_QUANTILE
 from mwpb_fast.config import Config, ConfigError, EvaluationConfig
 from mwpb_fast.evaluate import evaluate_run, read_weights, result_path
-from mwpb_fast.files import write_atomically
+from mwpb_fast.files import to_json, write_atomically
 from mwpb_fast.trust_text import in_255, markdown
 
 STEPS = ("pgd10", "pgd20", "pgd50", "pgd100")
@@ -78,8 +78,8 @@ def trust_run(
             raise ConfigError(f"{beside['path']}: was made on other test images; evaluate the control again")
         report["control"] = beside
     path = result_path(target, which, "trust")
-    write_atomically(Path(f"{path}.md"), (markdown(report) + "\n").encode())
-    write_atomically(Path(f"{path}.json"), (json.dumps(report, indent=1) + "\n").encode())
+    write_atomically(Path(f"{path}.md"), (markdown(report) + "\n").encode("utf-8", "backslashreplace"))
+    write_atomically(Path(f"{path}.json"), (to_json(report, indent=1) + "\n").encode())
     return report
 
 
@@ -152,7 +152,8 @@ class _Seen:
         return "".join(map(min, zip(*flags, strict=True)))
 
     def values(self, name: str, what: str) -> list[float]:
-        return self.attacks[name]["values"][what]
+        """Of each image; null, or NaN in results of earlier versions, where it has none."""
+        return [v for v in self.attacks[name]["values"][what] if v is not None and math.isfinite(v)]
 
 
 def _gap(seen: _Seen) -> tuple[bool, str]:
@@ -264,7 +265,7 @@ def _read_control(control: Path, which: str, evaluation: EvaluationConfig) -> di
 def _fitting(path: Path, digest: str, checkpoint: str, evaluation: EvaluationConfig) -> dict[str, Any]:
     """What a control's result shows. Raises ConfigError where it is not of that checkpoint, radius and step."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
         own = {name: Fraction(found[name]) for name in ("eps", "step_size")}
         attacks = {name: {k: a[k] for k in ("accuracy", "interval")} for name, a in found["attacks"].items()}
         shown = {"path": str(path), "recipe": found.get("recipe"), "n": found["n"], "attacks": attacks}

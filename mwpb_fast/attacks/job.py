@@ -18,6 +18,7 @@ from mwpb_fast.attacks.suite import find_attack, shard_name
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.engine.frozen import EvaluationError, check_model, frozen, hash_model
 from mwpb_fast.engine.precision import Precision, full_float32
+from mwpb_fast.engine.trial import fault
 from mwpb_fast.log import environment
 
 NORM = "linf"
@@ -54,7 +55,10 @@ class Job:
         self.costly = choose(labels, min(config.costly_subset or len(labels), len(index)))[0]
         self.model = Watched(model, precision.memory_format, tick)
         with torch.no_grad():
-            classes = model(self.load(index[:1])[0]).shape[1]
+            logits = model(self.load(index[:1])[0])
+        if reason := fault(logits, 1, 1):
+            raise EvaluationError(f"the model cannot be evaluated: {reason}")
+        classes = logits.shape[1]
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise EvaluationError(f"labels reach {int(labels.max())}, the model has {classes} classes")
         self.packages = {name: attack.needs(classes) for name, attack in self.attacks.items()}

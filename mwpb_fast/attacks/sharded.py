@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mwpb_fast.attacks.contract import Attack, Outcome, Setting
-from mwpb_fast.files import write_atomically
+from mwpb_fast.files import to_json, write_atomically
 
 SHARD = 250
 Report = Callable[[int], None]
@@ -128,7 +128,7 @@ class ShardedAttack:
         self.records[shard] = record
         path = self.path(shard)
         if path is not None:
-            write_atomically(path, json.dumps(record).encode())
+            write_atomically(path, to_json(record).encode())
 
     def read(self, shard: int) -> dict[str, Any] | None:
         """The result of a shard, or None where there is none that can be used."""

@@ -72,6 +72,8 @@ class Config:
             raise ValueError(f"subset is {self.subset}; must be at least 1")
         if self.threads < 0:
             raise ValueError(f"threads is {self.threads}; must be at least 0")
+        if self.threads > 1024:
+            raise ValueError(f"threads is {self.threads}; must be at most 1024")
 
 
 @dataclass(frozen=True, eq=False)

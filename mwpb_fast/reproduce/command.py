@@ -10,6 +10,7 @@ from mwpb_fast.options import Parser
 from mwpb_fast.reproduce import tables
 from mwpb_fast.reproduce.plan import make_jobs
 from mwpb_fast.reproduce.report import plan_lines, publish
+from mwpb_fast.values import path, whole
 
 
 def reproduce(arguments: Sequence[str]) -> int:
@@ -25,15 +26,15 @@ def reproduce(arguments: Sequence[str]) -> int:
     add("table", metavar="TABLE", help="such as table1")
     own = [
         add("--rows", metavar="A,B,...", help="of the table (default: all)"),
-        add("--seeds", type=int, default=3, metavar="N", help="runs of each row (default: 3)"),
-        add("--epochs", type=int, default=0, metavar="N", help="in all; warm-up and drops in proportion"),
+        add("--seeds", type=whole, default=3, metavar="N", help="runs of each row (default: 3)"),
+        add("--epochs", type=whole, default=0, metavar="N", help="in all; warm-up and drops in proportion"),
         add("--subset", metavar="N", help="train on so many images"),
         add("--model", metavar="M", help="in place of the table's, such as smallresnet-16"),
         add("--test-subset", metavar="N", help="attack so many test images"),
-        add("--long-subset", type=int, default=0, metavar="N", help="the same for long attacks, such as aa"),
+        add("--long-subset", type=whole, default=0, metavar="N", help="the same for long attacks, such as aa"),
         add("--attacks", metavar="A,B,...", help="in place of the table's"),
         add("--last", choices=["all", "cheap"], default="", help="attacks on the last checkpoint"),
-        add("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR",
+        add("--out", type=path, default=Path("runs/reproduce"), metavar="DIR",
             help="runs in DIR/runs, the table in DIR/TABLE (default: runs/reproduce)"),
         add("--data-dir", metavar="DIR", help="holds the prepared data sets"),
         add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N"),
@@ -74,9 +75,9 @@ def reproduce(arguments: Sequence[str]) -> int:
             jobs, quiet=given.quiet, after=lambda found: publish(table, jobs, folder, found, pictures=False)
         )
     _, written, reason = publish(table, jobs, folder, failures)
-    print((folder / "table.md").read_text())
-    for path in written:
-        print(f"written: {path}")
+    print((folder / "table.md").read_text(encoding="utf-8"))
+    for file in written:
+        print(f"written: {file}")
     if reason:
         note(f"no pictures: {reason}")
     for name, failure in failures.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import time
 import traceback
@@ -16,9 +15,8 @@ from mwpb_fast import data, train
 from mwpb_fast.attacks.suite import find_attack
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.evaluate import evaluate_run
-from mwpb_fast.files import write_atomically
+from mwpb_fast.files import to_json, write_atomically
 from mwpb_fast.reproduce.plan import Job, read_results, result_key
-from mwpb_fast.signals import Interrupted
 
 KEPT = ("accuracy", "interval", "norm", "eps", "parameters", "after", "warnings", "deviations", "seconds")
 
@@ -68,8 +66,6 @@ def _attempt(job: Job, prefix: str, quiet: bool, failures: dict[str, str], *, wa
             else:
                 print(f"{prefix} another process has it; to be looked at again", flush=True)
             return mine
-    except Interrupted:
-        raise
     except Exception as error:  # whatever a row dies of, the others are worth having
         if os.environ.get("MWPB_DEBUG") == "1":
             traceback.print_exc()
@@ -109,7 +105,7 @@ def _keep(folder: Path, which: str, evaluation: EvaluationConfig, result: dict[s
             "model_sha256": result["model_sha256"],
             "environment": result["environment"],
         }
-    write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_atomically(folder / "results.json", (to_json(results, indent=1) + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -117,7 +113,7 @@ def _claimed(folder: Path, wait: bool) -> Iterator[bool]:
     """Whether this process has the run's folder to itself, which it is waited for or not; the system lets go of
     it however a process ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    with (folder / "lock").open("w", encoding="utf-8") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -110,7 +110,7 @@ class Found:
         records = read_records(job.folder / "metrics.jsonl") if mine else []
         self.records = {record["epoch"]: record for record in records}
         content = _read(job.folder / "radii.json") if mine else None
-        values = content["radii"] if content else []
+        values = [radius for radius in content["radii"] if _number(radius) is not None] if content else []
         self.best_epoch: int | None = content["epoch"] if content else None
         self.radii: dict[str, float] = {}
         if values:
@@ -128,15 +128,20 @@ class Found:
         if column.source == "radii":
             return self.radii.get(column.attack) if which == "best" else None
         epoch = self.best_epoch if which == "best" else self.job.config.epochs
-        return self.records.get(epoch, {}).get(f"radius_{column.attack}")
+        return _number(self.records.get(epoch, {}).get(f"radius_{column.attack}"))
 
 
 def _read(path: Path) -> Any:
     """What a JSON file holds; None where there is none, or a damaged one."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def _number(value: Any) -> float | None:
+    """The number; None also for the NaN that earlier versions wrote."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _run(found: Found, failures: dict[str, str]) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def test_images(attack: str, evaluation: EvaluationConfig) -> int:
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """results.json of a run folder: checkpoint (best, last) -> result_key -> result; empty where it is none."""
     try:
-        content = json.loads((folder / "results.json").read_text())
+        content = json.loads((folder / "results.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mwpb_fast.config import ConfigError
-from mwpb_fast.files import write_atomically
+from mwpb_fast.files import to_json, write_atomically
 from mwpb_fast.reproduce.gather import CHECKPOINTS
 
 MISSING = "-"
@@ -23,7 +22,7 @@ FIELDS = (
 def write(result: dict[str, Any], folder: Path) -> list[Path]:
     """Write table.json, table.md and table.csv of `gather`'s result; returns their paths."""
     contents = {
-        "table.json": json.dumps(result, indent=1) + "\n",
+        "table.json": to_json(result, indent=1) + "\n",
         "table.md": markdown(result),
         "table.csv": comma_separated(result),
     }

@@ -1,0 +1,163 @@
+"""Going on with a run: what of it is saved, what may change between its parts, and whether a state fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mwpb_fast import checkpoint
+from mwpb_fast.checkpoint import CheckpointError
+from mwpb_fast.config import Config, ConfigError, from_dict, to_dict
+from mwpb_fast.engine.net import Net
+from mwpb_fast.engine.tune import take
+from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.optim import Average
+
+# what may change when a run goes on: options, or some of a group's. Not evaluation.eps, at which the best epoch is
+# chosen; both loaders give the same batches.
+FREE = {
+    "epochs": None,
+    "recipe": None,
+    "data": {"dir", "loader", "threads"},
+    "precision": {"device"},
+    "evaluation": {"attacks", "step_size", "batch_size", "subset", "costly_subset", "validate_every"},
+}
+
+
+@dataclass
+class Position:
+    """Where a run stands. epoch, batch: the next one, counted from 1 and 0. seconds, waited: of this epoch, spent
+    on its batches, and thereof in waiting for them. best: record of the best epoch. trace: (batches, 5) float32,
+    a row for each step of this epoch: loss; smallest, mean and largest radius; whether it was finite."""
+
+    trace: torch.Tensor
+    epoch: int = 1
+    batch: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+
+    def next_epoch(self) -> None:
+        """At the start of the next one."""
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.seconds, self.waited = 0.0, 0.0
+        self.trace = torch.zeros_like(self.trace)
+
+
+@dataclass
+class Parts:
+    """What changes in the course of a run and is saved with it, besides its position. memory: of each axis.
+    choices: what the twin's layers were tuned to."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Average | None
+    memory: dict[str, dict[str, torch.Tensor]]
+    net: Net
+    choices: list[dict[str, Any]]
+    device: torch.device
+
+    def state(self, position: Position) -> dict[str, Any]:
+        """All of it, in tensors and plain types."""
+        return {
+            "epoch": position.epoch,
+            "batch": position.batch,
+            "seconds": position.seconds,
+            "waited": position.waited,
+            "best": position.best,
+            "trace": position.trace,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "memory": self.memory,
+            "choices": self.choices,
+            "averaged": 0 if self.ema is None else self.ema.steps,
+            "random": checkpoint.random_state(self.device),
+        }
+
+    def load(self, path: Path, state: dict[str, Any], position: Position) -> None:
+        """Go on from `state`, of the checkpoint `path`; sets `position`. Raises CheckpointError, one line, where
+        it is not of this model, optimiser and number of batches."""
+        if misfit := "; ".join(self._misfits(state, position)):
+            raise CheckpointError(f"{path}: does not fit this run: {misfit}; --no-resume begins anew")
+        try:
+            self._load(state, position)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise CheckpointError(f"{path}: does not fit this run: {reason}; --no-resume begins anew") from error
+
+    def _misfits(self, state: dict[str, Any], position: Position) -> Iterator[str]:
+        saved = {f"model.{name}": value for name, value in dict(state.get("model", {})).items()}
+        own = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for axis, memory in self.memory.items():
+            own |= {f"memory.{axis}.{name}": value for name, value in memory.items()}
+            found = state.get("memory", {}).get(axis, {})
+            saved |= {f"memory.{axis}.{name}": value for name, value in found.items()}
+        own["trace"], saved["trace"] = position.trace, state.get("trace")
+        for name, value in own.items():
+            if isinstance(value, torch.Tensor):
+                theirs = getattr(saved.get(name), "shape", None)
+                if theirs != value.shape:
+                    there = "nothing" if theirs is None else tuple(theirs)
+                    yield f"{name} is {there}, not {tuple(value.shape)}"
+                    return  # the first tells enough
+        if self.ema is not None and not state.get("ema"):
+            yield "it has no averaged weights"
+
+    def _load(self, state: dict[str, Any], position: Position) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+            self.ema.steps = state["averaged"]
+        for name, memory in self.memory.items():
+            for key, values in memory.items():
+                values.copy_(state["memory"][name][key])
+        self.choices = state.get("choices", [])
+        if self.choices and isinstance(self.net, TwinNet):
+            take(self.net, self.choices)
+        position.epoch, position.batch, position.best = state["epoch"], state["batch"], state["best"]
+        position.seconds, position.waited = state["seconds"], state["waited"]
+        position.trace = state["trace"].to(self.device)
+        checkpoint.set_random_state(state["random"], self.device)  # last: what is above may draw
+
+
+def find(folder: Path, config: Config) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of the run in `folder`, if there is one. Raises ConfigError where that run has other
+    settings than `config`, CheckpointError where it cannot be gone on with."""
+    found = checkpoint.read_newest(folder / "checkpoints", "last")
+    if found is None:
+        return None
+    path, state = found
+    if "random" not in state or "config" not in state:
+        raise CheckpointError(
+            f"{path}: of an earlier version, which did not save all that a run needs to go on exactly; "
+            "--no-resume begins anew"
+        )
+    try:
+        theirs = to_dict(from_dict(state["config"]))  # options that it did not know have their defaults
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; take another --out, or --no-resume to begin anew") from error
+    mine = to_dict(config)
+    if differing := sorted(key for key in mine if binding(key, mine) != binding(key, theirs)):
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({', '.join(differing)}); "
+            "take another --out, or --no-resume to begin anew"
+        )
+    return found
+
+
+def binding(key: str, config: dict[str, Any]) -> Any:
+    """What an earlier part of a run binds the rest to, of one value of the configuration."""
+    free = FREE.get(key, set())
+    if free is None:
+        return None
+    return {k: v for k, v in config[key].items() if k not in free} if free else config[key]
