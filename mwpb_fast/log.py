@@ -6,13 +6,14 @@ import json
 import platform
 import sys
 import time
+import tomllib
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mwpb_fast.files import write_atomically
 from mwpb_fast.lazy import ops, torch
+from mwpb_fast.optional import attempt, version_of
 
 Item = TypeVar("Item")
 
@@ -23,10 +24,13 @@ class RunLog:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
         self._board: Any = None
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
+        found = attempt("tensorboard", "torch.utils.tensorboard.writer")
+        if found.broken:
+            print(f"mwpb-fast: TensorBoard {found.why}: metrics go to metrics.jsonl only", file=sys.stderr)
+        if found.module is None:
             return
+        from torch.utils.tensorboard.writer import SummaryWriter
+
         self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def forget_from(self, epoch: int) -> None:
@@ -93,10 +97,13 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def own_version() -> str:
-    """The version that is installed; a checkout also runs without."""
+    """The version that is installed; a checkout also runs without, and then says its own."""
+    if installed := version_of("mwpb-fast"):
+        return installed
     try:
-        return version("mwpb-fast")
-    except PackageNotFoundError:
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+        return f"{project['version']}, not installed" if project["name"] == "mwpb-fast" else "not installed"
+    except (OSError, ValueError, KeyError):
         return "not installed"
 
 
@@ -135,7 +142,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.started = self.shown = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and attempt("rich.console", "rich.progress").module is not None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

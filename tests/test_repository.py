@@ -31,6 +31,7 @@ KERNELS = [p for p in PYTHON if p.is_relative_to(ROOT / "kernels")]
 # `package` is mwpb_fast's own __init__.
 FLOORS = (
     ("lazy", "radius", "files", "signals", "crew", "memory"),
+    ("optional",),
     ("config", "checkpoint", "models", "data"),
     ("log", "optim", "engine", "trust_text", "runfolder"),
     ("step", "attacks", "budgets", "perturbations", "plots"),
@@ -41,6 +42,7 @@ FLOORS = (
     ("reproduce", "assess"),
     ("commands",),
     ("cli", "package"),
+    ("__main__",),
 )
 
 
