@@ -35,7 +35,7 @@ class Autocast(nn.Module):
         return logits.float()
 
 
-def peer(name: str) -> Any:
+def package(name: str) -> Any:
     """The module of a peer. Raises SkippedError where it is missing or broken."""
     found = attempt(name)
     if found.module is None:
@@ -44,19 +44,19 @@ def peer(name: str) -> Any:
 
 
 def torchattacks_pgd(model: nn.Module, steps: int) -> Attack:
-    torchattacks = peer("torchattacks")
+    torchattacks = package("torchattacks")
     return torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=steps, random_start=True)
 
 
 def foolbox_pgd(model: nn.Module, steps: int) -> Attack:
-    foolbox = peer("foolbox")
+    foolbox = package("foolbox")
     attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=steps)
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
     return lambda x, y: attack(wrapped, x, y, epsilons=EPS)[1]
 
 
 def cleverhans_pgd(model: nn.Module, steps: int) -> Attack:
-    pgd = peer("cleverhans.torch.attacks.projected_gradient_descent").projected_gradient_descent
+    pgd = package("cleverhans.torch.attacks.projected_gradient_descent").projected_gradient_descent
     bounds = {"clip_min": 0.0, "clip_max": 1.0, "sanity_checks": False}
     return lambda x, y: pgd(model, x, EPS, STEP, steps, float("inf"), y=y, **bounds)
 
