@@ -65,7 +65,8 @@ for kind in KINDS:
     if (child := os.fork()) == 0:
         import mwpb_kernels as k
         torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # asks for Triton as well
-        print(k.triton_problem, k.implementation('margin', 'cuda'), k.implementation('margin'), sep='; ', flush=True)
+        on = [k.implementation('margin', device) for device in ('cuda', 'cpu')]
+        print(k.triton_problem, *on, sep='; ', flush=True)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0, kind
 """
