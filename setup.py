@@ -53,7 +53,7 @@ class BuildNative(build_ext):
 
     def build_native(self) -> None:
         torch = importlib.util.find_spec("torch")
-        if torch is None or not torch.submodule_search_locations:
+        if not (torch and torch.submodule_search_locations):
             raise NoNativeError("PyTorch was not there where mwpb-fast was built; it goes first, and then "
                                 "pip install --no-build-isolation")  # fmt: skip
         scripts = str(Path(sys.executable).parent)

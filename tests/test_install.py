@@ -127,7 +127,7 @@ def test_no_cmake(tmp_path: Path) -> None:
 
 
 def test_no_pytorch(tmp_path: Path) -> None:
-    hide = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'torch' else f(n, *a); "
+    hide = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: n != 'torch' and f(n, *a); "
     assert "PyTorch was not there" in build(tmp_path, hide)[0]
 
 
