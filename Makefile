@@ -7,14 +7,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-NO_NATIVE := mwpb-fast: no C++ compiler was of use here; the CPU ops run as plain PyTorch, several times slower
+SLOW := mwpb-fast: no native CPU ops, so they run as plain PyTorch, several times slower:
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
 
-.PHONY: train test test-slow lint bench golden setup setup-dev clean
+.PHONY: train test test-slow lint bench golden setup setup-dev clean FORCE
 .DELETE_ON_ERROR:
 
 train: setup
-	$(BIN)/mwpb-fast train digits.mwpb_at
+	$(BIN)/python -m mwpb_fast train digits.mwpb_at
 
 test: setup-dev
 	$(BIN)/python -m pytest -m "not slow"
@@ -23,10 +23,10 @@ test-slow: setup-dev
 	$(BIN)/python -m pytest -m slow
 
 lint: setup-dev
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
 
 bench: setup-dev
-	$(BIN)/mwpb-fast bench kernels
+	$(BIN)/python -m mwpb_fast bench kernels
 
 golden: setup-dev
 	$(BIN)/python bench/golden.py $(BASE)
@@ -34,11 +34,14 @@ golden: setup-dev
 setup: $(VENV)/.built
 setup-dev: $(VENV)/.built $(VENV)/.dev
 
-$(VENV)/.venv:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "mwpb-fast needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	@touch $@
+# An environment knows its place and its Python: it is made anew where the clone has moved, where that Python is
+# gone, and where it was left half made.
+$(VENV)/.venv: FORCE
+	@[ -e $@ ] && $(BIN)/python -c 'import pip' 2>/dev/null && grep -qF "$(CURDIR)/$(VENV)" $(BIN)/activate || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "mwpb-fast needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3"; exit 1; }; \
+	  echo "$(PYTHON) -m venv $(VENV)"; \
+	  rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && touch $@; }
 
 $(VENV)/.run: $(VENV)/.venv requirements/run.lock
 	$(PIP) -r requirements/run.lock
@@ -51,8 +54,8 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.lock requirements/peers.lock
 
 $(VENV)/.built: $(VENV)/.run $(BUILD_FILES)
 	$(PIP) --no-build-isolation --no-deps --editable .
-	@$(BIN)/python -c 'import mwpb_kernels as k; k.native_library or print("$(NO_NATIVE)")'
+	@$(BIN)/python -c 'import mwpb_kernels as k; k.native_library or print("$(SLOW)", k.native_problem)'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info kernels/mwpb_kernels/*.so
+	rm -rf $(VENV) build *.egg-info kernels/mwpb_kernels/*.so kernels/mwpb_kernels/no_native.txt

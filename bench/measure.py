@@ -310,7 +310,7 @@ def circumstances(device: torch.device) -> dict[str, str]:
         import triton
 
         triton_version = triton.__version__
-    except ImportError:
+    except (Exception, SystemExit):  # missing, or broken in any way
         triton_version = "none"
     return {
         "device": name,

@@ -1,18 +1,21 @@
 """The attacks that bench/attack.py compares with: other packages', and loops written from their description.
 
 Each takes a model and the number of steps, and gives attack(x, y) -> x_adv: steps of 2/255 in the l-infinity
-ball of 8/255. A package that is not installed raises SkippedError.
+ball of 8/255. A package that is missing or broken raises SkippedError.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from measure import SkippedError
 from torch import Tensor, nn
+
+from mwpb_fast.optional import attempt
 
 EPS, STEP = 8 / 255, 2 / 255
 Attack = Callable[[Tensor, Tensor], Tensor]
@@ -32,31 +35,30 @@ class Autocast(nn.Module):
         return logits.float()
 
 
+def package(name: str) -> Any:
+    """The module of a peer. Raises SkippedError where it is missing or broken."""
+    found = attempt(name)
+    if found.module is None:
+        raise SkippedError(f"{name.split('.')[0]} {found.why}")
+    return found.module
+
+
 def torchattacks_pgd(model: nn.Module, steps: int) -> Attack:
-    try:
-        import torchattacks
-    except ImportError as error:
-        raise SkippedError("torchattacks is not installed") from error
+    torchattacks = package("torchattacks")
     return torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=steps, random_start=True)
 
 
 def foolbox_pgd(model: nn.Module, steps: int) -> Attack:
-    try:
-        import foolbox
-    except ImportError as error:
-        raise SkippedError("foolbox is not installed") from error
+    foolbox = package("foolbox")
     attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=steps)
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
     return lambda x, y: attack(wrapped, x, y, epsilons=EPS)[1]
 
 
 def cleverhans_pgd(model: nn.Module, steps: int) -> Attack:
-    try:
-        from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
-    except ImportError as error:
-        raise SkippedError("cleverhans is not installed") from error
+    pgd = package("cleverhans.torch.attacks.projected_gradient_descent").projected_gradient_descent
     bounds = {"clip_min": 0.0, "clip_max": 1.0, "sanity_checks": False}
-    return lambda x, y: projected_gradient_descent(model, x, EPS, STEP, steps, float("inf"), y=y, **bounds)
+    return lambda x, y: pgd(model, x, EPS, STEP, steps, float("inf"), y=y, **bounds)
 
 
 def trades_style(model: nn.Module, steps: int) -> Attack:

@@ -11,11 +11,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from mwpb_fast import threads
 from mwpb_fast.commands import COMMANDS, PRINTING
 from mwpb_fast.config import ConfigError
+from mwpb_fast.log import own_version
 from mwpb_fast.signals import Interrupted, raised
 from mwpb_fast.streams import Lasting, lasting
 
@@ -38,7 +38,9 @@ def usage() -> str:
     lines = ["usage: mwpb-fast COMMAND ...", ""]
     lines += ["Adversarial training with margin-weighted perturbation budgets.", ""]
     lines += [f"  {name + ' ' + words:28s}{command.__doc__}" for name, (words, command) in COMMANDS.items()]
-    return "\n".join([*lines, "", "`mwpb-fast COMMAND --help` tells more. --version; --debug shows tracebacks."])
+    return "\n".join(
+        [*lines, "", "`mwpb-fast COMMAND --help` tells more. -V, --version; --debug shows tracebacks."]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,8 +79,8 @@ def _dispatch(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
-    if words[0] == "--version":
-        print(f"mwpb-fast {version('mwpb-fast')}")
+    if words[0] in ("-V", "--version"):
+        print(f"mwpb-fast {own_version()}")
         return 0
     if words[0] not in COMMANDS:
         raise ConfigError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")

@@ -28,17 +28,18 @@ class Crew:
 def crew(code: str, arguments: Sequence[str], threads: int) -> Iterator[Crew]:
     """For each of `arguments` a Python process that runs `code` with it, on so many threads.
 
-    They see this process's module path, and are ended with the block. Signals of the terminal do not reach
-    them; they must look at `orphaned` to notice that this process was killed.
+    They see this process's module path (-P: and not the current folder before it), and are ended with the block.
+    Signals of the terminal do not reach them; they must look at `orphaned` to notice that this process was killed.
     """
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+    quiet = {"MWPB_QUIET": "1"}  # this process tells of slow ops by itself
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)} | quiet
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for argument in arguments:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", code, argument, str(os.getpid())],
+                    [sys.executable, "-P", "-c", code, argument, str(os.getpid())],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

@@ -5,24 +5,25 @@ Each missing piece says what it costs and which extra brings it. Nothing here fa
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
 
 from mwpb_fast.files import to_json
+from mwpb_fast.optional import Attempt, attempt, version_of
 
-OK, MISSING, NOTE = "ok", "missing", "note"
+OK, MISSING, BROKEN, NOTE = "ok", "missing", "broken", "note"
+SLOW = "CPU ops run as plain PyTorch, several times slower; mend that, then "
+AGAIN = "install the checkout anew, as the README says: pip install --no-build-isolation ."
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. status: ok, missing or note. cost: what goes without it, how to get it."""
+    """One line of the report. status: ok, missing, broken (there, and of no use) or note. cost: what goes without
+    it, how to get it."""
 
     name: str
     status: str
@@ -110,35 +111,50 @@ def kernels() -> Iterator[Finding]:
     import mwpb_kernels as ops
     import torch
 
+    folder = Path(ops.__file__).parent
     if ops.native_library:
-        yield Finding("native ops", OK, ops.native_library)
+        built = (folder / ops.native_library).stat().st_mtime
+        newer = sorted(p.name for p in folder.parent.glob("csrc/*") if p.stat().st_mtime > built)
+        detail = f"{ops.native_library}, older than {newer[0]}" if newer else ops.native_library
+        yield Finding("native ops", NOTE if newer else OK, detail, AGAIN if newer else "")
     else:
-        cost = "CPU ops run as plain PyTorch, several times slower; install a C++ compiler and reinstall mwpb-fast"
-        yield Finding("native ops", MISSING, "no library for this processor", cost)
-    if number := _version("triton"):
-        yield Finding("triton", OK, number)
+        there = any(folder.glob("libmwpb_*.so"))
+        yield Finding("native ops", BROKEN if there else MISSING, ops.native_problem, SLOW + AGAIN)
+    if not ops.triton_problem:
+        yield Finding("triton", OK, version_of("triton") or "version unknown")
     else:
         cost = "ops on CUDA run as plain PyTorch; CUDA builds of PyTorch for Linux bring it"
-        yield Finding("triton", MISSING if torch.cuda.is_available() else NOTE, "not installed", cost)
+        broken, wanted = "import" in ops.triton_problem, torch.cuda.is_available()
+        status = BROKEN if broken else MISSING if wanted else NOTE
+        yield Finding("triton", status, ops.triton_problem.removeprefix("Triton "), cost)
     if forced := os.environ.get("MWPB_IMPL"):
         yield Finding("MWPB_IMPL", NOTE, forced, "every op runs as plain PyTorch until this variable is unset")
 
 
 def packages() -> Iterator[Finding]:
-    """What the extras bring."""
+    """What the extras bring, and of what comes with mwpb-fast the packages that some runs can do without."""
     yield _dali()
     yield _package("pyautoattack", "no AutoAttack (attack aa)", "eval")
     yield _package("matplotlib", "no learning curves and radius histograms", "plots")
-    yield _package("tensorboard", "metrics go to metrics.jsonl only; it comes with mwpb-fast: reinstall", "")
+    yield _package("tensorboard", "metrics go to metrics.jsonl only", also="torch.utils.tensorboard.writer")
+    yield _package("scikit-learn", "no data set digits", module="sklearn.datasets")
+    yield _package("scipy", "no preparation of SVHN", module="scipy.io")
+    yield _package("pillow", "no preparation of sets that are image files", module="PIL.Image")
     yield _apex()
 
 
-def _package(name: str, cost: str, extra: str) -> Finding:
-    number = _version(name)
-    if number and _imports(name):
-        return Finding(name, OK, number)
-    get = f"; pip install 'mwpb-fast[{extra}]'" if extra else ""
-    return Finding(name, MISSING, f"{number} does not import" if number else "not installed", cost + get)
+def _package(name: str, cost: str, extra: str = "", *, module: str = "", also: str = "") -> Finding:
+    found = attempt(*filter(None, (module or name, also)))
+    if found.module is not None:
+        return Finding(name, OK, version_of(name) or "version unknown")
+    return _useless(name, found, f"{cost}; {found.cure(name, extra)}", version_of(name))
+
+
+def _useless(name: str, found: Attempt, cost: str, number: str | None) -> Finding:
+    """Missing, or broken: then with the version that is there, and what it raised."""
+    if found.broken:
+        return Finding(name, BROKEN, f"{number or ''} {found.why}".strip(), cost)
+    return Finding(name, MISSING, found.why.removeprefix("is "), cost)
 
 
 def _dali() -> Finding:
@@ -147,35 +163,27 @@ def _dali() -> Finding:
     major = (torch.version.cuda or "13").split(".")[0]
     extra = "dali-cuda12" if major == "12" else "dali"
     wanted = f"nvidia-dali-cuda{major}0"
-    installed = [name for name in ("nvidia-dali-cuda130", "nvidia-dali-cuda120") if _version(name)]
-    get = f"pip install 'mwpb-fast[{extra}]'"
-    if not installed or not _imports("nvidia.dali"):
+    installed = [name for name in ("nvidia-dali-cuda130", "nvidia-dali-cuda120") if version_of(name)]
+    found = attempt("nvidia.dali", "nvidia.dali.fn", "nvidia.dali.types")
+    name = installed[0] if installed else "nvidia-dali"
+    if found.module is None:
+        get = found.cure(name if installed else wanted, extra)
         cost = f"--data.loader dali is not there, the resident loader is; {get}"
-        return Finding("dali", MISSING, f"{installed[0]} does not import" if installed else "not installed", cost)
-    detail = f"{_version(installed[0])} ({installed[0]})"
-    if torch.version.cuda and wanted not in installed:
+        return _useless("dali", found, cost, version_of(name))
+    detail = f"{version_of(name) or 'version unknown'} ({name})"
+    if torch.version.cuda and installed and wanted not in installed:
+        get = f"pip install 'mwpb-fast[{extra}]'"
         return Finding("dali", NOTE, detail, f"for another CUDA than this PyTorch's {torch.version.cuda}; {get}")
     return Finding("dali", OK, detail)
 
 
 def _apex() -> Finding:
-    if find_spec("apex") is None:
-        return Finding("apex", NOTE, "not installed", "not needed: PyTorch's own fused SGD is the default")
-    if _imports("apex.optimizers"):
+    found = attempt("apex.optimizers")
+    if found.module is not None:
         return Finding("apex", OK, "NVIDIA's; --optim.fused apex uses its FusedSGD")
+    if found.broken:
+        return Finding("apex", BROKEN, found.why, "not needed: PyTorch's own fused SGD is the default")
+    if attempt("apex").module is None:
+        return Finding("apex", NOTE, "not installed", "not needed: PyTorch's own fused SGD is the default")
     cost = "not needed; the package of that name on the package index is a Pyramid toolkit: pip uninstall apex"
     return Finding("apex", NOTE, "an `apex` that is not NVIDIA's", cost)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _imports(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except Exception:  # a package that is there and broken may raise anything
-        return None

@@ -7,15 +7,16 @@ import os
 import platform
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mwpb_fast import threads
 from mwpb_fast.files import to_json, write_atomically
 from mwpb_fast.lazy import ops, torch
+from mwpb_fast.optional import attempt, version_of
 from mwpb_fast.streams import to_terminal
 
 Item = TypeVar("Item")
@@ -33,11 +34,13 @@ class RunLog:
         self._board: Any = None
         self._open_board: Callable[..., Any] | None = None
         self._forget_from(epoch)
-        try:
+        found = attempt("tensorboard", "torch.utils.tensorboard.writer")
+        if found.broken:
+            note(f"TensorBoard {found.why}: metrics go to metrics.jsonl only")
+        if found.module is not None:
             from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            return
-        self._open_board = partial(SummaryWriter, str(folder / "tensorboard"))
+
+            self._open_board = partial(SummaryWriter, str(folder / "tensorboard"))
 
     def _forget_from(self, epoch: int) -> None:
         records, bad = parse_records(self.path)
@@ -140,10 +143,13 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def own_version() -> str:
-    """The version that is installed; a checkout also runs without."""
+    """The version that is installed; a checkout also runs without, and then says its own."""
+    if installed := version_of("mwpb-fast"):
+        return installed
     try:
-        return version("mwpb-fast")
-    except PackageNotFoundError:
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+        return f"{project['version']}, not installed" if project["name"] == "mwpb-fast" else "not installed"
+    except (OSError, ValueError, KeyError):
         return "not installed"
 
 
@@ -182,7 +188,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.started = self.shown = time.monotonic()
-        if to_terminal():
+        if to_terminal() and attempt("rich.console", "rich.progress").module is not None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -7,9 +7,11 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import mwpb_kernels  # noqa: F401  # before PyTorch's optimizers import Triton, which may be broken
 import torch
 
 from mwpb_fast.config import ConfigError, OptimConfig
+from mwpb_fast.optional import attempt
 
 
 def learning_rate(config: OptimConfig, epoch: int) -> float:
@@ -91,18 +93,15 @@ def _copy(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
 def apex_fused_sgd() -> Any:
     """NVIDIA apex's FusedSGD class. Raises ConfigError where it is missing, or another package of that name
     is installed."""
-    try:
-        from apex.optimizers import FusedSGD
-    except ImportError as error:
-        import importlib.util
-
-        if importlib.util.find_spec("apex") is not None:
-            raise ConfigError(
-                "optim.fused=apex: the installed package 'apex' is not NVIDIA's (the one of that name on the "
-                "package index is a Pyramid toolkit); build NVIDIA's from its sources, or take optim.fused=torch"
-            ) from error
-        raise ConfigError("optim.fused=apex: NVIDIA apex is not installed; take optim.fused=torch") from error
-    return FusedSGD
+    found = attempt("apex.optimizers")
+    if found.module is not None and hasattr(found.module, "FusedSGD"):
+        return found.module.FusedSGD
+    if not found.broken and attempt("apex").module is not None:
+        raise ConfigError(
+            "optim.fused=apex: the installed package 'apex' is not NVIDIA's (the one of that name on the "
+            "package index is a Pyramid toolkit); build NVIDIA's from its sources, or take optim.fused=torch"
+        )
+    raise ConfigError(f"optim.fused=apex: NVIDIA apex {found.why}; take optim.fused=torch")
 
 
 def _guarded(base: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mwpb_fast import yaml_file
 from mwpb_fast.config import ConfigError
 from mwpb_fast.log import parse_records
+from mwpb_fast.optional import attempt
 from mwpb_fast.radius import parse_radius
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 COLOURS = ("#2a6f97", "#d1603d", "#3a7d44", "#7b4fa3", "#b8860b", "#4a4a4a")
 BINS = 60
 INK = "#333333"
-HINT = "plots need matplotlib: pip install 'mwpb-fast[plots]'"
 STYLE: Any = {
     "font.size": 10,
     "axes.grid": True,
@@ -111,13 +111,10 @@ def write(runs: Sequence[Path], folder: Path) -> list[Path]:
     """Draw curves.png and radii.png of one or several runs into `folder`; returns the files written.
 
     Several runs are drawn over one another. A picture without data is left out. Raises ConfigError where
-    matplotlib is missing or a folder is not a run's.
+    matplotlib cannot be used or a folder is not a run's.
     """
     found = _labelled([read_run(run) for run in runs], runs)
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError(HINT) from error
+    matplotlib = require_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context(STYLE):
@@ -130,6 +127,15 @@ def write(runs: Sequence[Path], folder: Path) -> list[Path]:
                 draw(runs_with_data).savefig(path, dpi=150)
                 written.append(path)
     return written
+
+
+def require_matplotlib() -> Any:
+    """The package, with the parts that pictures use. Raises ConfigError where it is missing or broken."""
+    parts = ("figure", "lines", "ticker", "backends.backend_agg")
+    found = attempt("matplotlib", *(f"matplotlib.{part}" for part in parts))
+    if found.module is None:
+        raise ConfigError(f"plots need matplotlib, which {found.why}: {found.cure('matplotlib', 'plots')}")
+    return found.module
 
 
 def curves(runs: Sequence[Run]) -> Figure:

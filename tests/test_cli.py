@@ -20,6 +20,7 @@ import yaml
 from mwpb_fast import cli, commands, doctor
 from mwpb_fast.config import ConfigError, all_recipes
 from mwpb_fast.data.dataset import DataError
+from mwpb_fast.optional import Attempt
 from mwpb_fast.signals import Interrupted
 
 TINY = ["--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--precision.device", "cpu"]
@@ -282,8 +283,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"python", "torch", "cpu", "native ops", "triton", "dali", "pyautoattack", "apex"} <= names
     for finding in report["findings"]:
         assert finding["name"] in text
-        assert finding["status"] in ("ok", "missing", "note")
-        assert finding["cost"] or finding["status"] != "missing"
+        assert finding["status"] in ("ok", "missing", "broken", "note")
+        assert finding["cost"] or finding["status"] not in ("missing", "broken")
     import mwpb_kernels as ops
 
     assert report["ops"]["margin"] == {d: ops.implementation("margin", d) for d in ("cpu", "cuda")}
@@ -291,14 +292,16 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: None)
-    monkeypatch.setattr(doctor, "_imports", lambda module: None)
+    monkeypatch.setattr(doctor, "version_of", lambda package: None)
+    monkeypatch.setattr(doctor, "attempt", lambda *names: Attempt(None, "is not installed"))
     found = {finding.name: finding for finding in doctor.packages()}
     assert found["pyautoattack"].status == "missing"
     assert "mwpb-fast[eval]" in found["pyautoattack"].cost
     assert "mwpb-fast[plots]" in found["matplotlib"].cost
     assert "mwpb-fast[dali" in found["dali"].cost
-    monkeypatch.setattr(doctor, "find_spec", lambda name: object())
+    assert {found[name].detail for name in ("pyautoattack", "matplotlib", "dali", "apex")} == {"not installed"}
+    pyramid = {"apex": Attempt(doctor), "apex.optimizers": Attempt(None, "is not installed")}
+    monkeypatch.setattr(doctor, "attempt", pyramid.__getitem__)
     assert "Pyramid" in doctor._apex().cost
 
 

@@ -62,7 +62,7 @@ def test_attack_whose_package_is_missing_is_refused_before_training(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     assert train(tmp_path / "run", "--evaluation.attacks", "natural,aa") == 2
-    assert "need pyautoattack: install mwpb-fast[eval]" in one_error_line(capsys)
+    assert "need pyautoattack, which is not installed: pip install 'mwpb-fast[eval]'" in one_error_line(capsys)
     assert not (tmp_path / "run").exists()
     assert train(tmp_path / "run", "--evaluation.attacks", "natural,aa", "--no-evaluate") == 0
 

@@ -231,7 +231,7 @@ def test_what_dali_cannot_decode_is_an_error_in_one_line() -> None:
 
 def test_without_dali_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(DataError, match=r"pip install mwpb-fast\[dali\]"):
+    with pytest.raises(DataError, match=r"is not installed: pip install 'mwpb-fast\[dali\]'"):
         make_loader(some_images(), Config(name="digits", loader="dali", batch_size=8), seed=0)
     assert isinstance(make_loader(some_images(), replace(CONFIG, loader="auto"), seed=0), ResidentLoader)
 

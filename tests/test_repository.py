@@ -30,7 +30,7 @@ KERNELS = [p for p in PYTHON if p.is_relative_to(ROOT / "kernels")]
 # From the ground up: a module imports from the floors below it and, if it is a folder, from inside itself.
 # `package` is mwpb_fast's own __init__.
 FLOORS = (
-    ("lazy", "radius", "files", "signals", "streams", "crew", "memory", "threads"),
+    ("lazy", "radius", "files", "signals", "streams", "crew", "memory", "threads", "optional"),
     ("config", "checkpoint", "models", "data"),
     ("log", "optim", "engine", "trust_text", "runfolder", "yaml_file", "values"),
     ("step", "attacks", "budgets", "perturbations", "plots"),
@@ -41,6 +41,7 @@ FLOORS = (
     ("reproduce", "assess"),
     ("commands",),
     ("cli", "package"),
+    ("__main__",),
 )
 
 

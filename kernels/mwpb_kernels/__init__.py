@@ -2,6 +2,8 @@
 
 Each op has a plain PyTorch reference (every device), a native implementation (CPU) and a Triton one (CUDA);
 `implementation(name, device)` tells which one runs, `force_reference()` or MWPB_IMPL=reference forces the first.
+Where an op has to run as the reference, one line on stderr says why, once; MWPB_QUIET=1 hides it. `native_problem`
+and `triton_problem` hold the causes, empty where there is none.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ from mwpb_kernels.linf import linf_step_
 from mwpb_kernels.logit_grads import ce_grad, cw_grad, dlr_grad, kl_grad
 from mwpb_kernels.losses import kl_div
 from mwpb_kernels.margin import deviation_radius, margin, margin_radius
-from mwpb_kernels.op import OPS, force_reference, implementation, load_native
+from mwpb_kernels.native import load_native
+from mwpb_kernels.op import OPS, force_reference, implementation, triton_problem, unsaid
 from mwpb_kernels.philox import derive_seed, philox_words
 from mwpb_kernels.scale_bias_relu import scale_bias_relu
 from mwpb_kernels.start import gaussian_start, uniform_start
 
-native_library = load_native()
+native_library, native_problem = load_native()
+if native_problem:
+    unsaid["cpu"] = native_problem
 
 __all__ = [
     "OPS",
@@ -45,7 +50,9 @@ __all__ = [
     "margin",
     "margin_radius",
     "native_library",
+    "native_problem",
     "philox_words",
     "scale_bias_relu",
+    "triton_problem",
     "uniform_start",
 ]

@@ -8,34 +8,47 @@ by their records, so an op is covered by existing.
 from __future__ import annotations
 
 import contextlib
+import logging
 import numbers
 import operator
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
+from mwpb_kernels.native import one_line
+
 try:
     import triton
     import triton.language as tl
-except ImportError:  # Triton has no build for this platform: the decorated kernels are then never launched
+except (Exception, SystemExit) as error:  # absent, or broken in any way: the decorated kernels are never launched
+    absent = isinstance(error, ModuleNotFoundError) and error.name == "triton"
+    reason = "is not installed" if absent else f"does not import ({type(error).__name__}: {one_line(error)})"
+    triton_problem = f"Triton {reason}"
+    if not absent:
+        # PyTorch imports it as well: it goes on without where Triton is missing, and fails where it is broken
+        for name in [name for name in sys.modules if name.split(".")[0] == "triton"]:
+            del sys.modules[name]
+        sys.modules["triton"] = None  # type: ignore[assignment]  # missing, from now on
     triton = SimpleNamespace(
         jit=lambda f: f,
         cdiv=lambda a, b: -(-a // b),
         next_power_of_2=lambda n: 1 << max(n - 1, 0).bit_length(),
     )
     tl = SimpleNamespace(constexpr=None)
-    HAS_TRITON = False
 else:
-    HAS_TRITON = True
+    triton_problem = ""
+HAS_TRITON = not triton_problem
 
 LIBRARY = torch.library.Library("mwpb", "DEF")
 OPS: dict[str, Op] = {}
+# kind of device -> why its ops run as the reference, until that is said at the first of them
+unsaid: dict[str, str] = {"cuda": triton_problem} if triton_problem else {}
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 IMAGE_DTYPES = (torch.float32, torch.float64)
 
@@ -86,7 +99,7 @@ class Op:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.schema.split("(")[0])
         LIBRARY.define(self.schema, tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(self.name, self.reference, "CompositeExplicitAutograd")
+        LIBRARY.impl(self.name, self.on_any, "CompositeExplicitAutograd")
         if self.triton is not None and HAS_TRITON:
             LIBRARY.impl(self.name, self.on_cuda, "CUDA")
         torch.library.register_fake(f"mwpb::{self.name}", self.fake, lib=LIBRARY)
@@ -133,6 +146,12 @@ class Op:
         fail = torch._C._functions.DelayedError(message, 1 + len(sources))
         result = result if isinstance(result, tuple) else (result,)
         return tuple(t if t is None else fail(t, *sources)[0] for t in result)
+
+    def on_any(self, *args: Any) -> Any:
+        """The reference, where the dispatcher finds nothing faster; said once where there could be something."""
+        if unsaid:
+            _say_slow(args)
+        return self.reference(*args)
 
     def on_cuda(self, *args: Any) -> Any:
         """Triton, but for float64: that is the oracle's type and stays with the reference."""
@@ -193,20 +212,16 @@ def force_reference(enabled: bool = True) -> Iterator[None]:
         _forced_reference = before
 
 
-def load_native() -> str | None:
-    """Load the native CPU library built for this processor; the file's name, or None where there is none."""
-    level = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "baseline")
-    path = Path(__file__).parent / f"libmwpb_{level}.so"
-    if not path.exists():
-        return None
-    try:
-        torch.ops.load_library(str(path))
-    except OSError as error:  # built against an incompatible PyTorch, or for another platform
-        import warnings
-
-        warnings.warn(f"{path.name} cannot be loaded ({error}); CPU ops use the slower reference", stacklevel=2)
-        return None
-    return path.name
+def _say_slow(args: tuple[Any, ...]) -> None:
+    """One line on stderr (logger mwpb_kernels) for the first op on a kind of device that is slow without need."""
+    first = next(tensors_in(args), None)
+    kind = "cpu" if first is None else first.device.type
+    cause = unsaid.pop(kind, "")
+    if cause and not _forced_reference and os.environ.get("MWPB_QUIET", "0") in ("", "0"):
+        logging.getLogger("mwpb_kernels").warning(
+            f"mwpb_kernels: {kind.upper()} ops use the slower reference: {cause} "
+            "(`mwpb-fast doctor` says what to do; MWPB_QUIET=1 hides this line)"
+        )
 
 
 def implementation(name: str, device: torch.device | str = "cpu") -> str:

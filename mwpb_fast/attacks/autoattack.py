@@ -13,11 +13,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from mwpb_fast.config import ConfigError
 from mwpb_fast.lazy import torch
+from mwpb_fast.optional import attempt, version_of
 
 TARGETS = 9
 SQUARE_MARGIN = 0.002
@@ -76,9 +76,10 @@ class AutoAttackResult:
 
 
 def package_version() -> str:
-    """The version of pyautoattack. Raises ConfigError, naming the extra, where it is missing."""
+    """The version of pyautoattack. Raises ConfigError, naming the extra, where it is missing or
+    broken."""
     _package()
-    return version("pyautoattack")
+    return version_of("pyautoattack") or "unknown"
 
 
 def deviations(num_classes: int, components: Sequence[str] = STANDARD) -> tuple[str, ...]:
@@ -172,14 +173,13 @@ def square_warning(after: dict[str, float]) -> dict[str, str]:
 
 
 def _package() -> Any:
-    try:
-        import pyautoattack
-    except ImportError as error:
+    found = attempt("pyautoattack")
+    if found.module is None:
         raise ConfigError(
-            "AutoAttack and its parts need pyautoattack: install mwpb-fast[eval], or leave aa, aa-l2, apgd-ce, "
-            "apgd-t, fab and square out of evaluation.attacks"
-        ) from error
-    return pyautoattack
+            f"AutoAttack and its parts need pyautoattack, which {found.why}: {found.cure('pyautoattack', 'eval')}"
+            ", or leave aa, aa-l2, apgd-ce, apgd-t, fab and square out of evaluation.attacks"
+        )
+    return found.module
 
 
 class _Collect(logging.Handler):

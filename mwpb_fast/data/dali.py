@@ -7,13 +7,13 @@ counter-based functions as in the resident loader, so both give the same batches
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.data.dataset import Batch, Config, DataError, Images, Plan
 from mwpb_fast.lazy import ops, torch
+from mwpb_fast.optional import attempt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,10 +131,13 @@ class _Source:
 
 
 def _require_dali() -> Any:
-    try:
-        return importlib.import_module("nvidia.dali")
-    except ImportError as error:
-        raise DataError("loader dali needs NVIDIA DALI: pip install mwpb-fast[dali]") from error
+    found = attempt("nvidia.dali", "nvidia.dali.fn", "nvidia.dali.types")
+    if found.module is None:
+        raise DataError(
+            f"loader dali needs NVIDIA DALI, which {found.why}: "
+            f"{found.cure('nvidia-dali-cuda130', 'dali')}, or take data.loader resident"
+        )
+    return found.module
 
 
 def _pipeline(

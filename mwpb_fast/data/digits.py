@@ -5,8 +5,11 @@ Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI
 
 from __future__ import annotations
 
+from typing import Any
+
 from mwpb_fast.data.dataset import DataError, Images, split_validation
 from mwpb_fast.lazy import torch
+from mwpb_fast.optional import attempt
 
 NAMES = ("digits",)
 TEST_FRACTION = 0.2
@@ -14,11 +17,10 @@ TEST_FRACTION = 0.2
 
 def images(name: str, split: str) -> Images:
     """The train or test split, fixed, stratified, 80 to 20: uint8 (N, 1, 8, 8), 0..16 scaled to 0..255."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(f"{name}: needs scikit-learn (pip install scikit-learn)") from error
-    pixels, labels = load_digits(return_X_y=True)
+    found: Any = attempt("sklearn.datasets")
+    if found.module is None:
+        raise DataError(f"{name}: needs scikit-learn, which {found.why}: {found.cure('scikit-learn')}")
+    pixels, labels = found.module.load_digits(return_X_y=True)
     scaled = torch.from_numpy(pixels).mul(255 / 16).round().to(torch.uint8).reshape(-1, 1, 8, 8)
     target = torch.from_numpy(labels).to(torch.int64)
     train, test = split_validation(target, TEST_FRACTION)

@@ -6,6 +6,7 @@ Source: Netzer et al., "Reading Digits in Natural Images with Unsupervised Featu
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from mwpb_fast.data.archive import Tree
 from mwpb_fast.data.dataset import DataError
 from mwpb_fast.data.decode import Arrays, RawSet
 from mwpb_fast.data.download import Download
+from mwpb_fast.optional import attempt
 
 NAMES = ("svhn",)
 _BASE = "http://ufldl.stanford.edu/housenumbers/"
@@ -45,8 +47,10 @@ def read(tree: Tree, name: str) -> RawSet:
 
 
 def _split(tree: Tree, split: str) -> Arrays:
-    from scipy.io import loadmat, whosmat
-
+    scipy: Any = attempt("scipy.io")
+    if scipy.module is None:
+        raise DataError(f"svhn: needs SciPy, which {scipy.why}: {scipy.cure('scipy')}")
+    loadmat, whosmat = scipy.module.loadmat, scipy.module.whosmat
     member = tree.find(f"{split}_32x32.mat")
     if member is None:
         raise DataError(f"{tree.path}: has no {split}_32x32.mat")

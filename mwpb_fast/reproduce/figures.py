@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mwpb_fast.config import ConfigError
-from mwpb_fast.plots import COLOURS, HINT, INK, STYLE, histogram, read_run
+from mwpb_fast.plots import COLOURS, INK, STYLE, histogram, read_run, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,12 +15,9 @@ if TYPE_CHECKING:
 def write(result: dict[str, Any], folder: Path, radii: dict[str, list[Path]]) -> list[Path]:
     """Draw what there is into `folder`; returns the files. radii: name of a picture (figure2) -> run folders.
 
-    Raises ConfigError where matplotlib is missing.
+    Raises ConfigError where matplotlib cannot be used.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError(HINT) from error
+    matplotlib = require_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, Figure] = {}
     with matplotlib.rc_context(STYLE):
