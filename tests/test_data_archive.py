@@ -187,6 +187,10 @@ def test_a_fifo_in_a_folder_does_not_block(tmp_path: Path) -> None:
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone: No such file"):
         open_tree(tmp_path / "gone")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path(os.devnull), tmp_path / "pipe"):
+        with pytest.raises(DataError, match="not a regular file"):
+            open_tree(path)
     (tmp_path / "empty").touch()
     with pytest.raises(DataError, match="empty: an empty file"):
         open_tree(tmp_path / "empty")

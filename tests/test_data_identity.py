@@ -140,6 +140,12 @@ def test_a_checkpoint_of_an_older_version_compares_what_it_has(
     assert train(tmp_path, "--epochs=2") == 0  # it cannot know
 
 
+def test_what_another_programs_file_holds_is_no_identity() -> None:
+    for state in ({}, {"classes": 10}, {"data": "cifar10"}, {"data": torch.zeros(3)}, {"channels": 3}):
+        assert data.identity_of(state) == {}
+    assert data.identity_of({"classes": ["a", "b"], "channels": 3}) == {"classes": ["a", "b"], "channels": 3}
+
+
 def test_the_embedded_set_has_a_hash() -> None:
     one, other = (load_split(Config(name="digits"), split) for split in ("train", "test"))
     assert one.sha256 == load_split(Config(name="digits"), "train").sha256 != other.sha256

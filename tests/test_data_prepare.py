@@ -161,6 +161,20 @@ def test_prepare_downloads(server: Server, tmp_path: Path, monkeypatch: pytest.M
     assert not server.requests
 
 
+def test_a_download_that_the_disk_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "cifar-10-python.tar.gz.part")
+
+    monkeypatch.setattr("mwpb_fast.data.download._receive", full)
+    with pytest.raises(DataWriteError, match=r"\.part: No space left on device"):
+        prepare("cifar10", dir=tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "downloads").touch()
+    with pytest.raises(DataError, match="downloads: ") as caught:
+        prepare("cifar10", dir=tmp_path / "other")
+    assert not isinstance(caught.value, DataWriteError)
+
+
 def test_a_download_with_an_alternative(server: Server, tmp_path: Path) -> None:
     module = type("Set", (), {})
     urls = [f"{address(server)}/gone.bin", f"{address(server)}/x.bin"]

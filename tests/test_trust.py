@@ -309,6 +309,7 @@ def test_control_stands_beside_or_is_refused(folder: Path) -> None:
         "not the result": control(folder / "d", eps="x"),
         "is not of best-00003-0000000.pt as it is now": control(folder / "e", sha256="0" * 64),
         "evaluate it first": folder / "f",
+        "made on other test images": control(folder / "g", split_sha256="0" * 64),
     }
     for reason, where in refused.items():
         with pytest.raises(ConfigError, match=reason):

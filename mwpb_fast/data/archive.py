@@ -124,6 +124,8 @@ def open_tree(path: Path) -> Tree:
     try:
         if path.is_dir():
             return _folder(path)
+        if path.exists() and not path.is_file():  # reading a device or a pipe may never end
+            raise DataError(f"{path}: not a regular file")
         with path.open("rb") as file:
             head = file.read(512)
         if zipfile.is_zipfile(path):

@@ -20,8 +20,11 @@ def identity(images: Images) -> dict[str, Any]:
 
 def identity_of(state: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of the training split that a checkpoint's state was made on; of an earlier version what it has,
-    which is the classes and the channels."""
-    return dict(state.get("data") or {key: state[key] for key in ("classes", "channels") if key in state})
+    which is the classes and the channels, and of another program's file nothing."""
+    own = state.get("data")
+    if not isinstance(own, Mapping):
+        own = {key: state[key] for key in ("classes", "channels") if key in state}
+    return dict(own) if isinstance(own.get("classes"), list) else {}
 
 
 def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:

@@ -187,7 +187,7 @@ def _convert(
         packed = pack(raw.train)
         files["encoded"] = {"bytes": packed.data, "offsets": packed.offsets, "labels": raw.train.labels}
     for note in notes:
-        tell(note)
+        tell(" ".join(note.split()))  # a file's name may have a line break in it
     return meta, files
 
 
