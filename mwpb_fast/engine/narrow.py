@@ -3,8 +3,8 @@
 The weight gradient of a 1x1 convolution with a stride is computed from a copy of the positions that it reads. In
 channels-last layout the copy has room for as many numbers a position as there are channels, but its n-th position
 is looked for at n times the length of a vector: 8 with AVX2, 16 with AVX-512. With fewer channels than that, the
-copy is written past its end. Forward passes, input gradients and the contiguous layout are right. oneDNN 3.12
-(PyTorch 2.13) has the fault, as the versions before and after it.
+copy is written past its end. Forward passes, input gradients, and what has no stride, padding, groups or another
+layout are right. oneDNN 3.12 (PyTorch 2.13) has the fault, as versions before and after it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ from typing import Any
 import torch
 
 from mwpb_fast.engine.processor import vector_floats
-
-
-class NarrowWarning(RuntimeWarning):
-    """Weight gradients are computed in another layout than the model's."""
+from mwpb_fast.engine.twin import EngineWarning
 
 
 class _Detour:
@@ -46,20 +43,25 @@ class _Detour:
         mask: list[bool],
     ) -> Any:
         geometry = (bias_sizes, stride, padding, dilation, transposed, output_padding, groups)
-        if not (mask[1] and groups == 1 and max(stride) > 1 and narrow(weight, self.channels)):
+        strided = max(stride) > 1 and not any(padding)
+        if not (mask[1] and strided and groups == 1 and narrow(weight, self.channels)):
             return self.plain.call_boxed(keys, gradient, x, weight, *geometry, mask)
         if not self.told:
             self.told = True
             message = (
-                f"the weight gradient of a 1x1 convolution with stride and {weight.shape[1]} input channels is "
-                "computed in contiguous layout: in channels-last oneDNN gets it wrong on this processor below "
-                f"{self.channels} channels"
+                f"the weight gradient of a 1x1 convolution with stride and {weight.shape[1]} input channels takes "
+                f"a detour: below {self.channels} channels oneDNN gets it wrong on this processor"
             )
-            warnings.warn(message, NarrowWarning, stacklevel=2)
+            # of no place in the code: the frame that calls is autograd's, whose line would be shown
+            warnings.warn_explicit(message, EngineWarning, "mwpb_fast", 1)
         of_input = None
         if mask[0]:
             of_input = self.plain.call_boxed(keys, gradient, x, weight, *geometry, [True, False, False])[0]
-        gradient, x, weight = gradient.contiguous(), x.contiguous(), weight.contiguous()
+        # the same sums, over the positions that are read, as a convolution without stride
+        read: Any = (..., *(slice(None, None, step) for step in stride))
+        gradient, x = (gradient[read], x) if transposed else (gradient, x[read])
+        ones, none = [1] * len(stride), [0] * len(stride)
+        geometry = (bias_sizes, ones, none, ones, transposed, none, groups)
         _, *of_weight = self.plain.call_boxed(keys, gradient, x, weight, *geometry, [False, True, mask[2]])
         return of_input, *of_weight
 
