@@ -1,6 +1,7 @@
 # make train: set up, then train, attack and show MWPB-AT on an embedded data set
 # make test:  set up with the development tools, then run the test suite, linters and type checks included
-#             (make test-slow: the long fuzzing, kill and real-image runs besides)
+#             (make test-slow: the long fuzzing, kill and real-image runs besides; make test-avx2: the test suite as
+#             on a processor without AVX-512)
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 NO_NATIVE := mwpb-fast: no C++ compiler was of use here; the CPU ops run as plain PyTorch, several times slower
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
 
-.PHONY: train test test-slow lint bench setup setup-dev clean
+.PHONY: train test test-slow test-avx2 lint bench setup setup-dev clean
 .DELETE_ON_ERROR:
 
 train: setup
@@ -20,6 +21,11 @@ test: setup-dev
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m slow
+
+# what the linters and type checks say (tests/test_repository.py) does not depend on the processor
+test-avx2: setup-dev
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m "not slow" \
+	  --ignore=tests/test_repository.py
 
 lint: setup-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

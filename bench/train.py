@@ -183,7 +183,7 @@ def flop_per_image(config: Config, macs: int, o: argparse.Namespace) -> int:
 
 def warm_up(o: argparse.Namespace) -> None:
     """A step of a tiny model, so that the first variant's memory is not that of libraries being loaded."""
-    tiny = argparse.Namespace(**vars(o) | {"model": "smallresnet-2", "batch": 2, "size": 8, "tune": False})
+    tiny = argparse.Namespace(**vars(o) | {"model": "smallresnet-16", "batch": 2, "size": 8, "tune": False})
     build(Variant(torch.float32, torch.contiguous_format), recipe(RECIPES[0]), Batches.random(tiny), tiny)(0)
 
 

@@ -68,7 +68,7 @@ def test_roofline_shapes(bench: Any) -> None:
 
 def test_roofline_names_the_bound(bench: Any) -> None:
     rows, ceilings = bench("roofline").roofline(
-        build_model("smallresnet-2", num_classes=10).eval(), 2, 8, torch.float32, CPU, rounds=1, budget=0
+        build_model("smallresnet-8", num_classes=10).eval(), 2, 8, torch.float32, CPU, rounds=1, budget=0
     )
     assert rows[-1]["layer"] == "all"
     for row in rows[:-1]:
@@ -101,7 +101,7 @@ def test_distance_is_of_averages_over_ten_steps(bench: Any) -> None:
 
 
 def settings(**more: Any) -> argparse.Namespace:
-    given = {"train_model": "smallresnet-2", "train_steps": 4, "train_batch": 4, "attack_steps": 1, "seeds": 3}
+    given = {"train_model": "smallresnet-8", "train_steps": 4, "train_batch": 4, "attack_steps": 1, "seeds": 3}
     return argparse.Namespace(**given, objectives=("at",), **more)
 
 
@@ -156,7 +156,7 @@ def test_the_reference_is_in_full_float32_and_the_paths_as_they_run(bench: Any) 
             setattr(net, method, call)
         return net
 
-    model, x = build_model("smallresnet-2", num_classes=10).eval(), torch.rand(4, 3, 8, 8)
+    model, x = build_model("smallresnet-8", num_classes=10).eval(), torch.rand(4, 3, 8, 8)
     reference = equivalence.EagerNet(model, curves.oracle_precision(CPU))
     precision = equivalence.Precision(CPU, torch.bfloat16, torch.channels_last, oracle=False)
     fast = equivalence.EagerNet(model, precision)
@@ -228,7 +228,7 @@ def test_an_emulated_type_is_named_and_not_timed(bench: Any, monkeypatch: Any) -
     roofline = bench("roofline")
     monkeypatch.setattr(roofline, "matrix_rate", real)
     with pytest.raises(SystemExit, match="--dtype bf16: this CPU emulates bfloat16"):
-        roofline.main(["--model=smallresnet-2", "--dtype=bf16", "--device=cpu"])
+        roofline.main(["--model=smallresnet-8", "--dtype=bf16", "--device=cpu"])
 
 
 def test_gradient_agreement_is_of_the_absolute_mass(bench: Any) -> None:

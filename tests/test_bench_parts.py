@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-TINY = ["--model=smallresnet-2", "--batch=4", "--size=8", "--rounds=1", "--device=cpu"]
+TINY = ["--model=smallresnet-8", "--batch=4", "--size=8", "--rounds=1", "--device=cpu"]
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_step_that_lost_its_compiled_code_is_no_compiled_step(bench: Any, monk
     kinds = {"twin compiled": train.Variant(torch.float32, torch.channels_last, twin=True, compiled=True)}
     monkeypatch.setattr(torch, "compile", lambda model, backend: model)  # as where PyTorch passes it over
     o = train.argparse.Namespace(
-        model="smallresnet-2", batch=2, size=8, classes=10, device=CPU, tune=False, choices={}, steps=1
+        model="smallresnet-8", batch=2, size=8, classes=10, device=CPU, tune=False, choices={}, steps=1
     )
     results = bench("record").Results(None, CPU, [], [])
     running, _ = train.prepare("r", kinds, train.recipe("table1.mwpb_at"), o, results)

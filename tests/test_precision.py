@@ -144,7 +144,7 @@ def test_tune_measures_in_the_mode_of_the_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(build, "tune", lambda net, sample: seen.append(settings()) or [])
     config = resolve(recipe("digits.mwpb_at"), [], ["--precision.engine=twin", "--precision.tune=true"])
     precision = dataclasses.replace(CPU32, benchmark=True)
-    build.make_engine(randomise(ours("smallresnet-4")()), config, precision, torch.rand(2, 3, 8, 8))
+    build.make_engine(randomise(ours("smallresnet-8")()), config, precision, torch.rand(2, 3, 8, 8))
     with precision.mode():
         assert seen == [settings()]
 
