@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mwpb_fast import doctor
 from mwpb_fast.engine import narrow, processor
 from mwpb_fast.engine.twin import EngineWarning
 from mwpb_fast.models import build_model
@@ -161,6 +162,14 @@ def test_it_is_there_where_the_fault_can_strike(
         assert narrow._detour == (floats if width < narrowest else None)
     meta = build_model("smallresnet-2", num_classes=10).to("meta")
     assert not narrow.protect(meta)  # on another device
+
+
+@pytest.mark.parametrize("floats", [0, 8, 16])
+def test_doctor_tells(floats: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "vector_floats", lambda: floats)
+    found = [finding.detail for finding in doctor.machine() if finding.name == "cpu oneDNN"]
+    assert len(found) == (floats > 0)
+    assert all(f"fewer than {floats} input channels" in detail for detail in found)
 
 
 STEPS = """

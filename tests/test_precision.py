@@ -10,7 +10,7 @@ import pytest
 import torch
 from twin_cases import CPU32, ORACLE, ours, randomise
 
-from mwpb_fast.config import PrecisionConfig, recipe, resolve
+from mwpb_fast.config import ConfigError, PrecisionConfig, recipe, resolve
 from mwpb_fast.engine import build
 from mwpb_fast.engine.precision import full_float32, make_precision
 
@@ -137,6 +137,15 @@ def test_tune_lets_cudnn_choose_by_measurement_too() -> None:
         with precision.mode():
             assert CUDNN.benchmark
         assert settings() == before
+
+
+def test_bfloat16_on_the_cpu_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, reason in (("AVX2", "ONEDNN_MAX_CPU_ISA=AVX2 rules both out"), ("", "this one has neither")):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda limit=limit: bool(limit))
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        with pytest.raises(ConfigError, match=reason):
+            make_precision(PrecisionConfig(device="cpu", dtype="bf16"))
 
 
 def test_tune_measures_in_the_mode_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

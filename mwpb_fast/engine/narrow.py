@@ -3,8 +3,8 @@
 The weight gradient of a 1x1 convolution with a stride is computed from a copy of the positions that it reads. In
 channels-last layout the copy has room for as many numbers a position as there are channels, but its n-th position
 is looked for at n times the length of a vector: 8 with AVX2, 16 with AVX-512. With fewer channels than that, the
-copy is written past its end. Forward passes, input gradients, and what has no stride, padding, groups or another
-layout are right. oneDNN 3.12 (PyTorch 2.13) has the fault, as versions before and after it.
+copy is written past its end. Forward passes and input gradients are right, and so is what has padding or groups.
+oneDNN 3.12 (PyTorch 2.13) has the fault, as versions before and after it.
 """
 
 from __future__ import annotations
