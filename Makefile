@@ -1,6 +1,7 @@
 # make train: set up, then train, attack and show MWPB-AT on an embedded data set
 # make test:  set up with the development tools, then run the test suite, linters and type checks included
-#             (make test-slow: the long fuzzing, kill and real-image runs besides)
+#             (make test-slow: the long fuzzing, kill and real-image runs besides; make test-avx2: the test suite as
+#             on a processor without AVX-512)
 # make golden BASE=REV: whether this checkout computes to the bit what the revision REV does
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SLOW := mwpb-fast: no native CPU ops, so they run as plain PyTorch, several times slower:
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
 
-.PHONY: train test test-slow lint bench golden setup setup-dev clean FORCE
+.PHONY: train test test-slow test-avx2 lint bench golden setup setup-dev clean FORCE
 .DELETE_ON_ERROR:
 
 train: setup
@@ -21,6 +22,11 @@ test: setup-dev
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m slow
+
+# what the linters and type checks say (tests/test_repository.py) does not depend on the processor
+test-avx2: setup-dev
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m "not slow" \
+	  --ignore=tests/test_repository.py
 
 lint: setup-dev
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy

@@ -30,14 +30,12 @@ from typing import Any
 import mwpb_kernels as ops
 import torch
 import torch.nn.functional as F
+from ceilings import arithmetic, matrix_rates, multiply_adds, refuse_emulated
 from measure import (
     SkippedError,
-    arithmetic,
     full_float32,
     hand_back_freed_memory,
     keep_freed_memory,
-    matrix_rates,
-    multiply_adds,
     seconds,
     spread,
 )
@@ -48,7 +46,7 @@ from torch import Tensor, nn
 from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks.inner import cross_entropy
 from mwpb_fast.engine.net import EagerNet
-from mwpb_fast.engine.precision import Precision, cpu_has_bf16
+from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.models import build_model
@@ -75,8 +73,7 @@ def ours(
 ) -> Attack:
     """The trainer's attack: Gaussian start, closed-form logit gradients, one fused step. The twin's refresh is
     part of the time. Compiled, it is not tuned: torch.compile breaks its graph at every fused cuDNN call."""
-    if dtype == torch.bfloat16 and o.device.type == "cpu" and not cpu_has_bf16():
-        raise SkippedError("this CPU has no bfloat16")
+    refuse_emulated(dtype, o.device)
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = Precision(o.device, dtype, torch.channels_last, oracle=False)
     sample = torch.rand(o.batch, 3, o.size, o.size, device=o.device).contiguous(memory_format=torch.channels_last)

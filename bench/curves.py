@@ -19,7 +19,8 @@ from typing import Any
 
 import mwpb_kernels as ops
 import torch
-from measure import SkippedError, full_float32
+from ceilings import refuse_emulated
+from measure import full_float32
 from record import Results
 from torch import Tensor, nn
 from train import captured
@@ -27,7 +28,7 @@ from train import captured
 from mwpb_fast.attacks import pgd
 from mwpb_fast.config import OptimConfig, load
 from mwpb_fast.engine.net import EagerNet
-from mwpb_fast.engine.precision import Precision, cpu_has_bf16
+from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import make_optimizer
@@ -174,8 +175,9 @@ def training_rows(x: Tensor, y: Tensor, o: argparse.Namespace, parts: Parts, res
         between = [distance(a, b) for a, b in itertools.combinations(oracle, 2)]
         for name, path in PATHS.items():
             try:
-                if torch.bfloat16 in (path.twin, path.dtype) and x.device.type == "cpu" and not cpu_has_bf16():
-                    raise SkippedError("this CPU has no bfloat16")
+                for dtype in (path.twin, path.dtype):
+                    if dtype is not None:
+                        refuse_emulated(dtype, x.device)
                 fast = curve(objective, 0, name, path)
             except Exception as error:  # named, and the others go on
                 results.skip(name, error)

@@ -26,6 +26,7 @@ from typing import Any
 import mwpb_kernels as ops
 import torch
 import torch.nn.functional as F
+from ceilings import emulated
 from curves import OBJECTIVES, Parts, as_oracle, loss_curve, oracle_precision, training_rows
 from measure import SkippedError, keep_freed_memory
 from record import Results
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks.inner import cross_entropy
 from mwpb_fast.engine.net import EagerNet, Net
-from mwpb_fast.engine.precision import Precision, cpu_has_bf16
+from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 
@@ -222,7 +223,7 @@ def trained_models(
 
 def attack_paths(device: torch.device) -> list[tuple[str, torch.dtype, bool]]:
     """Name, number type, and whether the attack is on the twin; what this machine computes in hardware."""
-    low = [torch.bfloat16] if device.type == "cuda" or cpu_has_bf16() else []
+    low = [] if emulated(torch.bfloat16, device) else [torch.bfloat16]
     low += [torch.float16] if device.type == "cuda" else []
     return [
         (f"{kind} {str(dtype).removeprefix('torch.')}", dtype, kind == "twin")

@@ -24,6 +24,7 @@ from typing import Any
 
 import mwpb_kernels as ops
 import torch
+from ceilings import emulated
 from measure import SkippedError, keep_freed_memory, spread
 from record import Results, leave_at_sigterm
 from train import Variant, make_step
@@ -32,7 +33,6 @@ from mwpb_fast import data
 from mwpb_fast.config import recipe
 from mwpb_fast.data.dataset import Config, Images, Loader
 from mwpb_fast.data.resident import ResidentLoader
-from mwpb_fast.engine.precision import cpu_has_bf16
 from mwpb_fast.log import Waits
 
 COLUMNS = (
@@ -146,8 +146,8 @@ def measure(config: Config, images: Images, o: argparse.Namespace, results: Resu
     steps: dict[str, list[float]] = {kind: [] for kind in loaders}
     waits: dict[str, list[float]] = {kind: [] for kind in loaders}
     row_of_recipe, o.classes = recipe("table1.mwpb_at"), images.num_classes
-    low = o.device.type == "cuda" or cpu_has_bf16()
-    variant = Variant(torch.bfloat16 if low else torch.float32, torch.channels_last, twin=True)
+    low = torch.float32 if emulated(torch.bfloat16, o.device) else torch.bfloat16
+    variant = Variant(low, torch.channels_last, twin=True)
     step, budget = None, row_of_recipe.budget.build()
     for turn in range(o.rounds):
         for kind, loader in loaders.items():

@@ -16,14 +16,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from mwpb_fast.engine.precision import full_float32 as full_float32
 from mwpb_fast.files import to_json
@@ -140,82 +139,6 @@ def seconds(run: Callable[[], Any], device: torch.device, clock: Callable[[], fl
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, least and greatest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-# ceilings and counts -----------------------------------------------------------------------------------------
-def arithmetic(dtype: torch.dtype, device: torch.device) -> str:
-    """What convolutions of that type are computed in. In float32 on CUDA that is TF32 by PyTorch's default."""
-    if dtype == torch.float32 and device.type == "cuda":
-        backends: Any = torch.backends
-        rounded = backends.cudnn.conv.fp32_precision == "tf32" and torch.cuda.get_device_capability(device) >= (
-            8,
-            0,
-        )
-        return "TF32" if rounded else "float32"
-    return str(dtype).removeprefix("torch.")
-
-
-@contextlib.contextmanager
-def products_in(kind: str) -> Iterator[None]:
-    """Inside the block float32 matrix products on CUDA are TF32 where `kind` says so, as convolutions are."""
-    place: Any = torch.backends.cuda.matmul
-    before = place.fp32_precision
-    if kind == "TF32":
-        place.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        place.fp32_precision = before
-
-
-def matrix_rate(
-    dtype: torch.dtype, device: torch.device, clock: Callable[[], float] = time.perf_counter, size: int = 0
-) -> float:
-    """FLOP/s of a large square product of random matrices, the best of three; in what convolutions of that type
-    are computed in."""
-    n = size or (8192 if device.type == "cuda" else 2048)
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    with products_in(arithmetic(dtype, device)):
-        torch.mm(a, b)
-        return 2 * n**3 / min(seconds(lambda: torch.mm(a, b), device, clock) for _ in range(3))
-
-
-def matrix_rates(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
-    """By `arithmetic`, for the two number types that are compared."""
-    kinds = (torch.bfloat16, torch.float32)
-    return {arithmetic(dtype, device): matrix_rate(dtype, device, clock) for dtype in kinds}
-
-
-def copy_bandwidth(device: torch.device, volume: int = 0) -> float:
-    """Bytes a second of a large copy, read and written ones together, the best of three."""
-    n = (volume or (2**32 if device.type == "cuda" else 2**28)) // 2
-    source = torch.randint(256, (n,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source).copy_(source)
-    return 2 * n / min(seconds(lambda: target.copy_(source), device) for _ in range(3))
-
-
-def multiply_adds(model: nn.Module, size: int) -> int:
-    """Of one image's forward pass, in convolutions and linear layers."""
-    total = 0
-
-    def count(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal total
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        total += weight.numel() * (out.shape[2] * out.shape[3] if out.dim() == 4 else 1)
-
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    handles = [m.register_forward_hook(count) for m in layers]
-    before = [m.training for m in model.modules()]
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in zip(model.modules(), before, strict=True):
-            module.training = mode
-    return total
 
 
 class Memory:

@@ -1,7 +1,8 @@
 """The attacks that bench/attack.py compares with: other packages', and loops written from their description.
 
 Each takes a model and the number of steps, and gives attack(x, y) -> x_adv: steps of 2/255 in the l-infinity
-ball of 8/255. A package that is missing or broken raises SkippedError.
+ball of 8/255. A package that is missing or broken raises SkippedError, as does bf16 where the processor emulates
+it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from ceilings import refuse_emulated
 from measure import SkippedError
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ class Autocast(nn.Module):
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         super().__init__()
+        refuse_emulated(torch.bfloat16, device)
         self.model, self.device_type = model, device.type
 
     def forward(self, x: Tensor) -> Tensor:

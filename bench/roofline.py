@@ -17,19 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import (
-    ROTATED,
-    OnCpu,
-    OnCuda,
-    copy_bandwidth,
-    in_turn,
-    keep_freed_memory,
-    matrix_rate,
-    write_results,
-)
+from ceilings import copy_bandwidth, emulated, matrix_rate
+from measure import ROTATED, OnCpu, OnCuda, SkippedError, in_turn, keep_freed_memory, write_results
 from torch import Tensor, nn
 
-from mwpb_fast.engine.precision import cpu_has_bf16
 from mwpb_fast.models import build_model
 
 COLUMNS = (
@@ -208,10 +199,13 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(o.threads)
     device = torch.device(o.device)
     kept = keep_freed_memory() if device.type == "cpu" else None
-    low = o.dtype == "bf16" or (o.dtype == "auto" and (device.type == "cuda" or cpu_has_bf16()))
+    low = o.dtype == "bf16" or (o.dtype == "auto" and not emulated(torch.bfloat16, device))
     dtype = torch.bfloat16 if low else torch.float32
     model = build_model(o.model, num_classes=10).to(device).eval()
-    rows, ceilings = roofline(model, o.batch, o.size, dtype, device, o.rounds, o.budget)
+    try:
+        rows, ceilings = roofline(model, o.batch, o.size, dtype, device, o.rounds, o.budget)
+    except SkippedError as error:
+        raise SystemExit(f"--dtype {o.dtype}: {error}; take fp32") from None
     for row in rows:
         print(
             f"{row['layer']:32s} x{row['count']:<2d} {row['call']:15s} {row['intensity']:6.0f} FLOP/byte  "

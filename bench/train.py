@@ -28,23 +28,15 @@ from typing import Any
 
 import mwpb_kernels as ops
 import torch
-from measure import (
-    Memory,
-    SkippedError,
-    arithmetic,
-    keep_freed_memory,
-    matrix_rates,
-    multiply_adds,
-    seconds,
-    spread,
-)
+from ceilings import arithmetic, matrix_rates, multiply_adds, refuse_emulated
+from measure import Memory, SkippedError, keep_freed_memory, seconds, spread
 from record import Results
 from torch import Tensor, nn
 
 from mwpb_fast.config import Config, recipe
 from mwpb_fast.engine.capture import CapturedStep
 from mwpb_fast.engine.net import EagerNet
-from mwpb_fast.engine.precision import Precision, cpu_has_bf16
+from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.recorder import WARM_UP
 from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import TwinNet
@@ -116,8 +108,7 @@ class Batches:
 
 def make_step(variant: Variant, config: Config, sample: Tensor, o: argparse.Namespace) -> Any:
     """step(x, y, index, key, budget) over a model and an optimiser of its own, for images like the sample."""
-    if variant.dtype == torch.bfloat16 and o.device.type == "cpu" and not cpu_has_bf16():
-        raise SkippedError("this CPU has no bfloat16")
+    refuse_emulated(variant.dtype, o.device)
     torch.manual_seed(0)
     precision = Precision(o.device, variant.dtype, variant.layout, oracle=False)
     model = build_model(o.model or config.model.name, num_classes=o.classes, channels=sample.shape[1])
@@ -192,7 +183,7 @@ def flop_per_image(config: Config, macs: int, o: argparse.Namespace) -> int:
 
 def warm_up(o: argparse.Namespace) -> None:
     """A step of a tiny model, so that the first variant's memory is not that of libraries being loaded."""
-    tiny = argparse.Namespace(**vars(o) | {"model": "smallresnet-2", "batch": 2, "size": 8, "tune": False})
+    tiny = argparse.Namespace(**vars(o) | {"model": "smallresnet-16", "batch": 2, "size": 8, "tune": False})
     build(Variant(torch.float32, torch.contiguous_format), recipe(RECIPES[0]), Batches.random(tiny), tiny)(0)
 
 

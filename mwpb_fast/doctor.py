@@ -65,7 +65,7 @@ def machine() -> Iterator[Finding]:
     import torch
 
     from mwpb_fast import threads
-    from mwpb_fast.engine.precision import cpu_has_bf16
+    from mwpb_fast.engine.processor import cpu_has_bf16, vector_floats
     from mwpb_fast.log import cpu_name
 
     yield Finding("python", OK, platform.python_version())
@@ -78,6 +78,9 @@ def machine() -> Iterator[Finding]:
         yield Finding("cpu bf16", OK, "in hardware; --precision.dtype bf16 uses it")
     else:
         yield Finding("cpu bf16", NOTE, "not in this processor: training on the CPU is fp32")
+    if channels := vector_floats():
+        detail = f"weight gradients of 1x1 convolutions with stride and fewer than {channels} input channels"
+        yield Finding("cpu oneDNN", NOTE, detail, "it gets them wrong on this processor, so they take a detour")
     yield from _cuda()
     free = shutil.disk_usage(".").free
     yield Finding("disk", OK if free > 5e9 else NOTE, f"{free / 1e9:.0f} GB free in the current folder")

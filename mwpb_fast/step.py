@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mwpb_fast.engine.guard import Guard
+from mwpb_fast.engine.narrow import protect
 from mwpb_fast.engine.net import Net, crafting
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.optim import Average
@@ -44,6 +45,7 @@ class Step:
     average: Average | None = None
 
     def __post_init__(self) -> None:
+        protect(self.model)
         self.scaler = self.precision.scaler()
         self.statistics = Guard(b for b in self.model.buffers() if b.is_floating_point())
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]

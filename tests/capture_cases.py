@@ -28,7 +28,7 @@ ENGINES = ["eager", "twin"]
 
 def make_step(objective: Any = "at", engine: str = "twin", ema: float = 0.0, **options: Any) -> Step:
     torch.manual_seed(5)
-    model = build_model("smallresnet-4", num_classes=10, channels=3).to(memory_format=torch.channels_last)
+    model = build_model("smallresnet-8", num_classes=10, channels=3).to(memory_format=torch.channels_last)
     net = TwinNet(model, CPU, batch(0)[0]) if engine == "twin" else EagerNet(model, CPU)
     arguments: dict[str, Any] = dict(
         model=model,

@@ -33,7 +33,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 # counts -------------------------------------------------------------------------------------------------------
 def test_multiply_adds_of_a_resnet(bench: Any) -> None:
     model = build_model("resnet-18", num_classes=10).train()
-    macs = bench("measure").multiply_adds(model, 32)
+    macs = bench("ceilings").multiply_adds(model, 32)
     assert macs == pytest.approx(0.555e9, rel=2e-3)
     assert model.training
     assert all(m.num_batches_tracked == 0 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
@@ -55,7 +55,7 @@ def test_roofline_shapes(bench: Any) -> None:
     roofline = bench("roofline")
     model = build_model("resnet-18", num_classes=10).eval()
     found = roofline.shapes(model, 128, 32)
-    macs = bench("measure").multiply_adds(model, 32)
+    macs = bench("ceilings").multiply_adds(model, 32)
     assert sum(shape.flop * count for shape, count in found.items()) == 2 * 128 * macs
     wide = next(s for s in found if s.weight == (64, 64, 3, 3))
     assert found[wide] == 4
@@ -68,7 +68,7 @@ def test_roofline_shapes(bench: Any) -> None:
 
 def test_roofline_names_the_bound(bench: Any) -> None:
     rows, ceilings = bench("roofline").roofline(
-        build_model("smallresnet-2", num_classes=10).eval(), 2, 8, torch.float32, CPU, rounds=1, budget=0
+        build_model("smallresnet-8", num_classes=10).eval(), 2, 8, torch.float32, CPU, rounds=1, budget=0
     )
     assert rows[-1]["layer"] == "all"
     for row in rows[:-1]:
@@ -101,7 +101,7 @@ def test_distance_is_of_averages_over_ten_steps(bench: Any) -> None:
 
 
 def settings(**more: Any) -> argparse.Namespace:
-    given = {"train_model": "smallresnet-2", "train_steps": 4, "train_batch": 4, "attack_steps": 1, "seeds": 3}
+    given = {"train_model": "smallresnet-8", "train_steps": 4, "train_batch": 4, "attack_steps": 1, "seeds": 3}
     return argparse.Namespace(**given, objectives=("at",), **more)
 
 
@@ -156,7 +156,7 @@ def test_the_reference_is_in_full_float32_and_the_paths_as_they_run(bench: Any) 
             setattr(net, method, call)
         return net
 
-    model, x = build_model("smallresnet-2", num_classes=10).eval(), torch.rand(4, 3, 8, 8)
+    model, x = build_model("smallresnet-8", num_classes=10).eval(), torch.rand(4, 3, 8, 8)
     reference = equivalence.EagerNet(model, curves.oracle_precision(CPU))
     precision = equivalence.Precision(CPU, torch.bfloat16, torch.channels_last, oracle=False)
     fast = equivalence.EagerNet(model, precision)
@@ -178,18 +178,57 @@ def test_the_reference_is_in_full_float32_and_the_paths_as_they_run(bench: Any) 
 
 
 def test_float32_on_cuda_is_called_what_it_is(bench: Any, monkeypatch: Any) -> None:
-    measure, cuda = bench("measure"), torch.device("cuda")
+    ceilings, cuda = bench("ceilings"), torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert measure.arithmetic(torch.float32, CPU) == "float32"
-    assert measure.arithmetic(torch.float32, cuda) == "TF32"
-    assert measure.arithmetic(torch.bfloat16, cuda) == "bfloat16"
-    with measure.full_float32():
-        assert measure.arithmetic(torch.float32, cuda) == "float32"
+    assert ceilings.arithmetic(torch.float32, CPU) == "float32"
+    assert ceilings.arithmetic(torch.float32, cuda) == "TF32"
+    assert ceilings.arithmetic(torch.bfloat16, cuda) == "bfloat16"
+    with bench("measure").full_float32():
+        assert ceilings.arithmetic(torch.float32, cuda) == "float32"
     products: Any = torch.backends.cuda.matmul
     before = products.fp32_precision
-    with measure.products_in("TF32"):
+    with ceilings.products_in("TF32"):
         assert products.fp32_precision == "tf32"
     assert products.fp32_precision == before != "tf32"
+
+
+@pytest.mark.parametrize(("flop_per_second", "size"), [(1e12, 2048), (2e10, 1024), (1e6, 256)])
+def test_a_rate_is_measured_within_its_time(
+    bench: Any, monkeypatch: Any, flop_per_second: float, size: int
+) -> None:
+    """On a clock that goes with the products: no reading is begun that would take longer than allowed, however
+    slow the machine, but for the smallest one's."""
+    ceilings, now, sizes = bench("ceilings"), [0.0], []
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> None:
+        sizes.append(len(a))
+        now[0] += 2 * len(a) ** 3 / flop_per_second
+
+    monkeypatch.setattr(ceilings.torch, "mm", product)
+    rate = ceilings.matrix_rate(torch.float32, CPU, lambda: now[0])
+    assert rate == pytest.approx(flop_per_second)
+    assert sizes[-1] == max(sizes) == size
+    least = (ceilings.READINGS + 1) * 2 * ceilings.SMALLEST**3 / flop_per_second
+    assert now[0] <= max(ceilings.LIMIT * 8 / 7, least)
+
+
+def test_an_emulated_type_is_named_and_not_timed(bench: Any, monkeypatch: Any) -> None:
+    ceilings = bench("ceilings")
+    real = ceilings.matrix_rate
+    monkeypatch.setattr(ceilings, "matrix_rate", lambda dtype, *a: 1.0)
+    for has, kinds in ((True, {"float32", "bfloat16"}), (False, {"float32"})):
+        monkeypatch.setattr(ceilings, "cpu_has_bf16", lambda has=has: has)
+        assert set(ceilings.matrix_rates(CPU)) == kinds
+    with pytest.raises(bench("measure").SkippedError, match="emulates bfloat16"):
+        real(torch.bfloat16, CPU)
+    assert not ceilings.emulated(torch.bfloat16, torch.device("cuda"))
+    with pytest.raises(bench("measure").SkippedError, match="emulates bfloat16"):
+        bench("peers").Autocast(nn.Flatten(), CPU)
+    assert [dtype for _, dtype, _ in bench("equivalence").attack_paths(CPU)] == [torch.float32]
+    roofline = bench("roofline")
+    monkeypatch.setattr(roofline, "matrix_rate", real)
+    with pytest.raises(SystemExit, match="--dtype bf16: this CPU emulates bfloat16"):
+        roofline.main(["--model=smallresnet-8", "--dtype=bf16", "--device=cpu"])
 
 
 def test_gradient_agreement_is_of_the_absolute_mass(bench: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-TINY = ["--model=smallresnet-2", "--batch=4", "--size=8", "--rounds=1", "--device=cpu"]
+TINY = ["--model=smallresnet-8", "--batch=4", "--size=8", "--rounds=1", "--device=cpu"]
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_step_that_lost_its_compiled_code_is_no_compiled_step(bench: Any, monk
     kinds = {"twin compiled": train.Variant(torch.float32, torch.channels_last, twin=True, compiled=True)}
     monkeypatch.setattr(torch, "compile", lambda model, backend: model)  # as where PyTorch passes it over
     o = train.argparse.Namespace(
-        model="smallresnet-2", batch=2, size=8, classes=10, device=CPU, tune=False, choices={}, steps=1
+        model="smallresnet-8", batch=2, size=8, classes=10, device=CPU, tune=False, choices={}, steps=1
     )
     results = bench("record").Results(None, CPU, [], [])
     running, _ = train.prepare("r", kinds, train.recipe("table1.mwpb_at"), o, results)
@@ -175,7 +175,7 @@ def test_attacks_come_in_the_order_of_their_worth(bench: Any, monkeypatch: Any) 
         "torchattacks, autocast channels-last compile",
     ]
     tuned: list[str] = []
-    monkeypatch.setattr(attack, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(bench("ceilings"), "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(attack, "tune", lambda net, sample: tuned.append("x"))
     monkeypatch.setattr(torch, "compile", lambda module: module)
     compiled["mwpb twin bf16, compiled, untuned"]()
@@ -184,15 +184,20 @@ def test_attacks_come_in_the_order_of_their_worth(bench: Any, monkeypatch: Any) 
     assert tuned
 
 
-def test_attacks_leave_their_rounds(bench: Any, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("low", [["bfloat16"], []])
+def test_attacks_leave_their_rounds(low: list[str], bench: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Also on a processor that emulates bfloat16: what needs that is skipped by name."""
     attack, path = bench("attack"), tmp_path / "a.json"
-    rates = iter([{"float32": 1.0, "bfloat16": 1.0}] * 2)
+    monkeypatch.setattr(bench("ceilings"), "cpu_has_bf16", lambda: bool(low))
+    rates = iter([dict.fromkeys(["float32", *low], 1.0)] * 2)
     monkeypatch.setattr(attack, "matrix_rates", lambda *a: next(rates))  # ends the third round
     with pytest.raises(StopIteration):
         attack.main([*TINY, "--rounds=3", "--steps=1", "--only", "eager", "TRADES", f"--json={path}"])
     found = content(path)
     assert found["unfinished"] == ["not compiled"]
-    assert [len(row["seconds"]) for row in found["rows"]] == [2] * 3
+    assert [len(row["seconds"]) for row in found["rows"]] == [2] * (2 + len(low))
+    skipped = {} if low else {"TRADES-style, autocast channels-last": "this CPU emulates bfloat16"}
+    assert found.get("skipped", {}) == skipped
     assert found["rows"][0]["arithmetic"] == "float32"
 
 

@@ -184,7 +184,7 @@ class WithoutValues(Watch):
 def test_a_step_stays_on_its_device_and_needs_no_value(objective: str) -> None:
     """On the meta device a tensor has no values that the host could read, and nothing mixes with the CPU."""
     with torch.device("meta"):
-        model = build_model("smallresnet-4", num_classes=10, channels=3)
+        model = build_model("smallresnet-8", num_classes=10, channels=3)
         x, y, index = torch.empty(6, 3, 8, 8), *torch.empty(2, 6, dtype=torch.int64)
         key = torch.empty(1, dtype=torch.int64)
     step = Step(

@@ -15,7 +15,7 @@ from mwpb_fast.data.dataset import Config, Images
 
 TINY = [
     "digits.mwpb_at", "--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--precision.device", "cpu",
-    "--model.name", "smallresnet-4", "--attack.steps", "2", "--quiet",
+    "--model.name", "smallresnet-8", "--attack.steps", "2", "--quiet",
 ]  # fmt: skip
 NATURAL = ["--evaluation.attacks", "natural", "--evaluation.subset", "40"]
 

@@ -111,7 +111,7 @@ def test_subset_is_a_stratified_preview() -> None:
 
 
 def test_model_is_left_as_it_was() -> None:
-    model = build_model("smallresnet-4", num_classes=10).eval()
+    model = build_model("smallresnet-8", num_classes=10).eval()
     next(model.parameters()).requires_grad_(False)
     before = [(p.clone(), p.requires_grad) for p in model.parameters()]
     tf32 = torch.backends.cudnn.conv.fp32_precision

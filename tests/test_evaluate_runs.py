@@ -115,7 +115,7 @@ def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def test_epoch_is_that_which_the_weights_are_from(tmp_path: Path) -> None:
-    words = ["--epochs=2", "--data.subset=200", "--model.name=smallresnet-4", "--attack.steps=2"]
+    words = ["--epochs=2", "--data.subset=200", "--model.name=smallresnet-8", "--attack.steps=2"]
     train.run(resolve(recipe("digits.mwpb_at"), [], [*words, "--precision.device=cpu"]), tmp_path, quiet=True)
     best = evaluate_run(tmp_path, config("natural", subset=20), show=False)
     last = evaluate_run(tmp_path, config("natural", subset=20), "last", show=False)

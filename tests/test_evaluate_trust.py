@@ -176,7 +176,7 @@ def test_missing_pyautoattack_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_train_mode_is_refused() -> None:
-    model = build_model("smallresnet-4", num_classes=10).eval()
+    model = build_model("smallresnet-8", num_classes=10).eval()
     model.layer2[0].bn1.train()
     with pytest.raises(EvaluationError, match=r"layer2\.0\.bn1 is in train mode"):
         run(model, (torch.rand(2, 3, 8, 8), torch.arange(2)), config("natural"))

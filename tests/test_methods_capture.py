@@ -38,7 +38,7 @@ def parts(method: str, device: str, dtype: str = "fp32") -> tuple[Step, Any]:
     config = resolve(recipe(name), [], [*options, "--attack.steps=2"])
     precision = make_precision(PrecisionConfig(device=device, dtype=dtype))
     torch.manual_seed(1)
-    model = build_model("smallresnet-4", num_classes=10, channels=3).to(precision.device)
+    model = build_model("smallresnet-8", num_classes=10, channels=3).to(precision.device)
     axes = {
         "attack": config.attack.build(),
         "objective": config.objective.build(),

@@ -23,7 +23,7 @@ MMA = ("--objective=mma", "--attack=anpgd")
 ST = ("--objective=st", "--attack=squeeze", "--attack_mode=batch")
 # twice the defaults, as the radius is
 IAAT = (*FIXED, "--attack=adaptive", "--attack_mode=train", "--attack.growth=38/2550", "--attack.min_step=4/255")
-TINY = ("--epochs=2", "--warmup_epochs=0", "--data.subset=192", "--model.name=smallresnet-4")
+TINY = ("--epochs=2", "--warmup_epochs=0", "--data.subset=192", "--model.name=smallresnet-8")
 
 
 def digits(*options: str) -> Config:
@@ -49,7 +49,7 @@ def test_every_method_learns_robustness(tmp_path: Path, options: Sequence[str], 
 
     Measured: AWP 51, MWPB-AWP 44, MMA 43, ST-AT 57, IAAT 51.
     """
-    setting = ("--model.name=smallresnet-4", "--data.batch_size=32", "--optim.lr=0.1", "--evaluation.eps=16/255")
+    setting = ("--model.name=smallresnet-8", "--data.batch_size=32", "--optim.lr=0.1", "--evaluation.eps=16/255")
     config = digits("--epochs=3", *setting, *options, "--attack.steps=4", "--budget.eps=16/255")
     trainer = train.Trainer(config, tmp_path, Never(), quiet=True)  # type: ignore[arg-type]
     before = trainer.validate()["robust"]

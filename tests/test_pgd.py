@@ -96,7 +96,7 @@ def test_steps_and_sigma_are_checked() -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_sample_stays_in_its_ball_and_in_the_pixel_range(norm: str, dtype: torch.dtype) -> None:
-    model = build_model("smallresnet-4", num_classes=10).eval()
+    model = build_model("smallresnet-8", num_classes=10).eval()
     x, y = torch.rand(8, 3, 9, 9).round(decimals=1), torch.arange(8)
     radius = torch.tensor([0.0, 1e-4, 0.01, 8 / 255, 0.1, 0.5, 1.0, 3.0])
     x_adv = attack(model, x, y, radius, norm=norm, start="uniform", steps=4, precision=precision(dtype))
@@ -109,7 +109,7 @@ def test_every_sample_stays_in_its_ball_and_in_the_pixel_range(norm: str, dtype:
 
 
 def test_attack_raises_the_loss_of_a_network() -> None:
-    model = build_model("smallresnet-4", num_classes=10).eval()
+    model = build_model("smallresnet-8", num_classes=10).eval()
     x, y = torch.rand(16, 3, 9, 9), torch.arange(16) % 10
     x_adv = attack(model, x, y, torch.full((16,), 8 / 255))
     loss = nn.CrossEntropyLoss(reduction="none")
@@ -118,7 +118,7 @@ def test_attack_raises_the_loss_of_a_network() -> None:
 
 
 def test_key_and_index_alone_decide_the_noise() -> None:
-    model = build_model("smallresnet-4", num_classes=10).eval()
+    model = build_model("smallresnet-8", num_classes=10).eval()
     x, y, radius = torch.rand(6, 3, 9, 9), torch.arange(6), torch.full((6,), 8 / 255)
     first = attack(model, x, y, radius, start="uniform", steps=0)
     torch.manual_seed(1)
@@ -130,14 +130,14 @@ def test_key_and_index_alone_decide_the_noise() -> None:
 
 
 def test_layout_is_kept() -> None:
-    model, y = build_model("smallresnet-4", num_classes=10).eval(), torch.arange(4)
+    model, y = build_model("smallresnet-8", num_classes=10).eval(), torch.arange(4)
     x = torch.rand(4, 3, 9, 9).contiguous(memory_format=torch.channels_last)
     x_adv = attack(model, x, y, torch.full((4,), 0.03), steps=2)
     assert x_adv.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_no_weight_gradient_is_left_and_the_mode_is_restored() -> None:
-    model = build_model("smallresnet-4", num_classes=10)
+    model = build_model("smallresnet-8", num_classes=10)
     model.layer1[0].bn1.eval()
     modes = [module.training for module in model.modules()]
     buffers = [buffer.clone() for buffer in model.buffers()]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from twin_cases import CPU32, ORACLE, ours, randomise
 
-from mwpb_fast.config import PrecisionConfig, recipe, resolve
+from mwpb_fast.config import ConfigError, PrecisionConfig, recipe, resolve
 from mwpb_fast.engine import build
 from mwpb_fast.engine.precision import full_float32, make_precision
 
@@ -139,12 +139,21 @@ def test_tune_lets_cudnn_choose_by_measurement_too() -> None:
         assert settings() == before
 
 
+def test_bfloat16_on_the_cpu_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, reason in (("AVX2", "ONEDNN_MAX_CPU_ISA=AVX2 rules both out"), ("", "this one has neither")):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda limit=limit: bool(limit))
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        with pytest.raises(ConfigError, match=reason):
+            make_precision(PrecisionConfig(device="cpu", dtype="bf16"))
+
+
 def test_tune_measures_in_the_mode_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(build, "tune", lambda net, sample: seen.append(settings()) or [])
     config = resolve(recipe("digits.mwpb_at"), [], ["--precision.engine=twin", "--precision.tune=true"])
     precision = dataclasses.replace(CPU32, benchmark=True)
-    build.make_engine(randomise(ours("smallresnet-4")()), config, precision, torch.rand(2, 3, 8, 8))
+    build.make_engine(randomise(ours("smallresnet-8")()), config, precision, torch.rand(2, 3, 8, 8))
     with precision.mode():
         assert seen == [settings()]
 

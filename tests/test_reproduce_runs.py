@@ -22,7 +22,7 @@ from mwpb_fast.signals import Interrupted
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = [
     "--data.name=digits", "--data.pad=1", "--data.flip=false", "--data.batch_size=32", "--subset=192",
-    "--model=smallresnet-4", "--attack.steps=2", "--epochs=3", "--attacks=natural,pgd2", "--test-subset=20",
+    "--model=smallresnet-8", "--attack.steps=2", "--epochs=3", "--attacks=natural,pgd2", "--test-subset=20",
     "--rows=control_at,mwpb_at", "--seeds=1", "--quiet",
 ]  # fmt: skip
 

@@ -63,7 +63,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, eps: float =
 
 
 def test_an_image_does_not_depend_on_the_others() -> None:
-    model = build_model("smallresnet-4", num_classes=10).eval()
+    model = build_model("smallresnet-8", num_classes=10).eval()
     x, index = torch.rand(6, 3, 8, 8), torch.arange(100, 106)
     with torch.no_grad():
         y = model(x).argmax(1)
@@ -77,7 +77,7 @@ def test_an_image_does_not_depend_on_the_others() -> None:
 
 
 def test_ball_range_and_what_is_right() -> None:
-    model = build_model("smallresnet-4", num_classes=10).eval()
+    model = build_model("smallresnet-8", num_classes=10).eval()
     x = torch.cat((torch.rand(4, 3, 8, 8), torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)))
     with torch.no_grad():
         y = model(x).argmax(1)

@@ -25,7 +25,7 @@ EPS = 8 / 255
 
 def make_step(objective: str, attack: pgd.Config | None = None, **options: Any) -> Step:
     torch.manual_seed(5)
-    model = build_model("smallresnet-4", num_classes=10, channels=3)
+    model = build_model("smallresnet-8", num_classes=10, channels=3)
     return Step(
         model=model,
         net=EagerNet(model, CPU),

@@ -100,7 +100,7 @@ def test_a_step_never_waits(objective: str, engine: str) -> None:
 # on a GPU -----------------------------------------------------------------------------------------------------
 def cuda_step(objective: str, engine: str) -> tuple[Step, list[torch.Tensor]]:
     precision = make_precision(PrecisionConfig(device="cuda"))
-    model = build_model("smallresnet-4", num_classes=10, channels=3)
+    model = build_model("smallresnet-8", num_classes=10, channels=3)
     model = model.cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs = [t.cuda() for t in batch(0)]
     net = TwinNet(model, precision, inputs[0]) if engine == "twin" else EagerNet(model, precision)

@@ -27,7 +27,7 @@ from mwpb_fast.log import read_records
 from mwpb_fast.signals import Interrupted
 
 TIMES = ("seconds", "images_per_second", "wait_share")
-TINY = ["--epochs=2", "--warmup_epochs=1", "--data.subset=200", "--model.name=smallresnet-4", "--attack.steps=2"]
+TINY = ["--epochs=2", "--warmup_epochs=1", "--data.subset=200", "--model.name=smallresnet-8", "--attack.steps=2"]
 
 
 def tiny(*options: str) -> Config:
@@ -174,7 +174,7 @@ def test_normalisation_is_saved_with_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_checkpoint_and_leave(tmp_path: Path, number: signal.Signals, status: int) -> None:
     command = [sys.executable, "-m", "mwpb_fast.cli", "train", "digits.mwpb_at", "--out", str(tmp_path)]
-    options = ["--epochs=500", "--warmup_epochs=1", "--model.name=smallresnet-4"]
+    options = ["--epochs=500", "--warmup_epochs=1", "--model.name=smallresnet-8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     process = subprocess.Popen([*command, *options], stdout=pipe, stderr=pipe, env=environment)

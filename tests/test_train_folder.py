@@ -15,7 +15,7 @@ from mwpb_fast.config import Config, ConfigError, recipe, resolve
 from mwpb_fast.reproduce import plan
 from mwpb_fast.runfolder import clear
 
-TINY = ["--epochs=1", "--warmup_epochs=0", "--data.subset=128", "--model.name=smallresnet-4", "--attack.steps=1"]
+TINY = ["--epochs=1", "--warmup_epochs=0", "--data.subset=128", "--model.name=smallresnet-8", "--attack.steps=1"]
 
 
 def tiny(*options: str) -> Config:

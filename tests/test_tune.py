@@ -40,7 +40,7 @@ def test_layer_without_fused_call_stays_plain(monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("no engine for this shape\nmore")
 
     monkeypatch.setattr(FoldedConv, "fused", refuse)
-    model, x = randomise(ours("smallresnet-4")()), torch.rand(2, 3, 8, 8)
+    model, x = randomise(ours("smallresnet-8")()), torch.rand(2, 3, 8, 8)
     twin = TwinNet(model, CPU32, x)
     records = tune(twin, x, repeats=1)
     assert {r["chosen"] for r in records} == {PLAIN}
@@ -50,7 +50,7 @@ def test_layer_without_fused_call_stays_plain(monkeypatch: pytest.MonkeyPatch) -
 
 def test_wrong_fused_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FoldedConv, "fused", lambda self, x, skip: self.plain(x, skip) * 1.01)
-    model, x = randomise(ours("smallresnet-4")()), torch.rand(2, 3, 8, 8)
+    model, x = randomise(ours("smallresnet-8")()), torch.rand(2, 3, 8, 8)
     twin = TwinNet(model, CPU32, x)
     records = tune(twin, x, repeats=1)
     assert {r["chosen"] for r in records} == {PLAIN}
@@ -108,7 +108,7 @@ def halved(gradient: Tensor) -> Tensor:
 
 def reasons(dtype: torch.dtype) -> dict[bool, set[str]]:
     """The first words of the reasons for the layers that end in a ReLU, and for the others."""
-    twin = TwinNet(randomise(ours("smallresnet-4")()), CPU32, x := torch.rand(8, 3, 8, 8), dtype)
+    twin = TwinNet(randomise(ours("smallresnet-8")()), CPU32, x := torch.rand(8, 3, 8, 8), dtype)
     layers = [layer for layer in convolutions(twin) if layer.weight.dtype == dtype]
     found = {r["layer"]: " ".join(r["reason"].split()[:4]) for r in tune(twin, x, repeats=1)}
     return {relu: {found[layer.name] for layer in layers if layer.relu is relu} for relu in (True, False)}
@@ -220,7 +220,7 @@ def test_what_cannot_be_captured_is_timed_with_its_launches(
 
 @pytest.mark.parametrize("measured", [False, True])
 def test_cudnns_own_choice_is_recorded(monkeypatch: pytest.MonkeyPatch, measured: bool) -> None:
-    twin = TwinNet(randomise(ours("smallresnet-4")()), CPU32, x := torch.rand(2, 3, 8, 8))
+    twin = TwinNet(randomise(ours("smallresnet-8")()), CPU32, x := torch.rand(2, 3, 8, 8))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", measured)
     assert {r["cudnn_benchmark"] for r in tune(twin, x, repeats=1)} == {measured}
 

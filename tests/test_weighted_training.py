@@ -62,7 +62,7 @@ def test_every_branch_of_the_lambda_schedules_is_reached(schedule: Any, expected
 
 
 def digits(*options: str) -> Config:
-    words = ["--warmup_epochs=1", "--model.name=smallresnet-4", "--data.subset=192", "--attack.steps=2"]
+    words = ["--warmup_epochs=1", "--model.name=smallresnet-8", "--data.subset=192", "--attack.steps=2"]
     return resolve(recipe("digits.mwpb_at"), [], [*words, *options])
 
 
@@ -131,7 +131,7 @@ def images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("make", [wat.Config, mail.Config, gairat.Config])
 def test_margin_budgets_go_with_all_of_them(make: Any, base: str) -> None:
     x, y, index, key = images()
-    model = build_model("smallresnet-4", num_classes=10, channels=3)
+    model = build_model("smallresnet-8", num_classes=10, channels=3)
     step = make_step(make(base=base), pgd.Config(steps=3, count_correct=True), model)
     before = [p.detach().clone() for p in model.parameters()]
     result = step(x, y, index, key, margin.Config(alpha=0.5).build())

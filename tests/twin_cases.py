@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mwpb_fast.engine.net import EagerNet
-from mwpb_fast.engine.precision import Precision, cpu_has_bf16
+from mwpb_fast.engine.precision import Precision
+from mwpb_fast.engine.processor import cpu_has_bf16
 from mwpb_fast.models import build_model
 
 CPU32 = Precision(torch.device("cpu"), torch.float32, torch.channels_last, oracle=False)
