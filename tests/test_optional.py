@@ -65,75 +65,73 @@ def test_an_interruption_is_no_broken_package(error: BaseException, monkeypatch:
         attempt("anything")
 
 
-# One process in which every optional package is broken, in every way by turns. Triton's own turn is in
+# One process in which every optional package is broken, in every way by turns. Triton's turns are in
 # tests/ops/test_environments.py; here it is broken in the first way.
 BROKEN = """
-import contextlib, io, json, os, sys
-PACKAGES = ("triton", "tensorboard", "matplotlib", "nvidia.dali", "pyautoattack", "apex")
+import contextlib, io, json, pathlib, sys
 MESSAGE = "Descriptors cannot\\n be created."
 KINDS = [TypeError(MESSAGE), ImportError("b"), AttributeError("c"), OSError("d"), SystemExit(3)]
+PACKAGES = ("triton", "tensorboard", "matplotlib", "nvidia.dali", "pyautoattack", "apex")
 class Break:
     def find_spec(self, name, path=None, target=None):
         if name in PACKAGES:
             raise kind
 sys.meta_path.insert(0, Break())
-from mwpb_fast import cli
-TRAIN = ["train", "digits.mwpb_at", "--epochs", "1", "--warmup_epochs", "0", "--data.subset", "20",
-         "--no-resume", "--quiet", "--out", "run"]
-WORDS = {
-    "run": ["--evaluation.attacks", "natural", "--evaluation.subset", "5"],
-    "aa": ["--evaluation.attacks", "aa"],
-    "dali": ["--data.loader", "dali", "--no-evaluate"],
-    "apex": ["--optim.fused", "apex", "--no-evaluate"],
-}
+kind = KINDS[0]
+from mwpb_fast import cli, optim, plots
+from mwpb_fast.attacks import autoattack
+from mwpb_fast.data import dali
+from mwpb_fast.log import RunLog
+
+def told(name, call, *words):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            result = call(*words)
+        except Exception as error:
+            result = f"{type(error).__name__}: {error}"
+    print(json.dumps([type(kind).__name__, name, str(result), err.getvalue(), out.getvalue()]), flush=True)
+
+TRAIN = ["train", "digits.mwpb_at", "--epochs", "1", "--warmup_epochs", "0", "--data.subset", "64",
+         "--evaluation.subset", "5", "--out", "run"]
+told("run", cli.main, [*TRAIN, "--evaluation.attacks", "natural"])
+told("aa", cli.main, [*TRAIN, "--evaluation.attacks", "aa"])
+told("doctor", cli.main, ["doctor", "--json"])
 for kind in KINDS:
-    for name in [n for n in sys.modules if n.startswith(("tensorboard", "torch.utils.tensorboard", "matplotlib"))]:
-        del sys.modules[name]
-    calls = {name: [*TRAIN, *words] for name, words in WORDS.items()} | {"plot": ["plot", "run"]}
-    calls["doctor"] = ["doctor", "--json"]
-    if kind is not KINDS[0]:
-        del calls["aa"], calls["doctor"]
-    for name, words in calls.items():
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = cli.main(words)
-        print(json.dumps([type(kind).__name__, name, status, err.getvalue(), out.getvalue()]), flush=True)
+    told("pyautoattack", autoattack.package_version)
+    told("NVIDIA DALI", dali._require_dali)
+    told("NVIDIA apex", optim.apex_fused_sgd)
+    told("matplotlib", plots.require_matplotlib)
+    told("TensorBoard", RunLog, pathlib.Path("run"))
 """
 
 
 def test_broken_packages_end_only_what_needs_them(tmp_path: Path) -> None:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", BROKEN],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    done = command("-c", BROKEN, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     calls = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {kind for kind, *_ in calls} == {"TypeError", "ImportError", "AttributeError", "OSError", "SystemExit"}
-    needed = {"aa": "pyautoattack", "dali": "NVIDIA DALI", "apex": "NVIDIA apex", "plot": "matplotlib"}
-    for kind, name, status, err, out in calls:
-        lines = err.splitlines()
-        if name == "run":
-            assert status == 0, err
-            assert [line.split(" does not")[0] for line in lines if kind in line] == [
-                "mwpb-fast: TensorBoard",
-                "mwpb-fast: plots need matplotlib, which",
-            ]
-        elif name == "doctor":
-            found = {finding["name"]: finding for finding in json.loads(out)["findings"]}
-            for package in ("triton", "tensorboard", "matplotlib", "dali", "pyautoattack", "apex"):
-                assert found[package]["status"] == "broken", package
-                assert "does not import (TypeError: Descriptors cannot be created.)" in found[package]["detail"]
-        else:
-            assert status == 2, (kind, name, err)
-            line = lines[-1]
-            assert line.startswith("mwpb-fast: error: "), err
-            assert needed[name] in line
-            assert f"does not import ({kind}" in line
+    (_, _, status, err, _), (_, _, other, needs, _), (_, _, _, _, report), *parts = calls
+    assert (status, [line.partition(" does not import")[0] for line in err.splitlines()]) == (
+        "0",
+        ["mwpb-fast: TensorBoard", "mwpb-fast: plots need matplotlib, which"],
+    )
+    assert other == "2"
+    assert needs.startswith(
+        "mwpb-fast: error: AutoAttack and its parts need pyautoattack, which does not import (Ty"
+    )
+    assert len(needs.splitlines()) == 1
+    found = {finding["name"]: finding for finding in json.loads(report)["findings"]}
+    for package in ("triton", "tensorboard", "matplotlib", "dali", "pyautoattack", "apex"):
+        assert found[package]["status"] == "broken", package
+        assert "does not import (TypeError: Descriptors cannot be created.)" in found[package]["detail"]
+    assert len(parts) == 5 * 5
+    for kind, package, result, err, _ in parts:
+        text = err if package == "TensorBoard" else result
+        assert f"{package}" in text
+        assert f" does not import ({kind}: " in text
+        refused = "DataError" if package == "NVIDIA DALI" else "ConfigError"
+        assert result.startswith(refused) or package == "TensorBoard"
+    assert {kind for kind, *_ in parts} == {"TypeError", "ImportError", "AttributeError", "OSError", "SystemExit"}
 
 
 # the command itself -------------------------------------------------------------------------------------------

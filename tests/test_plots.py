@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import math
 import random
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,13 +155,6 @@ def test_no_run_there(tmp_path: Path) -> None:
 
 def test_matplotlib_missing_is_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run")
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match=r"mwpb-fast\[plots\]"):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"which is not installed: pip install 'mwpb-fast\[plots\]'"):
         plots.write([run], run)

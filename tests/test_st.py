@@ -110,7 +110,7 @@ def batch(n: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def make_model() -> torch.nn.Module:
     torch.manual_seed(5)
-    return build_model("smallresnet-8", num_classes=10, channels=3)
+    return build_model("smallresnet-4", num_classes=10, channels=3)
 
 
 def plain_pair(

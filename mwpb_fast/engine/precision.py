@@ -12,7 +12,7 @@ import mwpb_kernels as ops
 import torch
 
 from mwpb_fast.config import ConfigError, PrecisionConfig
-from mwpb_fast.engine.processor import cpu_has_bf16, limit
+from mwpb_fast.engine.processor import BELOW_BF16, cpu_has_bf16, limit
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -127,7 +127,7 @@ def _check_dtype(option: str, name: str, device: torch.device) -> None:
     if name == "fp16" and device.type != "cuda":
         raise ConfigError(f"precision.{option} fp16 needs a CUDA device; on the CPU take fp32 or bf16")
     if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
-        why = f"ONEDNN_MAX_CPU_ISA={limit()} rules both out" if limit() else "this one has neither"
+        why = f"ONEDNN_MAX_CPU_ISA={limit()} rules both out" if limit() in BELOW_BF16 else "this one has neither"
         raise ConfigError(f"precision.{option} bf16 needs a CPU with AVX-512 BF16 or AMX; {why}")
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         instead = "fp16" if option == "dtype" else "fp32"
