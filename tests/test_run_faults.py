@@ -231,6 +231,17 @@ def test_a_set_of_one_class_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         train.run(tiny("--data.batch_size=8", "--data.subset=20"), tmp_path, quiet=True)
 
 
+def test_a_folder_of_one_class_is_not_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        (tmp_path / "solo" / split / "a").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "solo" / split / "a" / "0.png")
+    words = ["data", "prepare", "folder", "--from", str(tmp_path / "solo"), "--dir", str(tmp_path / "data")]
+    assert cli.main(words) == 2
+    assert "train/ has one class, a; there is nothing to tell apart" in capsys.readouterr().err
+
+
 # states ----------------------------------------------------------------------------------------------------------
 def drop(name: str, key: str) -> Any:
     return lambda state: state[name].pop(key)

@@ -26,6 +26,8 @@ def read(tree: Tree, name: str) -> RawSet:
     if held_out is None:
         raise DataError(f"{tree.path}: has no test/<class>/ or val/<class>/ folders of images")
     classes = tuple(sorted(train))
+    if len(classes) < 2:
+        raise DataError(f"{tree.path}: {root}train/ has one class, {classes[0]}; there is nothing to tell apart")
     return RawSet(
         classes, encoded(tree, train, classes), encoded(tree, held_out, classes), str(tree.path), channels=0
     )
