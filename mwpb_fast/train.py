@@ -311,7 +311,7 @@ class Trainer:
             self.parts.load(path, state, self.at)
             done = self.at.epoch - 1
             if done > self.config.epochs:
-                note(f"{self.folder} has done {done} epochs, more than {self.config.epochs}, so none is left")
+                note(f"{self.folder} has done {done} epochs, more than the {self.config.epochs} asked for")
                 config["epochs"] = done  # what the folder holds
             elif done < self.config.epochs and not self.quiet:
                 print(f"resuming from {path.name}", flush=True)

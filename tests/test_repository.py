@@ -132,6 +132,25 @@ def test_no_branch_on_a_methods_name(path: Path) -> None:
         assert not found & names, f"{relative(path)}:{line} branches on {found & names}"
 
 
+@pytest.mark.parametrize("path", [p for p in PYTHON if "tests" not in p.parts], ids=relative)
+def test_files_of_text_have_an_encoding_and_files_of_json_are_strict(path: Path) -> None:
+    """Without an encoding it is the locale's, and what one machine wrote another cannot read. Files get their JSON
+    from `to_json`; what json.dumps makes is hashed, or handed to a helper process."""
+    for node in ast.walk(parsed(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        where = f"{relative(path)}:{node.lineno}"
+        called = ast.unparse(node.func)
+        name = called.rpartition(".")[2]
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        binary = any("b" in text for a in node.args for text in strings(a) if len(text) < 4)
+        opened = name in ("open", "fdopen") and called not in ("os.open", "tarfile.open", "Image.open")
+        text = name in ("read_text", "write_text") or given.get("text") == "True"
+        assert not ((opened and not binary) or text) or "encoding" in given, f"{where}: no encoding"
+        strict = called != "json.dump" and not (name == "write_atomically" and "json.dumps" in ast.unparse(node))
+        assert strict, f"{where}: take to_json"
+
+
 def test_one_stem_for_an_op_and_its_native_code() -> None:
     python = {p.stem for p in KERNELS}
     for path in (ROOT / "kernels" / "csrc").glob("*.cpp"):
