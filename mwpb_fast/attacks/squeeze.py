@@ -116,7 +116,9 @@ class Squeeze:
 def select(logits: list[torch.Tensor], y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Upper and lower: which of the batches of logits, each (B, C), gives the label the lowest and the highest
     probability; (B,) int64 each, the first at a tie."""
-    own = torch.stack([z.detach().float().log_softmax(dim=1).gather(1, y[:, None]).squeeze(1) for z in logits])
+    # of half-precision logits, in float32
+    exact = [z.detach() if z.dtype == torch.float64 else z.detach().float() for z in logits]
+    own = torch.stack([z.log_softmax(dim=1).gather(1, y[:, None]).squeeze(1) for z in exact])
     return own.argmin(dim=0), own.argmax(dim=0)
 
 
