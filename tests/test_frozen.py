@@ -1,8 +1,8 @@
 """Files of an earlier version, as users have them: they load, a run goes on, is evaluated and drawn.
 
-frozen/ was written by version 0.1.0 and stays as it is; a format that changes is read in its old form too. It holds
-a run on digits (smallresnet-8, TRADES with the margin budget) that was stopped after 2 of the 7 batches of epoch 3,
-with the evaluation of its best checkpoint, and the YAML file that it was started with.
+frozen/ was written by version 0.1.0 and stays as it is; a format that changes is read in its old form too. It
+holds a run on digits (smallresnet-8, TRADES with the margin budget) that was stopped after 2 of the 7 batches of
+epoch 3, with the evaluation of its best checkpoint, and the YAML file that it was started with.
 """
 
 from __future__ import annotations
@@ -60,8 +60,6 @@ def test_a_run_goes_on(run: Path) -> None:
     done = [r["loss"] for r in after]
     assert all(math.isfinite(loss) for loss in done)
     assert done[3] < done[0]  # it goes on from what had been learnt
-    # the two steps before the stop count: the epoch's mean lies between those and what seven steps could reach
-    assert torch.isfinite(stopped["trace"][:2]).all()
     assert after[3]["natural"] > 30
     radii = json.loads((run / "radii.json").read_text())
     assert radii["epoch"] == 4
