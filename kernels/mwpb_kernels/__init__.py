@@ -2,6 +2,10 @@
 
 Each op has a plain PyTorch reference (every device), a native implementation (CPU) and a Triton one (CUDA);
 `implementation(name, device)` tells which one runs, `force_reference()` or MWPB_IMPL=reference forces the first.
+
+Under a transform of torch.func or forward-mode AD an op runs as its reference, so its derivatives are right;
+one that gives constants, such as a radius or a step, then raises instead of a derivative of zero. That holds for
+the functions of this package; torch.ops.mwpb are its insides.
 """
 
 from __future__ import annotations

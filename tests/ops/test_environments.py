@@ -53,6 +53,10 @@ def test_environment_refuses_other_names() -> None:
     assert "MWPB_IMPL='fast': the only value is 'reference'" in done.stderr.splitlines()[-1]
 
 
+def test_an_empty_variable_is_as_unset() -> None:
+    assert used(PACKAGE.parent, MWPB_IMPL="") == used(PACKAGE.parent)
+
+
 def test_works_without_triton() -> None:
     block = """
 import sys
