@@ -4,6 +4,10 @@ Each op has a plain PyTorch reference (every device), a native implementation (C
 `implementation(name, device)` tells which one runs, `force_reference()` or MWPB_IMPL=reference forces the first.
 Where an op has to run as the reference, one line on stderr says why, once; MWPB_QUIET=1 hides it. `native_problem`
 and `triton_problem` hold the causes, empty where there is none.
+
+Under a transform of torch.func or forward-mode AD an op runs as its reference, so its derivatives are right;
+one that gives constants, such as a radius or a step, then raises instead of a derivative of zero. That holds for
+the functions of this package; torch.ops.mwpb are its insides.
 """
 
 from __future__ import annotations

@@ -81,6 +81,10 @@ def test_works_with_a_broken_triton() -> None:
     assert done.stdout.splitlines() == [*expected, f"Triton is not installed; reference; {cpu}"]
 
 
+def test_an_empty_variable_is_as_unset() -> None:
+    assert used(PACKAGE.parent, MWPB_IMPL="") == used(PACKAGE.parent)
+
+
 def test_works_without_triton() -> None:
     block = """
 import sys

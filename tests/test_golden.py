@@ -1,0 +1,92 @@
+"""The recorder that refactors are held to: the same revision gives the same bits, and a change is noticed."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "golden.py"
+spec = importlib.util.spec_from_file_location("golden", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+golden = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(golden)
+
+ROOT = golden.ROOT
+CASE = "train/at/margin/pgd/none/eager"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages of this checkout, in a repository of their own."""
+    folder = tmp_path_factory.mktemp("golden")
+    archive = subprocess.run(
+        ["tar", "-C", str(ROOT), "--exclude=__pycache__", "-c", "mwpb_fast", "kernels", "CMakeLists.txt"],
+        capture_output=True,
+        check=True,
+    )
+    subprocess.run(["tar", "-C", str(folder), "-x"], input=archive.stdout, check=True)
+    (folder / ".gitignore").write_text("*.so\n")
+    author = ["-c", "user.name=a", "-c", "user.email=b"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "one"]):
+        assert golden.git(*words, root=folder).returncode == 0
+    return folder
+
+
+def test_the_same_revision_is_the_same_and_a_change_is_noticed(tree: Path, tmp_path: Path) -> None:
+    golden.export("HEAD", tmp_path, root=tree)
+    assert {p.name for p in (tmp_path / "kernels/mwpb_kernels").glob("*.so")} == {
+        p.name for p in (tree / "kernels/mwpb_kernels").glob("*.so")
+    }
+    changed = tmp_path / "changed"
+    golden.export("HEAD", changed, root=tree)
+    source = changed / "mwpb_fast" / "optim.py"
+    text = source.read_text()
+    assert text.count("momentum=config.momentum") >= 1
+    source.write_text(text.replace("momentum=config.momentum", "momentum=config.momentum * 0.999"))
+    base, here, other = golden.both([tmp_path, tree, changed], CASE)
+    assert list(base) == [CASE]
+    entry = base[CASE]
+    assert entry["status"] == 0
+    assert len(entry["loss"]) == 3
+    assert float.fromhex(entry["loss"][0]) == pytest.approx(2.3, abs=0.5)
+    assert golden.compare(base, here) == ([], [])
+    differing, new = golden.compare(base, other)
+    assert not new
+    named = {line.split(": ")[1] for line in differing}
+    assert named >= {"loss", "model", "best", "optimizer"}
+    assert not named & {"status", "learning_rate", "bad_steps"}
+
+
+def test_every_axis_and_recipe_is_a_case() -> None:
+    from mwpb_fast import config
+
+    names = [name for name, _ in golden.cases()]
+    assert len(set(names)) == len(names)
+    parts = {part for name in names for part in name.split("/")}
+    for kind in golden.AXES.values():
+        for module in config.names(kind):
+            assert (module in parts) == hasattr(config.load(kind, module), "Config")
+    assert {f"recipe/{name}" for name in config.all_recipes()} < set(names)
+    # what begins late by default begins within the three epochs
+    late = [option for found in golden.axes().values() for _, options in found for option in options]
+    assert late
+    assert all(option.endswith("_epochs=1") for option in late)
+
+
+def test_what_is_compared() -> None:
+    base = {"a": {"status": 0, "loss": ["0x1p0"]}, "b": {"status": 2, "said": "no"}, "c": {"status": 0}}
+    here = {"a": {"status": 0, "loss": ["0x1p0"], "option": "1"}, "b": {"status": 2, "said": "never"}}
+    assert golden.compare(base, base) == ([], [])
+    assert golden.compare(base, here) == (["c: gone"], ["a: option: new, 1"])
+    assert golden.compare(base, {**base, "d": {"status": 0}}) == ([], ["d: new"])
+    here = {**base, "a": {"status": 0, "loss": ["0x1.8p0"]}, "b": {"status": 0}}
+    assert golden.compare(base, here) == (["a: loss: ['0x1p0'] -> ['0x1.8p0']", "b: status: 2 -> 0"], [])
+
+
+def test_an_unknown_revision_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert golden.main(["no-such-revision"]) == 2
+    assert "golden: no revision 'no-such-revision' here" in capsys.readouterr().err
