@@ -253,7 +253,7 @@ def export(revision: str, folder: Path, root: Path = ROOT) -> None:
         [cmake, "-S", str(folder), "-B", str(build), *about],
         [cmake, "--build", str(build), "--parallel", "2", "--target", f"mwpb_{level}"],
     ):
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8")
         if done.returncode:
             raise RuntimeError(f"the native library of {revision} cannot be built: {done.stderr.strip()[-300:]}")
 

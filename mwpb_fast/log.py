@@ -147,7 +147,9 @@ def own_version() -> str:
     if installed := version_of("mwpb-fast"):
         return installed
     try:
-        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
+            "project"
+        ]
         return f"{project['version']}, not installed" if project["name"] == "mwpb-fast" else "not installed"
     except (OSError, ValueError, KeyError):
         return "not installed"

@@ -159,7 +159,7 @@ def spin_rounds(library: Path, seconds: float = SPIN) -> int | None:
     own |= {"GOMP_SPINCOUNT": str(_TRIED), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-S", "-E", "-c", _MEASURE, str(library), str(_ASLEEP)]
     try:
-        ended = subprocess.run(command, env=own, capture_output=True, text=True, timeout=10, check=True)
+        ended = subprocess.run(command, env=own, capture_output=True, encoding="utf-8", timeout=10, check=True)
         each = float(ended.stdout) / _TRIED
     except (OSError, subprocess.SubprocessError, ValueError):
         return None

@@ -36,7 +36,7 @@ def _absent(folder: Path, name: str) -> str:
     if others:
         return f"{name} is not there, only {', '.join(others)}: built for another processor"
     try:
-        return one_line((folder / MARKER).read_text())
+        return one_line((folder / MARKER).read_text(encoding="utf-8"))
     except OSError:
         return f"nothing was built in {folder}: install the package, rather than only naming its folder"
 

@@ -115,7 +115,7 @@ def read_meta(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path}: missing; run `mwpb-fast data prepare {name}` first")
     try:
-        meta = json.loads(path.read_text())
+        meta = json.loads(path.read_bytes())
         complete = meta["format"] == FORMAT and all(
             meta[key] for key in ("classes", "height", "width", "channels")
         )
