@@ -3,8 +3,9 @@
     python bench/busy.py --rounds 3 --json bench/results/busy-cpu.json
 
 Each contestant trains the embedded digits in a process of its own, beside no other program, one and four that
-never rest; all in turn, round after round. `mwpb-fast` is what a user gets who sets nothing; the others have an
-OpenMP variable set. Images a second are those of the later epochs, the first one warms up.
+never rest; all in turn, round after round. `mwpb-fast` is what a user gets who sets nothing: threads spin or sleep
+by what the kernel counts. The others have an OpenMP variable set, and one thread takes its sums in another order.
+Images a second are those of the later epochs, the first one warms up.
 """
 
 from __future__ import annotations
@@ -69,18 +70,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--loads", type=int, nargs="+", default=[0, 1, 4], help="how many busy programs beside it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--spins", type=int, nargs="*", default=[], help="more contestants: rounds of the spin")
     parser.add_argument("--json", type=Path, help="where to write the result")
     o = parser.parse_args(arguments)
     if o.epochs < 2 or o.rounds < 1:
         parser.error("at least 2 epochs, of which the first warms up, and 1 round")
-    contestants = CONTESTANTS | {f"spin of {n} rounds": {"GOMP_SPINCOUNT": str(n)} for n in o.spins}
     results = Results(o.json, torch.device("cpu"), COLUMNS, [f"beside {load}" for load in o.loads])
     for load in o.loads:
-        seen: dict[str, list[float]] = {name: [] for name in contestants}
+        seen: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
         with busy(load):
             for _ in range(o.rounds):
-                for name, settings in contestants.items():
+                for name, settings in CONTESTANTS.items():
                     seen[name].append(images_per_second(settings, o.epochs))
         rows = [{"load": load, "name": name, **spread(values)} for name, values in seen.items()]
         best = max(row["median"] for row in rows)

@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             assert Path(str(package.__file__)).is_relative_to(given.tree), (
                 f"{package.__file__} is not of {given.tree}"
             )
-        given.record.write_text(json.dumps(record(given.only)))
+        given.record.write_bytes(json.dumps(record(given.only)).encode())
         return 0
     if not given.base:
         parser.error("which revision? make golden BASE=REV")

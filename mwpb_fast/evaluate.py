@@ -28,6 +28,7 @@ from mwpb_fast.log import progress
 from mwpb_fast.memory import keep_freed_memory
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 from mwpb_fast.signals import Interrupted, stop_requests
+from mwpb_fast.threads import watched
 
 __all__ = [
     "assist",
@@ -187,7 +188,7 @@ def evaluate_run(
         finally:
             torch.set_num_threads(threads)
 
-    with stop_requests() as request:
+    with watched(), stop_requests() as request:
 
         def tick() -> None:
             if request.number:

@@ -1,89 +1,70 @@
-"""How many threads OpenMP may use on this machine, and how long one that waits for the others keeps its core.
+"""How many threads OpenMP may use on this machine, and whether one that waits for the others spins or sleeps.
 
 PyTorch's operations on the CPU are short parallel regions, and their threads wait for one another at the end of
-each. By default GNU's OpenMP lets a waiting thread spin for milliseconds: while another program holds the core
-of the thread that it waits for, nobody gets on. A thread that sleeps at once loses as much on an idle machine,
-where every region then begins with a wake-up. In between lies a spin somewhat longer than the gap between two
-regions. OpenMP reads its settings once, when it is loaded, so they are made before PyTorch is imported. They
-change no result; a number of threads that followed the load would, since sums are then rounded in another order.
+each. GNU's OpenMP lets a waiting thread spin for milliseconds. That is best as long as every thread has a core,
+since one that sleeps has to be woken for each region. But while another program holds the core of the thread that
+is waited for, nobody gets on, and then sleeping is many times faster. The kernel counts how long threads were
+ready and had no core, so it is known which of the two holds. Neither changes a result; a number of threads that
+followed the load would, since sums are then rounded in another order.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
-import subprocess
 import sys
-from collections.abc import MutableMapping
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Iterator, MutableMapping
 from importlib.util import find_spec
 from pathlib import Path
 
-SPIN = 400e-6  # seconds: longer than what lies between two regions, shorter than a turn of the scheduler
-_DEFAULT = 300_000  # rounds that GNU's OpenMP spins unless it is told otherwise
-_TRIED, _ASLEEP = 100_000, 0.05  # rounds of the measured spin; seconds, which is longer on any processor
 _WAITS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+INTERVAL = 0.5  # seconds between two looks at the kernel's count
+CONTENDED, FREE = 0.1, 0.03  # of the time, summed over the threads: ready without a core
+CALM = 2  # looks in a row without contention after which threads spin again
 
-# One thread waits for another one that sleeps: the processor time of the waiting one is that of its spin. The
-# first region starts the threads, so it is left out; the shortest of the others has met no interruption.
-_MEASURE = """
-import ctypes, sys, time
-library = ctypes.CDLL(sys.argv[1])
-def work(_):
-    if library.omp_get_thread_num():
-        time.sleep(float(sys.argv[2]))
-work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(work)
-times = []
-for _ in range(4):
-    start = time.thread_time()
-    library.GOMP_parallel(work, None, 2, 0)
-    times.append(time.thread_time() - start)
-print(min(times[1:]))
-"""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen, in words for `doctor` and the log."""
-
-    threads: str
-    waiting: str
-
-    def __str__(self) -> str:
-        return f"{self.threads}; {self.waiting}"
-
-
-_chosen: Choice | None = None
+_limit = "as many threads as PyTorch takes: it was imported before that could be limited"
 
 
 def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set OpenMP's variables in `environment` where the user has not, before PyTorch is imported; once.
+    """Lower OMP_NUM_THREADS in `environment` to what processor mask and CPU quota (of the control groups) allow.
 
-    The number of threads is lowered to what the processor mask and the CPU quota of the control group allow; a
-    waiting thread spins for about SPIN, by measurement of the rounds that this takes here.
+    It must be called before PyTorch is imported, which reads the variable once. The user's own setting stays.
     """
-    global _chosen
-    if _chosen is not None or "torch" in sys.modules:
+    global _limit
+    if "torch" in sys.modules:
         return
-    _chosen = Choice(_limit_threads(environment), _limit_waiting(environment))
+    if given := [name for name in _COUNTS if environment.get(name)]:
+        _limit = f"threads as {given[0]}={environment[given[0]]} says"
+        return
+    count, why = available()
+    if count < (os.cpu_count() or 1):
+        environment["OMP_NUM_THREADS"] = str(count)
+    _limit = f"up to {count} thread{'s' * (count > 1)} ({why})"
 
 
 def chosen() -> str:
-    """What `prepare` chose; that nothing was where it was not called in time."""
-    return str(_chosen) if _chosen is not None else "as OpenMP has it: PyTorch was imported before"
+    """What holds for this process, in words for `doctor` and the record of a run."""
+    return f"{_limit}; {_plan()[1]}"
 
 
 def available() -> tuple[int, str]:
     """How many threads can run at the same time in this process, and what sets that limit."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # a system without processor masks
-        count = os.cpu_count() or 1
-    quota = cpu_quota()
+    count, quota = processors(), cpu_quota()
     if quota is not None and quota < count:
         return max(1, int(quota)), f"a CPU quota of {quota:g}"
     return count, "all that this process may use"
+
+
+def processors() -> int:
+    """How many processors this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # a system without processor masks
+        return os.cpu_count() or 1
 
 
 def cpu_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float | None:
@@ -100,12 +81,12 @@ def cpu_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/
             for folder in (inside, *inside.parents):
                 if not folder.is_relative_to(place):
                     break
-                limit = _limit(folder)
+                limit = _quota_of(folder)
                 limits += [] if limit is None else [limit]
     return min(limits, default=None)
 
 
-def _limit(folder: Path) -> float | None:
+def _quota_of(folder: Path) -> float | None:
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
@@ -114,28 +95,6 @@ def _limit(folder: Path) -> float | None:
             quota, period = ((folder / name).read_text(encoding="utf-8") for name in names)
         return float(quota) / float(period) if quota != "max" and float(quota) > 0 else None
     return None
-
-
-def _limit_threads(environment: MutableMapping[str, str]) -> str:
-    if given := [name for name in _COUNTS if environment.get(name)]:
-        return f"threads as {given[0]}={environment[given[0]]} says"
-    count, why = available()
-    if count < (os.cpu_count() or 1):
-        environment["OMP_NUM_THREADS"] = str(count)
-    return f"up to {count} thread{'s' * (count > 1)} ({why})"
-
-
-def _limit_waiting(environment: MutableMapping[str, str]) -> str:
-    if given := [name for name in _WAITS if environment.get(name)]:
-        return f"waiting threads as {given[0]}={environment[given[0]]} says"
-    if environment.get("OMP_NUM_THREADS", str(available()[0])) == "1":
-        return "a single thread waits for nobody"
-    library = gnu_openmp()
-    rounds = None if library is None else spin_rounds(library)
-    if rounds is None:
-        return "waiting threads as OpenMP has it: its spin could not be measured"
-    environment["GOMP_SPINCOUNT"] = str(rounds)
-    return f"waiting threads spin for {1e6 * SPIN:.0f} us (GOMP_SPINCOUNT={rounds}), then sleep"
 
 
 def gnu_openmp() -> Path | None:
@@ -149,18 +108,120 @@ def gnu_openmp() -> Path | None:
     return None
 
 
-def spin_rounds(library: Path, seconds: float = SPIN) -> int | None:
-    """How many rounds of the library's waiting loop take so long here; None where that cannot be measured.
+def _plan() -> tuple[Path | None, str]:
+    """The library whose threads are to be watched, None where they are left alone; and what holds, in words."""
+    if given := [name for name in _WAITS if os.environ.get(name)]:
+        return None, f"waiting threads as {given[0]}={os.environ[given[0]]} says"
+    if os.environ.get("OMP_NUM_THREADS", str(available()[0])) == "1":
+        return None, "a single thread waits for nobody"
+    library = gnu_openmp()
+    if library is None or waited() is None:
+        return None, "waiting threads as OpenMP has it"
+    return library, "waiting threads spin, but sleep while other programs want the processor"
 
-    A round is one pause instruction, which takes from 10 to 140 cycles by the processor's make.
+
+def waited(tasks: Path = Path("/proc/self/task")) -> float | None:
+    """Seconds that this process's threads were ready to run and had no core, summed; None where the kernel does
+    not count them. Threads that have ended take theirs with them."""
+    found = []
+    with contextlib.suppress(OSError):
+        for task in tasks.iterdir():
+            with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
+                found.append(int((task / "schedstat").read_bytes().split()[1]))
+    return sum(found) / 1e9 if found else None
+
+
+class Sleep:
+    """Lets waiting threads of GNU's OpenMP sleep instead of spin, from `begin` to `end`.
+
+    OpenMP spins a hundred rounds at most where it has more threads than there are processors, as its manual says
+    of GOMP_SPINCOUNT. So a team of threads is made that does nothing, and is kept.
     """
-    # the user's settings of OpenMP would be measured else
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    own |= {"GOMP_SPINCOUNT": str(_TRIED), "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-S", "-E", "-c", _MEASURE, str(library), str(_ASLEEP)]
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._done = threading.Event()
+        self._team: threading.Thread | None = None
+
+    @property
+    def on(self) -> bool:
+        """Whether threads sleep now."""
+        return self._team is not None
+
+    def begin(self) -> None:
+        """From the next wait on."""
+        if self._team is None:
+            self._done.clear()
+            self._team = threading.Thread(target=self._hold, daemon=True, name="mwpb-openmp-team")
+            self._team.start()
+
+    def end(self) -> None:
+        """Waiting threads spin again."""
+        if self._team is not None:
+            self._done.set()
+            self._team.join()
+            self._team = None
+
+    def _hold(self) -> None:
+        nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # of a null pointer, it does nothing
+        self._library.GOMP_parallel(nothing, None, processors() + 1, 0)
+        self._done.wait()
+
+
+class Watch:
+    """Chooses by what the kernel counts. sleep: what is switched. calm: how often in a row there was no contention
+    while threads slept."""
+
+    def __init__(self, sleep: Sleep) -> None:
+        self.sleep, self.calm = sleep, 0
+
+    def look(self, share: float) -> None:
+        """share: of the time since the last look, summed over the threads, ready without a core."""
+        if share > CONTENDED:
+            self.calm = 0
+            self.sleep.begin()
+        elif share < FREE and self.sleep.on:
+            self.calm += 1
+            if self.calm >= CALM:
+                self.sleep.end()
+
+
+_watching = False
+
+
+@contextlib.contextmanager
+def watched(interval: float = INTERVAL) -> Iterator[None]:
+    """Inside the block, OpenMP's waiting threads spin or sleep by whether the processor is contended.
+
+    Nothing is done where the user has said how they wait, for a single thread, for another OpenMP, or in a block
+    within a block.
+    """
+    global _watching
+    path, _ = _plan()
+    if path is None or _watching:
+        yield
+        return
+    stop = threading.Event()
+
+    def watch() -> None:
+        try:  # the instance that PyTorch has loaded, or none
+            sleep = Sleep(ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW))
+        except OSError:
+            return
+        choice, before, at = Watch(sleep), waited(), time.monotonic()
+        while not stop.wait(interval):
+            count, now = waited(), time.monotonic()
+            if before is not None and count is not None:
+                choice.look((count - before) / (now - at))
+            before, at = count, now
+        sleep.end()
+
+    watcher = threading.Thread(target=watch, daemon=True, name="mwpb-openmp-watch")
+    _watching = True
+    watcher.start()
     try:
-        ended = subprocess.run(command, env=own, capture_output=True, encoding="utf-8", timeout=10, check=True)
-        each = float(ended.stdout) / _TRIED
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
-    return max(1, min(_DEFAULT, round(seconds / each))) if each > 0 else None
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+        _watching = False

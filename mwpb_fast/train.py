@@ -29,6 +29,7 @@ from mwpb_fast.resume import FREE as FREE
 from mwpb_fast.runfolder import clear, held, sweep
 from mwpb_fast.signals import Interrupted, StopRequest, stop_requests
 from mwpb_fast.step import Step, StepResult
+from mwpb_fast.threads import watched
 
 
 class TrainingError(RuntimeError):
@@ -45,7 +46,7 @@ def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = Fals
     SIGHUP or SIGUSR1.
     """
     keep_freed_memory()
-    with held(folder), stop_requests() as request:
+    with held(folder), watched(), stop_requests() as request:
         trainer = Trainer(config, folder, request, quiet)
         if not resume:  # not before what this run needs has been found
             clear(folder)

@@ -44,6 +44,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _watched() -> Iterator[None]:
+    """The suite is as quick beside other programs as the trainer."""
+    with threads.watched():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     """Each test starts from the same state of every generator, so its order among others does not matter."""
