@@ -106,10 +106,10 @@ def trained(folder: Path, *words: str) -> dict[str, Any]:
     """Train and record the losses, the radii and what the newest checkpoint holds."""
     out = call("train", *words, f"--out={folder}")
     if out["status"] == 0:
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         for name in ("loss", "radius_min", "radius_mean", "radius_max", "learning_rate", "bad_steps"):
             out[name] = exact([line[name] for line in lines])
-        out["radii"] = digest(exact(json.loads((folder / "radii.json").read_text())["radii"]))
+        out["radii"] = digest(exact(json.loads((folder / "radii.json").read_bytes())["radii"]))
         state = newest(folder, "last")
         out |= {name: digest(state[name]) for name in ("model", "optimizer", "memory")}
         out["best"] = digest(newest(folder, "best")["model"])
@@ -122,7 +122,7 @@ def resolved(folder: Path, recipe: str) -> dict[str, Any]:
 
     out = call("train", recipe, *TINY, "--data.subset=32", "--epochs=0", f"--out={folder}")
     if out["status"] == 0:
-        out |= flat(yaml.safe_load((folder / "config.yaml").read_text()))
+        out |= flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     return out
 
 
@@ -136,7 +136,7 @@ def evaluated(folder: Path, engine: str) -> dict[str, Any]:
         out[f"{attack} status"] = done["status"]
         if done["status"] == 0:
             (path,) = folder.glob("evaluation-*.json")
-            out[attack] = json.loads(path.read_text())["attacks"][attack]["flags"]
+            out[attack] = json.loads(path.read_bytes())["attacks"][attack]["flags"]
     return out
 
 
@@ -287,7 +287,7 @@ def both(trees: Sequence[Path], pattern: str) -> list[Record]:
         finally:
             for process in processes:
                 process.kill()
-        return [json.loads(output.read_text()) for output in outputs]
+        return [json.loads(output.read_bytes()) for output in outputs]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
