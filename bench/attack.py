@@ -44,11 +44,11 @@ from record import Results
 from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
-from mwpb_fast.attacks.inner import cross_entropy
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.models import build_model
 
 REFERENCE = "mwpb eager fp32"

@@ -24,7 +24,7 @@ import torch
 from measure import spread
 from record import Results, leave_at_sigterm
 
-from mwpb_fast.log import read_records
+from mwpb_fast.runs.log import read_records
 
 CONTESTANTS = {
     "mwpb-fast": {},

@@ -33,7 +33,7 @@ from mwpb_fast import data
 from mwpb_fast.config import recipe
 from mwpb_fast.data.dataset import Config, Images, Loader
 from mwpb_fast.data.resident import ResidentLoader
-from mwpb_fast.log import Waits
+from mwpb_fast.runs.log import Waits
 
 COLUMNS = (
     ("set", "data", ""),

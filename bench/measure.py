@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from mwpb_fast.engine.precision import full_float32 as full_float32
-from mwpb_fast.files import to_json
-from mwpb_fast.memory import keep_freed_memory as keep_freed_memory
+from mwpb_fast.system.files import to_json
+from mwpb_fast.system.memory import keep_freed_memory as keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_ROUND = 2e-3  # seconds; a shorter round is repeated within one reading of the clock

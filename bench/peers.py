@@ -17,7 +17,7 @@ from ceilings import refuse_emulated
 from measure import SkippedError
 from torch import Tensor, nn
 
-from mwpb_fast.optional import attempt
+from mwpb_fast.system.optional import attempt
 
 EPS, STEP = 8 / 255, 2 / 255
 Attack = Callable[[Tensor, Tensor], Tensor]

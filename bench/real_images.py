@@ -20,8 +20,8 @@ from measure import write_results
 
 from mwpb_fast import train
 from mwpb_fast.config import Config, recipe, resolve
-from mwpb_fast.log import read_records
-from mwpb_fast.signals import StopRequest
+from mwpb_fast.runs.log import read_records
+from mwpb_fast.system.signals import StopRequest
 
 RECIPES = [f"small.{form}{base}" for base in ("at", "trades", "mart") for form in ("", "mwpb_")]
 BATCH = 64

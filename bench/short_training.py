@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from record import Results, leave_at_sigterm
 
-from mwpb_fast import checkpoint, data, train
+from mwpb_fast import data, train
 from mwpb_fast.config import Config, EvaluationConfig, PrecisionConfig, recipe
 from mwpb_fast.engine.precision import make_precision
-from mwpb_fast.evaluate import evaluate
-from mwpb_fast.log import read_records
+from mwpb_fast.evaluation.evaluate import evaluate
 from mwpb_fast.models import build_model, load_weights
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.log import read_records
 
 COLUMNS = (
     ("data", "data", ""),

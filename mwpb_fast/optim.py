@@ -11,7 +11,7 @@ import mwpb_kernels  # noqa: F401  # before PyTorch's optimizers import Triton, 
 import torch
 
 from mwpb_fast.config import ConfigError, OptimConfig
-from mwpb_fast.optional import attempt
+from mwpb_fast.system.optional import attempt
 
 
 def learning_rate(config: OptimConfig, epoch: int) -> float:

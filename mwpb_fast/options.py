@@ -19,7 +19,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mwpb_fast import yaml_file
 from mwpb_fast.config import (
     AXES,
     Config,
@@ -33,9 +32,10 @@ from mwpb_fast.config import (
     names,
     recipe,
     resolve,
+    yaml_file,
 )
-from mwpb_fast.values import check
-from mwpb_fast.values import word as read_word
+from mwpb_fast.config.option_values import check
+from mwpb_fast.config.option_values import word as read_word
 
 FIELDS = [field.name for field in dataclasses.fields(Config) if field.name != "recipe"]
 NAME = r"[\w-]+(\.[\w-]+)*"
@@ -265,7 +265,7 @@ def _unknown(name: str, config: Config) -> str:
 
 def check_attacks(config: EvaluationConfig) -> None:
     """Refuse an attack that there is not."""
-    from mwpb_fast.attacks.suite import find_attack
+    from mwpb_fast.evaluation.catalog import find_attack
 
     for name in config.attacks:
         find_attack(name)
@@ -274,8 +274,8 @@ def check_attacks(config: EvaluationConfig) -> None:
 def check_needs(config: Config) -> None:
     """Refuse what would end the evaluation of a run that is yet to be trained: an attack whose package is not
     installed or that needs more classes than there are, and a test split that is not there."""
-    from mwpb_fast.attacks.suite import find_attack
     from mwpb_fast.data import load_split
+    from mwpb_fast.evaluation.catalog import find_attack
 
     if not config.evaluation.attacks:
         raise ConfigError("evaluation.attacks is empty: there would be nothing to evaluate; or take --no-evaluate")

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mwpb_fast.engine.guard import Guard
-from mwpb_fast.engine.narrow import protect
 from mwpb_fast.engine.net import Net, crafting
+from mwpb_fast.engine.onednn_fault import protect
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.engine.rollback import Guard
 from mwpb_fast.optim import Average
 
 

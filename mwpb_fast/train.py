@@ -10,26 +10,27 @@ from typing import Any
 import mwpb_kernels as ops
 import torch
 
-from mwpb_fast import checkpoint, data, resume, yaml_file
+from mwpb_fast import data
 from mwpb_fast.attacks import pgd
-from mwpb_fast.attacks.accuracy import correct
-from mwpb_fast.attacks.inner import cross_entropy
-from mwpb_fast.config import Config, ConfigError, check_axes, to_dict
+from mwpb_fast.config import Config, ConfigError, check_axes, to_dict, yaml_file
 from mwpb_fast.engine import capture
 from mwpb_fast.engine.build import compiled, make_engine
 from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.engine.trial import try_model
-from mwpb_fast.files import to_json, write_atomically
-from mwpb_fast.log import RunLog, Waits, environment, epoch_line, note, progress
-from mwpb_fast.memory import keep_freed_memory
+from mwpb_fast.evaluation.accuracy import correct
+from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
-from mwpb_fast.resume import FREE as FREE
-from mwpb_fast.runfolder import clear, held, sweep
-from mwpb_fast.signals import Interrupted, StopRequest, stop_requests
+from mwpb_fast.runs import checkpoint, resume
+from mwpb_fast.runs.folder import clear, held, sweep
+from mwpb_fast.runs.log import RunLog, Waits, environment, epoch_line, note, progress
+from mwpb_fast.runs.resume import FREE as FREE
 from mwpb_fast.step import Step, StepResult
-from mwpb_fast.threads import watched
+from mwpb_fast.system.files import to_json, write_atomically
+from mwpb_fast.system.memory import keep_freed_memory
+from mwpb_fast.system.signals import Interrupted, StopRequest, stop_requests
+from mwpb_fast.system.threads import watched
 
 
 class TrainingError(RuntimeError):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mwpb_fast import threads
+from mwpb_fast.system import threads
 
 threads.prepare()  # reads nothing of PyTorch, which must not have been imported yet
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mwpb_fast.attacks.autoattack import COMPONENTS
 from mwpb_fast.config import EvaluationConfig, PrecisionConfig, recipe, to_dict
 from mwpb_fast.engine.precision import make_precision
-from mwpb_fast.evaluate import evaluate
+from mwpb_fast.evaluation.autoattack import COMPONENTS
+from mwpb_fast.evaluation.evaluate import evaluate
 from mwpb_fast.models import build_model
 
 package = pytest.importorskip("pyautoattack")

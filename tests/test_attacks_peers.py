@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
-from mwpb_fast.attacks.inner import cross_entropy
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 
 EPS, STEP, STEPS = Fraction(8, 255), Fraction(2, 255), 10

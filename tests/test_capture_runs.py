@@ -26,8 +26,8 @@ from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import Average, make_optimizer
 from mwpb_fast.perturbations import none
-from mwpb_fast.signals import Interrupted
 from mwpb_fast.step import Step
+from mwpb_fast.system.signals import Interrupted
 
 OPTIONS = ("--epochs=3", "--warmup_epochs=1", "--data.subset=192", "--optim.ema=0.9", "--optim.drops=[3]")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mwpb_fast import checkpoint
-from mwpb_fast.checkpoint import CheckpointError, CheckpointWriteError
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.checkpoint import CheckpointError, CheckpointWriteError
 
 
 def state(value: float) -> dict[str, object]:
@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
 WRITER = """
 import sys, torch
 from pathlib import Path
-from mwpb_fast import checkpoint
+from mwpb_fast.runs import checkpoint
 print("ready", flush=True)
 for epoch in range(100000):
     state = {"epoch": epoch, "w": torch.full((200, 200), float(epoch))}

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
-from mwpb_fast import cli, commands, doctor
+from mwpb_fast import cli
+from mwpb_fast.cli import commands, doctor
 from mwpb_fast.config import ConfigError, all_recipes
 from mwpb_fast.data.dataset import DataError
-from mwpb_fast.optional import Attempt
-from mwpb_fast.signals import Interrupted
+from mwpb_fast.system.optional import Attempt
+from mwpb_fast.system.signals import Interrupted
 
 TINY = ["--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--precision.device", "cpu"]
 
@@ -29,7 +30,7 @@ TINY = ["--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--prec
 def run(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "mwpb_fast.cli", *words],
+        [sys.executable, "-m", "mwpb_fast", *words],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -166,12 +167,12 @@ def test_status_of_an_error(
 
 
 def test_status_of_training_and_checkpoint_errors() -> None:
-    from mwpb_fast.checkpoint import CheckpointError, CheckpointWriteError
+    from mwpb_fast.runs.checkpoint import CheckpointError, CheckpointWriteError
     from mwpb_fast.train import TrainingError
 
-    assert cli._status(CheckpointError("x")) == 2
-    assert cli._status(CheckpointWriteError("x")) == 1
-    assert cli._status(TrainingError("x")) == 1
+    assert cli.entry._status(CheckpointError("x")) == 2
+    assert cli.entry._status(CheckpointWriteError("x")) == 1
+    assert cli.entry._status(TrainingError("x")) == 1
 
 
 def test_an_unforeseen_error_keeps_its_traceback(with_command: Callable[..., None]) -> None:
@@ -203,7 +204,7 @@ def test_unwritable_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_reader_that_leaves_is_no_error() -> None:
-    script = f"{sys.executable} -m mwpb_fast.cli recipes | head -n 1"
+    script = f"{sys.executable} -m mwpb_fast recipes | head -n 1"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
@@ -380,7 +381,7 @@ def test_warmup_that_never_ends_is_noted(tmp_path: Path, capsys: pytest.CaptureF
 def test_sigterm_in_training_leaves_with_143_and_goes_on(tmp_path: Path) -> None:
     words = ["train", "digits.mwpb_at", "--epochs", "500", "--out", "run", "--no-evaluate"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mwpb_fast.cli", *words],
+        [sys.executable, "-m", "mwpb_fast", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

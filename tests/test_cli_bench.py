@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mwpb_fast import cli, commands
+from mwpb_fast import cli
+from mwpb_fast.cli import commands
 
 
 def test_bench(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

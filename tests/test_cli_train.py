@@ -47,7 +47,7 @@ def test_the_commands_evaluation_is_what_runs(
         seen.update(more, evaluation=evaluation)
         return real(folder, evaluation, **more)
 
-    from mwpb_fast import evaluate
+    from mwpb_fast.evaluation import evaluate
 
     real = evaluate.evaluate_run
     monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
@@ -86,6 +86,6 @@ def test_full_disk_at_a_checkpoint_ends_with_1(
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mwpb_fast.checkpoint.write_atomically", full)
+    monkeypatch.setattr("mwpb_fast.runs.checkpoint.write_atomically", full)
     assert train(tmp_path, "--no-evaluate") == 1
     assert "cannot be written: No space left on device" in one_error_line(capsys)

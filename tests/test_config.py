@@ -29,9 +29,9 @@ from mwpb_fast.config import (
     resolve,
     to_dict,
 )
+from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.data.dataset import DataError
 from mwpb_fast.options import configure, explain, listing, read_yaml, split, values_of
-from mwpb_fast.radius import parse_radius
 
 START = recipe("table1.mwpb_at")
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 from test_data_sets import folder_files, picture, write
 
-from mwpb_fast import checkpoint, cli, data
-from mwpb_fast.checkpoint import read_newest
+from mwpb_fast import cli, data
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.data import Config, DataError, DataWriteError, find_set, load_split, prepare
-from mwpb_fast.evaluate import evaluate_run
-from mwpb_fast.files import write_atomically
+from mwpb_fast.evaluation.evaluate import evaluate_run
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.checkpoint import read_newest
+from mwpb_fast.system.files import write_atomically
 
 # each as the first but for one thing: another picture, another class's name, one image more, another size
 SETS = {

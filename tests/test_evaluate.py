@@ -20,12 +20,12 @@ from evaluate_cases import (
     short,  # noqa: F401  # a fixture
 )
 
-from mwpb_fast.attacks import autoattack as aa
-from mwpb_fast.attacks import sharded
-from mwpb_fast.attacks.score import wilson
-from mwpb_fast.attacks.suite import find_attack
 from mwpb_fast.config import ConfigError, EvaluationConfig
-from mwpb_fast.evaluate import format_table
+from mwpb_fast.evaluation import autoattack as aa
+from mwpb_fast.evaluation import sharded
+from mwpb_fast.evaluation.catalog import find_attack
+from mwpb_fast.evaluation.evaluate import format_table
+from mwpb_fast.evaluation.score import wilson
 from mwpb_fast.models import build_model
 from mwpb_fast.options import configure
 

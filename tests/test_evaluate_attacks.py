@@ -23,14 +23,14 @@ from evaluate_cases import (
 )
 from torch import Tensor, nn
 
-from mwpb_fast.attacks import autoattack as aa
-from mwpb_fast.attacks import sharded, suite
-from mwpb_fast.attacks.contract import Outcome, Setting
-from mwpb_fast.attacks.score import worst
-from mwpb_fast.attacks.spsa import SPSA
-from mwpb_fast.attacks.suite import find_attack
 from mwpb_fast.config import ConfigError, EvaluationConfig
-from mwpb_fast.evaluate import format_table
+from mwpb_fast.evaluation import autoattack as aa
+from mwpb_fast.evaluation import catalog, sharded
+from mwpb_fast.evaluation.catalog import find_attack
+from mwpb_fast.evaluation.contract import Outcome, Setting
+from mwpb_fast.evaluation.evaluate import format_table
+from mwpb_fast.evaluation.score import worst
+from mwpb_fast.evaluation.spsa import SPSA
 
 
 def two_sided(norm: int, n: int = 60) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
@@ -244,7 +244,7 @@ def test_fgsm_is_one_step_of_the_radius() -> None:
 
 @pytest.fixture
 def cheap_spsa(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(suite.NAMED, "spsa", suite.by_samples(SPSA(pairs=4, iterations=3)))
+    monkeypatch.setitem(catalog.NAMED, "spsa", catalog.by_samples(SPSA(pairs=4, iterations=3)))
 
 
 @pytest.mark.usefixtures("cheap_spsa")
@@ -341,7 +341,7 @@ def test_killed_evaluation_of_any_attack_goes_on(tmp_path: Path, monkeypatch: py
 
 def test_values_come_back_from_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharded, "SHARD", 10)
-    probe = suite.Attack(
+    probe = catalog.Attack(
         lambda model, x, y, index, setting: Outcome(torch.ones(len(y), dtype=torch.bool), values={"v": index / 2}),
         forwards=1,
     )

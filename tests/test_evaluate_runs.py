@@ -22,11 +22,12 @@ from evaluate_cases import (
     untrained_state,
 )
 
-from mwpb_fast import checkpoint, cli, data, train
+from mwpb_fast import cli, data, train
 from mwpb_fast.config import ConfigError, EvaluationConfig, PrecisionConfig, recipe, resolve, to_dict
 from mwpb_fast.data import Config, load_split
 from mwpb_fast.engine import precision
-from mwpb_fast.evaluate import assist, evaluate_run
+from mwpb_fast.evaluation.evaluate import assist, evaluate_run
+from mwpb_fast.runs import checkpoint
 
 
 @pytest.fixture

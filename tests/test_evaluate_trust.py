@@ -21,12 +21,12 @@ from evaluate_cases import (
 )
 from torch import Tensor, nn
 
-from mwpb_fast.attacks import autoattack as aa
-from mwpb_fast.attacks.contract import Setting, check_ball, check_images
-from mwpb_fast.attacks.suite import find_attack
 from mwpb_fast.config import ConfigError
-from mwpb_fast.engine.frozen import EvaluationError
-from mwpb_fast.evaluate import format_table
+from mwpb_fast.evaluation import autoattack as aa
+from mwpb_fast.evaluation.catalog import find_attack
+from mwpb_fast.evaluation.contract import Setting, check_ball, check_images
+from mwpb_fast.evaluation.evaluate import format_table
+from mwpb_fast.evaluation.model_checks import EvaluationError
 from mwpb_fast.models import build_model
 
 

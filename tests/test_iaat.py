@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from mwpb_fast.attacks import adaptive, pgd
-from mwpb_fast.attacks.inner import cross_entropy
 from mwpb_fast.config import PrecisionConfig
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.inner_losses import cross_entropy
 
 CPU = make_precision(PrecisionConfig(device="cpu"))
 KEY = torch.tensor([ops.derive_seed(1, 2)])

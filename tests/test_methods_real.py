@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mwpb_fast import checkpoint, data, train
+from mwpb_fast import data, train
 from mwpb_fast.config import recipe, resolve
-from mwpb_fast.log import read_records
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.log import read_records
 
 pytestmark = pytest.mark.slow
 

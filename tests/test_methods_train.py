@@ -12,10 +12,11 @@ import pytest
 import torch
 from test_train import StopAfter, assert_same, final_state
 
-from mwpb_fast import checkpoint, train
+from mwpb_fast import train
 from mwpb_fast.config import Config, ConfigError, check_axes, recipe, resolve
-from mwpb_fast.log import read_records
-from mwpb_fast.signals import Interrupted
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.log import read_records
+from mwpb_fast.system.signals import Interrupted
 
 FIXED = ("--budget=fixed",)
 AWP = ("--perturbation=awp",)

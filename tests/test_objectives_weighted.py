@@ -357,7 +357,7 @@ def test_a_base_whose_attack_loss_is_unknown_cannot_be_weighted_by_wat(
     (tmp_path / "own_inner").mkdir()
     (tmp_path / "own_inner" / "base.py").write_text(
         "from dataclasses import dataclass\n"
-        "from mwpb_fast.attacks.inner import dlr\n"
+        "from mwpb_fast.inner_losses import dlr\n"
         "from mwpb_fast.objectives.at import AT\n"
         "class Base(AT):\n"
         "    inner = staticmethod(dlr)\n"

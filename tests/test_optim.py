@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mwpb_fast.config import OptimConfig
-from mwpb_fast.engine.guard import Guard
+from mwpb_fast.engine.rollback import Guard
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 
 CONFIG = OptimConfig(lr=0.1, drops=(2, 4))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mwpb_fast.optional import Attempt, attempt, version_of
-from mwpb_fast.signals import Interrupted
+from mwpb_fast.system.optional import Attempt, attempt, version_of
+from mwpb_fast.system.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {
@@ -78,10 +78,11 @@ class Break:
             raise kind
 sys.meta_path.insert(0, Break())
 kind = KINDS[0]
-from mwpb_fast import cli, optim, plots
-from mwpb_fast.attacks import autoattack
+from mwpb_fast import cli, optim
+from mwpb_fast.runs import plots
+from mwpb_fast.evaluation import autoattack
 from mwpb_fast.data import dali
-from mwpb_fast.log import RunLog
+from mwpb_fast.runs.log import RunLog
 
 def told(name, call, *words):
     out, err = io.StringIO(), io.StringIO()
@@ -102,7 +103,7 @@ for kind in KINDS:
     told("NVIDIA DALI", dali._require_dali)
     told("NVIDIA apex", optim.apex_fused_sgd)
     told("matplotlib", plots.require_matplotlib)
-    told("TensorBoard", RunLog, pathlib.Path("run"))
+    told("TensorBoard", RunLog, pathlib.Path("run"), 1)
 """
 
 
@@ -164,7 +165,7 @@ def test_python_m_puts_the_current_folder_last(tmp_path: Path) -> None:
 
 
 def test_a_checkout_that_is_not_installed_says_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mwpb_fast import log
+    from mwpb_fast.runs import log
 
     monkeypatch.setattr(log, "version_of", lambda name: None)
     project = (ROOT / "pyproject.toml").read_text()

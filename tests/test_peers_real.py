@@ -21,13 +21,14 @@ import torch
 from evaluate_cases import PRECISION, run
 from torch import Tensor, nn
 
-from mwpb_fast.attacks import pgd, suite
-from mwpb_fast.attacks.autoattack import COMPONENTS
-from mwpb_fast.attacks.inner import cross_entropy
-from mwpb_fast.attacks.spsa import SPSA
+from mwpb_fast.attacks import pgd
 from mwpb_fast.config import EvaluationConfig
-from mwpb_fast.engine.frozen import frozen
 from mwpb_fast.engine.net import EagerNet
+from mwpb_fast.evaluation import catalog
+from mwpb_fast.evaluation.autoattack import COMPONENTS
+from mwpb_fast.evaluation.model_checks import frozen
+from mwpb_fast.evaluation.spsa import SPSA
+from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.models import build_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -94,7 +95,7 @@ def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
         ("square", "n_queries", QUERIES),
     ):
         monkeypatch.setitem(COMPONENTS[component].parameters, name, value)
-    monkeypatch.setitem(suite.NAMED, "spsa", suite.by_samples(FEW))
+    monkeypatch.setitem(catalog.NAMED, "spsa", catalog.by_samples(FEW))
 
 
 def torchattacks(name: str, **options: Any) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:

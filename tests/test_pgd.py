@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mwpb_fast.attacks import inner, pgd
+from mwpb_fast import inner_losses
+from mwpb_fast.attacks import pgd
 from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.models import build_model
@@ -32,7 +33,7 @@ def key(value: int = 7) -> Tensor:
 
 
 def attack(model: nn.Module, x: Tensor, y: Tensor, radius: Tensor, **options: Any) -> Tensor:
-    loss = options.pop("inner", inner.cross_entropy)
+    loss = options.pop("inner", inner_losses.cross_entropy)
     net = EagerNet(model, options.pop("precision", precision()))
     seed, index = options.pop("key", key()), options.pop("index", torch.arange(len(x)))
     clean = net.logits(x)
@@ -46,8 +47,8 @@ def downhill(model: nn.Module, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("start", ["none", "gaussian", "uniform"])
-@pytest.mark.parametrize("loss", [inner.cross_entropy, inner.carlini_wagner])
-def test_linf_reaches_the_corner_of_each_samples_ball(start: str, loss: inner.Inner) -> None:
+@pytest.mark.parametrize("loss", [inner_losses.cross_entropy, inner_losses.carlini_wagner])
+def test_linf_reaches_the_corner_of_each_samples_ball(start: str, loss: inner_losses.Inner) -> None:
     model, x, y = linear(), torch.rand(9, *SHAPE), torch.arange(9) % 2
     radius = torch.linspace(0.0, 0.3, 9)
     x_adv = attack(model, x, y, radius, start=start, steps=10, inner=loss)
@@ -182,44 +183,46 @@ def kl_loss(logits: Tensor, clean: Tensor | None, y: Tensor) -> Tensor:
 
 
 LOSSES = [
-    (inner.cross_entropy, cross_entropy_loss),
-    (inner.kl_to_clean, kl_loss),
-    (inner.carlini_wagner, margin_loss(50.0)),
-    (inner.dlr, dlr_loss),
+    (inner_losses.cross_entropy, cross_entropy_loss),
+    (inner_losses.kl_to_clean, kl_loss),
+    (inner_losses.carlini_wagner, margin_loss(50.0)),
+    (inner_losses.dlr, dlr_loss),
 ]
 
 
 @pytest.mark.parametrize(("closed", "loss"), LOSSES, ids=["ce", "kl", "cw", "dlr"])
-def test_closed_forms_are_the_gradients_of_the_losses(closed: inner.Inner, loss: Callable[..., Tensor]) -> None:
+def test_closed_forms_are_the_gradients_of_the_losses(
+    closed: inner_losses.Inner, loss: Callable[..., Tensor]
+) -> None:
     logits, clean = 3 * torch.randn(64, 10), 3 * torch.randn(64, 10)
     y = torch.randint(10, (64,))
-    expected = inner.gradient_of(loss)(logits.double(), clean.double(), y).float()
+    expected = inner_losses.gradient_of(loss)(logits.double(), clean.double(), y).float()
     torch.testing.assert_close(closed(logits, clean, y), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_values_worked_by_hand() -> None:
     logits, y = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0])
     assert margin_loss(50.0)(logits, None, y).item() == -51
-    assert inner.carlini_wagner(logits, None, y).tolist() == [[-1, 1, 0]]
+    assert inner_losses.carlini_wagner(logits, None, y).tolist() == [[-1, 1, 0]]
     fooled = torch.tensor([[0.0, 60.0, 1.0]])
-    assert inner.carlini_wagner(fooled, None, y).tolist() == [[0, 0, 0]]
+    assert inner_losses.carlini_wagner(fooled, None, y).tolist() == [[0, 0, 0]]
     four = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     assert dlr_loss(four, None, y).item() == pytest.approx(-0.5)
     # u / v with u = -(z0 - z1) = -1 and v = z0 - z2 = 2: (-1/v - u/v^2, 1/v, u/v^2, 0)
-    assert inner.dlr(four, None, y).flatten().tolist() == pytest.approx([-0.25, 0.5, -0.25, 0], abs=1e-6)
+    assert inner_losses.dlr(four, None, y).flatten().tolist() == pytest.approx([-0.25, 0.5, -0.25, 0], abs=1e-6)
     p = torch.tensor([[0.7, 0.2, 0.1]])
-    torch.testing.assert_close(inner.cross_entropy(p.log(), None, y), torch.tensor([[-0.3, 0.2, 0.1]]))
+    torch.testing.assert_close(inner_losses.cross_entropy(p.log(), None, y), torch.tensor([[-0.3, 0.2, 0.1]]))
     q = torch.tensor([[0.5, 0.3, 0.2]])
-    torch.testing.assert_close(inner.kl_to_clean(q.log(), p.log(), y), q - p)
+    torch.testing.assert_close(inner_losses.kl_to_clean(q.log(), p.log(), y), q - p)
 
 
 def test_kl_wants_the_clean_logits() -> None:
     with pytest.raises(ValueError, match="natural"):
-        inner.kl_to_clean(torch.zeros(1, 3), None, torch.zeros(1, dtype=torch.long))
+        inner_losses.kl_to_clean(torch.zeros(1, 3), None, torch.zeros(1, dtype=torch.long))
 
 
 def test_a_losss_own_gradient_needs_no_closed_form() -> None:
     model, x, y = linear(), torch.rand(5, *SHAPE), torch.arange(5) % 2
     radius = torch.full((5,), 0.1)
-    by_autograd = attack(model, x, y, radius, inner=inner.gradient_of(cross_entropy_loss))
+    by_autograd = attack(model, x, y, radius, inner=inner_losses.gradient_of(cross_entropy_loss))
     assert torch.equal(by_autograd, attack(model, x, y, radius))

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mwpb_fast import plots
 from mwpb_fast.config import ConfigError, recipe, to_dict
+from mwpb_fast.runs import plots
 
 EPS = 32 / 255
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mwpb_fast.commands import COMMANDS
+from mwpb_fast.cli.commands import COMMANDS
 from mwpb_fast.options import configure, split
 
 ROOT = Path(__file__).resolve().parents[1]

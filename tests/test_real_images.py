@@ -12,7 +12,7 @@ import pytest
 
 from mwpb_fast import data, train
 from mwpb_fast.config import recipe, resolve
-from mwpb_fast.log import read_records
+from mwpb_fast.runs.log import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow

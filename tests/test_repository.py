@@ -30,16 +30,12 @@ KERNELS = [p for p in PYTHON if p.is_relative_to(ROOT / "kernels")]
 # From the ground up: a module imports from the floors below it and, if it is a folder, from inside itself.
 # `package` is mwpb_fast's own __init__.
 FLOORS = (
-    ("lazy", "radius", "files", "signals", "streams", "crew", "memory", "threads", "optional"),
-    ("config", "checkpoint", "models", "data"),
-    ("log", "optim", "engine", "trust_text", "runfolder", "yaml_file", "values"),
-    ("step", "attacks", "budgets", "perturbations", "plots"),
-    ("objectives", "doctor"),
-    ("recipes", "resume"),
-    ("train", "evaluate"),
-    ("options", "trust"),
-    ("reproduce", "assess"),
-    ("commands",),
+    ("system", "config", "models"),
+    ("data", "budgets", "inner_losses", "optim", "engine"),
+    ("runs", "attacks", "step", "perturbations"),
+    ("evaluation", "objectives"),
+    ("options", "recipes", "train"),
+    ("reproduce",),
     ("cli", "package"),
     ("__main__",),
 )

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from mwpb_fast import checkpoint, cli, data, train
-from mwpb_fast.evaluate import evaluate_run
-from mwpb_fast.signals import Interrupted
+from mwpb_fast import cli, data, train
+from mwpb_fast.evaluation.evaluate import evaluate_run
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.system.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = [
@@ -162,7 +163,7 @@ def test_stopped_while_evaluating(whole: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_killed_and_gone_on(whole: Path, tmp_path: Path) -> None:
     """kill -9 once the second run has begun to train."""
-    script = [sys.executable, "-m", "mwpb_fast.cli", "reproduce", "table1", *DIGITS]
+    script = [sys.executable, "-m", "mwpb_fast", "reproduce", "table1", *DIGITS]
     log = tmp_path / "log"
     out = tmp_path / "out"
     with log.open("w") as file:
@@ -201,7 +202,7 @@ def test_a_row_that_fails_is_reported_and_the_others_go_on(
 
 def test_two_processes_share_the_runs(whole: Path, tmp_path: Path) -> None:
     """Each run is trained once, and both end with the whole table."""
-    script = [sys.executable, "-m", "mwpb_fast.cli", "reproduce", "table1", *DIGITS, "--out", str(tmp_path)]
+    script = [sys.executable, "-m", "mwpb_fast", "reproduce", "table1", *DIGITS, "--out", str(tmp_path)]
     both = [subprocess.Popen(script, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outs
@@ -277,7 +278,7 @@ def test_table_1_on_real_images_killed_half_way(shared_data: Path, tmp_path: Pat
     """reproduce table1 --subset 2000 --epochs 4 with the small model: killed, gone on, rendered."""
     data.prepare("cifar10", source=shared_data / "cifar10-jpeg.tar.xz", dir=tmp_path / "data")
     script = [
-        sys.executable, "-m", "mwpb_fast.cli", "reproduce", "table1", "--subset", "2000", "--epochs", "4",
+        sys.executable, "-m", "mwpb_fast", "reproduce", "table1", "--subset", "2000", "--epochs", "4",
         "--model", "smallresnet-16", "--seeds", "1", "--test-subset", "100", "--attacks", "natural,pgd20,cw20,aa",
         "--long-subset", "20", "--last", "cheap",
         "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out"),

@@ -15,17 +15,18 @@ import pytest
 import torch
 from test_train import final_state, tiny
 
-from mwpb_fast import checkpoint, cli, train
-from mwpb_fast.checkpoint import CheckpointError
+from mwpb_fast import cli, train
 from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.data.dataset import DataError, Images
 from mwpb_fast.engine.precision import Precision
-from mwpb_fast.evaluate import evaluate
-from mwpb_fast.files import to_json
-from mwpb_fast.log import parse_records, read_records
-from mwpb_fast.plots import read_run
+from mwpb_fast.evaluation.evaluate import evaluate
 from mwpb_fast.reproduce.gather import _number
-from mwpb_fast.runfolder import sweep
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.checkpoint import CheckpointError
+from mwpb_fast.runs.folder import sweep
+from mwpb_fast.runs.log import parse_records, read_records
+from mwpb_fast.runs.plots import read_run
+from mwpb_fast.system.files import to_json
 
 WORDS = ["train", "digits.mwpb_at", "--data.subset=64", "--data.batch_size=16", "--model.name=smallresnet-4",
          "--warmup_epochs=0", "--attack.steps=1", "--no-evaluate", "--quiet"]  # fmt: skip

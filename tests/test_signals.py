@@ -14,12 +14,14 @@ import pytest
 import torch
 from test_train import final_state, tiny
 
-from mwpb_fast import checkpoint, cli, commands, models, train
+from mwpb_fast import cli, models, train
+from mwpb_fast.cli import commands
 from mwpb_fast.data import store
 from mwpb_fast.reproduce import execute
-from mwpb_fast.signals import STOPS, Interrupted, raised, stop_requests
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.system.signals import STOPS, Interrupted, raised, stop_requests
 
-COMMAND = [sys.executable, "-m", "mwpb_fast.cli"]
+COMMAND = [sys.executable, "-m", "mwpb_fast"]
 ENDLESS = ["train", "digits.at", "--epochs=100000", "--data.subset=64", "--data.batch_size=16", "--attack.steps=1",
            "--model.name=smallresnet-4", "--no-evaluate", "--out=run"]  # fmt: skip
 
@@ -160,7 +162,7 @@ def test_a_second_sigterm_while_a_checkpoint_is_written_leaves_the_one_before(
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("mwpb_fast.checkpoint.write_atomically", impatient)
+    monkeypatch.setattr("mwpb_fast.runs.checkpoint.write_atomically", impatient)
     with raised(), pytest.raises(Interrupted):
         train.run(tiny("--epochs=2"), tmp_path, quiet=True)
     monkeypatch.undo()

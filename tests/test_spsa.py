@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mwpb_fast.attacks.spsa import SPSA, margin
-from mwpb_fast.attacks.suite import find_attack
+from mwpb_fast.evaluation.catalog import find_attack
+from mwpb_fast.evaluation.spsa import SPSA, margin
 from mwpb_fast.models import build_model
 
 

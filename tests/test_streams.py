@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from mwpb_fast import cli, commands
-from mwpb_fast.log import read_records
-from mwpb_fast.streams import Lasting
+from mwpb_fast import cli
+from mwpb_fast.cli import commands
+from mwpb_fast.runs.log import read_records
+from mwpb_fast.system.streams import Lasting
 
-RUN = (f"{sys.executable} -m mwpb_fast.cli train digits.at --epochs 3 --data.subset 32 --data.batch_size 16 "
-       "--attack.steps 1 --data.validation 0 --model.name smallresnet-4 --no-evaluate --out run")  # fmt: skip
+RUN = (f"{sys.executable} -m mwpb_fast train digits.at --epochs 3 --data.subset 32 --data.batch_size 16 "
+       "--attack.steps 1 --data.validation 0 --model.name smallresnet-16 --no-evaluate --out run")  # fmt: skip
 
 
 def shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -64,14 +65,14 @@ def test_a_terminal_that_goes_away_with_its_progress_bar(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("line", ["recipes", "data list", "--help", "train --help"])
 def test_what_only_prints_says_that_it_could_not(line: str, tmp_path: Path) -> None:
-    done = shell(f"{sys.executable} -m mwpb_fast.cli {line} > /dev/full", tmp_path)
+    done = shell(f"{sys.executable} -m mwpb_fast {line} > /dev/full", tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("mwpb-fast: standard output: No space left on device")
     assert done.stderr.count("\n") == 1
 
 
 def test_a_reader_that_has_enough_is_no_failure(tmp_path: Path) -> None:
-    done = shell(f"{sys.executable} -m mwpb_fast.cli recipes | head -n 1", tmp_path)
+    done = shell(f"{sys.executable} -m mwpb_fast recipes | head -n 1", tmp_path)
     assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
 
 

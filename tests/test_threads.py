@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mwpb_fast import threads
+from mwpb_fast.system import threads
 
 
 def group(folder: Path, **files: str) -> None:
@@ -126,7 +126,7 @@ def test_threads_sleep_under_contention_and_spin_again_after_it() -> None:
 # The processor time of a thread that waits for one which sleeps, in a team of two: what it spins.
 WAITING = """
 import ctypes, os, time
-from mwpb_fast import threads
+from mwpb_fast.system import threads
 import torch
 library = ctypes.CDLL(str(threads.gnu_openmp()), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
 sleep = threads.Sleep(library)
@@ -174,7 +174,7 @@ def test_sleep_ends_the_spin() -> None:
 def test_a_block_within_a_block_and_after_it() -> None:
     code = """
 import threading, torch
-from mwpb_fast import threads
+from mwpb_fast.system import threads
 count = lambda: sum(t.name == "mwpb-openmp-watch" for t in threading.enumerate())
 with threads.watched():
     with threads.watched():

@@ -17,14 +17,15 @@ import pytest
 import torch
 import yaml
 
-from mwpb_fast import checkpoint, train
+from mwpb_fast import train
 from mwpb_fast.config import Config, ConfigError, from_dict, recipe, resolve
 from mwpb_fast.engine import build
-from mwpb_fast.engine.conv import FUSED, PLAIN, FoldedConv
+from mwpb_fast.engine.layers import FUSED, PLAIN, FoldedConv
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.twin import TwinNet
-from mwpb_fast.log import read_records
-from mwpb_fast.signals import Interrupted
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.log import read_records
+from mwpb_fast.system.signals import Interrupted
 
 TIMES = ("seconds", "images_per_second", "wait_share")
 TINY = ["--epochs=2", "--warmup_epochs=1", "--data.subset=200", "--model.name=smallresnet-8", "--attack.steps=2"]
@@ -173,7 +174,7 @@ def test_normalisation_is_saved_with_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_checkpoint_and_leave(tmp_path: Path, number: signal.Signals, status: int) -> None:
-    command = [sys.executable, "-m", "mwpb_fast.cli", "train", "digits.mwpb_at", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "mwpb_fast", "train", "digits.mwpb_at", "--out", str(tmp_path)]
     options = ["--epochs=500", "--warmup_epochs=1", "--model.name=smallresnet-8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE

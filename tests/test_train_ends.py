@@ -13,15 +13,16 @@ import pytest
 import torch
 from test_train import TINY, StopAfter, assert_same, final_state, tiny
 
-from mwpb_fast import checkpoint, cli, train
-from mwpb_fast.log import progress, read_records
-from mwpb_fast.signals import Interrupted
+from mwpb_fast import cli, train
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.log import progress, read_records
+from mwpb_fast.system.signals import Interrupted
 
 OBJECTIVE = """
 from dataclasses import dataclass
 
 import torch
-from mwpb_fast.attacks.inner import cross_entropy
+from mwpb_fast.inner_losses import cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ def test_a_stop_after_the_last_look_ends_the_command_before_its_evaluation(
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(train.Trainer, "_write_radii", stopped)
-    monkeypatch.setattr("mwpb_fast.evaluate.evaluate_run", None)
+    monkeypatch.setattr("mwpb_fast.evaluation.evaluate.evaluate_run", None)
     words = ["train", "digits.mwpb_at", *TINY, "--evaluation.attacks=natural", "--quiet", "--out", str(tmp_path)]
     assert cli.main(words) == 130
     assert capsys.readouterr().err == "mwpb-fast: stopped by SIGINT; the same command goes on from here\n"

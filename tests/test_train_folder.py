@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mwpb_fast import checkpoint, cli, train
+from mwpb_fast import cli, train
 from mwpb_fast.config import Config, ConfigError, recipe, resolve
 from mwpb_fast.reproduce import plan
-from mwpb_fast.runfolder import clear
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.folder import clear
 
 TINY = ["--epochs=1", "--warmup_epochs=0", "--data.subset=128", "--model.name=smallresnet-8", "--attack.steps=1"]
 
@@ -31,7 +32,7 @@ def test_second_process_is_refused_until_the_first_is_killed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", "digits.mwpb_at", *TINY, "--epochs=5000", "--no-evaluate", "--quiet", "--out", str(tmp_path)]
-    first = subprocess.Popen([sys.executable, "-m", "mwpb_fast.cli", *words])
+    first = subprocess.Popen([sys.executable, "-m", "mwpb_fast", *words])
     try:
         deadline = time.monotonic() + 60
         while not checkpoint.existing(tmp_path / "checkpoints", "last"):

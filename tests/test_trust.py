@@ -20,14 +20,15 @@ from evaluate_cases import (
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mwpb_fast import checkpoint, cli
-from mwpb_fast.attacks import sharded
-from mwpb_fast.attacks.probes import gradients, weighted
+from mwpb_fast import cli
 from mwpb_fast.budgets import fixed, margin
 from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.data import Config, load_split
-from mwpb_fast.trust import compare, judge, plan, sweep, trust_run
-from mwpb_fast.trust_text import markdown
+from mwpb_fast.evaluation import sharded
+from mwpb_fast.evaluation.probes import gradients, weighted
+from mwpb_fast.evaluation.trust import compare, judge, plan, sweep, trust_run
+from mwpb_fast.evaluation.trust_report import markdown
+from mwpb_fast.runs import checkpoint
 
 DIGITS = EvaluationConfig(eps=Fraction(24, 255), step_size=Fraction(3, 255), subset=100)
 

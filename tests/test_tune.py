@@ -13,7 +13,7 @@ from torch import Tensor
 from twin_cases import CPU32, Operators, needs_bf16, ours, randomise, same
 
 from mwpb_fast.engine import tune as tuning
-from mwpb_fast.engine.conv import EPILOGUE, FUSED, PLAIN, FoldedConv, _Fused
+from mwpb_fast.engine.layers import EPILOGUE, FUSED, PLAIN, FoldedConv, _Fused
 from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import TwinNet
 

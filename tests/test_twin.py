@@ -26,10 +26,10 @@ from twin_cases import (
 )
 
 from mwpb_fast.attacks import pgd
-from mwpb_fast.attacks.inner import gradient_of
-from mwpb_fast.engine.conv import EPILOGUE, FUSED, PLAIN, FoldedConv, FoldedLinear, FoldedNorm
+from mwpb_fast.engine.layers import EPILOGUE, FUSED, PLAIN, FoldedConv, FoldedLinear, FoldedNorm
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.inner_losses import gradient_of
 
 
 @pytest.fixture(params=MODELS)

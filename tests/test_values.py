@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mwpb_fast import cli, yaml_file
-from mwpb_fast.config import ConfigError, recipe, to_dict
+from mwpb_fast import cli
+from mwpb_fast.config import ConfigError, recipe, to_dict, yaml_file
+from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.options import configure, read_config
-from mwpb_fast.radius import parse_radius
 
 
 def given(folder: Path, text: str) -> Any:

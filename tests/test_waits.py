@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mwpb_fast.log import Waits, own_version
+from mwpb_fast.runs.log import Waits, own_version
 
 
 def test_only_the_wait_for_items_is_counted() -> None:
@@ -42,7 +42,7 @@ def test_freed_memory_is_kept() -> None:
     """A block of 36 MiB that is freed and asked for again is not mapped anew, page by page."""
     code = (
         "import resource, sys, torch\n"
-        "from mwpb_fast.memory import keep_freed_memory\n"
+        "from mwpb_fast.system.memory import keep_freed_memory\n"
         "kept = sys.argv[1] == 'keep' and keep_freed_memory()\n"
         "def fill(): torch.ones(9 * 2**20)\n"
         "for _ in range(20): fill()\n"

@@ -12,19 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from mwpb_fast import checkpoint, train
+from mwpb_fast import train
 from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import margin
 from mwpb_fast.config import Config, OptimConfig, PrecisionConfig, recipe, resolve
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
-from mwpb_fast.log import read_records
 from mwpb_fast.models import build_model
 from mwpb_fast.objectives import at, gairat, mail, trades, wat
 from mwpb_fast.optim import make_optimizer
 from mwpb_fast.perturbations import none
-from mwpb_fast.signals import Interrupted
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.log import read_records
 from mwpb_fast.step import Step
+from mwpb_fast.system.signals import Interrupted
 
 BASES = ("at", "trades", "mart")
 CPU = make_precision(PrecisionConfig(device="cpu"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mwpb_fast.lazy import ops, torch
+from mwpb_fast.system.lazy import ops, torch
 
 
 def other_key(key: torch.Tensor, number: int) -> torch.Tensor:

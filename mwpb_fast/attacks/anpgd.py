@@ -7,11 +7,11 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
 from mwpb_fast.attacks import pgd
-from mwpb_fast.lazy import torch
+from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.attacks.inner import Inner, Notes
     from mwpb_fast.engine.net import Net
+    from mwpb_fast.inner_losses import Inner, Notes
 
 ABOVE = 1.05  # the search goes so far beyond d_max, so that what reaches it is told from what does not
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks._noise import other_key
-from mwpb_fast.lazy import ops, torch
+from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.attacks.inner import Inner, Notes
     from mwpb_fast.engine.net import Net
+    from mwpb_fast.inner_losses import Inner, Notes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mwpb_fast.lazy import torch
+from mwpb_fast.system.lazy import torch
 
 
 @dataclass(frozen=True, kw_only=True)

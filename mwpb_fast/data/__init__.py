@@ -27,7 +27,7 @@ from mwpb_fast.data.dataset import (
 from mwpb_fast.data.identity import KIND, difference, identity, identity_of, require_same
 from mwpb_fast.data.prepare import find_set, known_sets, load_encoded, load_split, prepare
 from mwpb_fast.data.resident import ResidentLoader, eval_batches
-from mwpb_fast.lazy import torch
+from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.data.dataset import Batch, Config, DataError, Images, Plan
-from mwpb_fast.lazy import ops, torch
-from mwpb_fast.optional import attempt
+from mwpb_fast.system.lazy import ops, torch
+from mwpb_fast.system.optional import attempt
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from mwpb_fast.lazy import ops, torch
+from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from mwpb_fast.data.dataset import DataError, Images, split_validation
-from mwpb_fast.lazy import torch
-from mwpb_fast.optional import attempt
+from mwpb_fast.system.lazy import torch
+from mwpb_fast.system.optional import attempt
 
 NAMES = ("digits",)
 TEST_FRACTION = 0.2

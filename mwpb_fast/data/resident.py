@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mwpb_fast.data.dataset import Batch, Config, Images, Plan
-from mwpb_fast.lazy import ops, torch
+from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast.data.dataset import DataError, DataWriteError
-from mwpb_fast.files import honour_umask, sync, to_json, write_atomically
+from mwpb_fast.system.files import honour_umask, sync, to_json, write_atomically
 
 _checked: set[tuple[str, str, int, int]] = set()  # what this process has compared: path, SHA-256, size, time
 

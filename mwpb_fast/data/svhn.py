@@ -14,7 +14,7 @@ from mwpb_fast.data.archive import Tree
 from mwpb_fast.data.dataset import DataError
 from mwpb_fast.data.decode import Arrays, RawSet
 from mwpb_fast.data.download import Download
-from mwpb_fast.optional import attempt
+from mwpb_fast.system.optional import attempt
 
 NAMES = ("svhn",)
 _BASE = "http://ufldl.stanford.edu/housenumbers/"

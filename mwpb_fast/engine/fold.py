@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from mwpb_fast.engine.conv import Folded, FoldedConv, FoldedLinear, FoldedNorm
+from mwpb_fast.engine.layers import Folded, FoldedConv, FoldedLinear, FoldedNorm
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")

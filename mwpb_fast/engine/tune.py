@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mwpb_fast.engine.conv import EPILOGUE, FUSED, PLAIN, FoldedConv
+from mwpb_fast.engine.layers import EPILOGUE, FUSED, PLAIN, FoldedConv
 from mwpb_fast.engine.net import module_mode
 from mwpb_fast.engine.recorder import WARM_UP, CudaRecorder
 from mwpb_fast.engine.twin import TwinNet

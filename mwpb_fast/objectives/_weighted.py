@@ -12,7 +12,7 @@ from mwpb_fast.config import axis_config, names
 if TYPE_CHECKING:
     import torch
 
-    from mwpb_fast.attacks.inner import Inner, Notes
+    from mwpb_fast.inner_losses import Inner, Notes
 
 
 def base_objective(name: str, beta: float | None) -> Any:

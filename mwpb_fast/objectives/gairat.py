@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mwpb_fast.lazy import torch
 from mwpb_fast.objectives._weighted import Reweighted, base_objective
+from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.attacks.inner import Notes
+    from mwpb_fast.inner_losses import Notes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mwpb_fast.attacks.inner import cross_entropy
-from mwpb_fast.lazy import ops, torch
+from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.objectives._terms import Terms
+from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.attacks.inner import Notes
+    from mwpb_fast.inner_losses import Notes
 
 
 @dataclass(frozen=True, kw_only=True)

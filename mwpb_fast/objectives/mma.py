@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mwpb_fast.attacks.anpgd import ascend_soft_margin
-from mwpb_fast.lazy import torch
+from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.attacks.inner import Notes
+    from mwpb_fast.inner_losses import Notes
 
 
 @dataclass(frozen=True, kw_only=True)

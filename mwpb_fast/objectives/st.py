@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mwpb_fast.attacks.inner import kl_to_clean
 from mwpb_fast.attacks.squeeze import pick, select
-from mwpb_fast.lazy import ops, torch
+from mwpb_fast.inner_losses import kl_to_clean
+from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.attacks.inner import Notes
+    from mwpb_fast.inner_losses import Notes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mwpb_fast.attacks.inner import cross_entropy, gradient_of, kl_to_clean
-from mwpb_fast.lazy import ops, torch
+from mwpb_fast.inner_losses import cross_entropy, gradient_of, kl_to_clean
 from mwpb_fast.objectives._weighted import Reweighted, base_objective
+from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.attacks.inner import Inner, Notes
+    from mwpb_fast.inner_losses import Inner, Notes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mwpb_fast.lazy import ops, torch
 from mwpb_fast.perturbations.none import Nothing
+from mwpb_fast.system.lazy import ops, torch
 
 # The direction alone counts, so the loss may be scaled: the gradients of a mean over the batch come near the
 # smallest numbers of fp16. A power of two changes no digit of fp32 and bf16.

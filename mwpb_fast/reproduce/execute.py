@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast import data, train
-from mwpb_fast.attacks.suite import find_attack
 from mwpb_fast.config import EvaluationConfig
-from mwpb_fast.evaluate import evaluate_run
-from mwpb_fast.files import to_json, write_atomically
+from mwpb_fast.evaluation.catalog import find_attack
+from mwpb_fast.evaluation.evaluate import evaluate_run
 from mwpb_fast.reproduce.plan import Job, read_results, result_key
+from mwpb_fast.system.files import to_json, write_atomically
 
 KEPT = ("accuracy", "interval", "norm", "eps", "parameters", "after", "warnings", "deviations", "seconds")
 

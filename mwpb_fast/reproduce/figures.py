@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mwpb_fast.plots import COLOURS, INK, STYLE, histogram, read_run, require_matplotlib
+from mwpb_fast.runs.plots import COLOURS, INK, STYLE, histogram, read_run, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast.config import to_dict
-from mwpb_fast.log import read_records
 from mwpb_fast.reproduce.plan import Job, changes, read_results, result_key, test_images
 from mwpb_fast.reproduce.tables import Column, Row, Table
+from mwpb_fast.runs.log import read_records
 
 FORMAT = 1
 CHECKPOINTS = ("best", "last")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast.config import ConfigError
-from mwpb_fast.files import to_json, write_atomically
 from mwpb_fast.reproduce.gather import CHECKPOINTS
+from mwpb_fast.system.files import to_json, write_atomically
 
 MISSING = "-"
 FIELDS = (

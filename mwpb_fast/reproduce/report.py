@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mwpb_fast.log import table as text_table
 from mwpb_fast.reproduce import render
 from mwpb_fast.reproduce.gather import gather
 from mwpb_fast.reproduce.plan import Job, changes
 from mwpb_fast.reproduce.tables import Table
+from mwpb_fast.runs.log import table as text_table
 
 
 def publish(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mwpb_fast.lazy import ops, torch
+from mwpb_fast.system.lazy import ops, torch
 
 Inner = Callable[["torch.Tensor", "torch.Tensor | None", "torch.Tensor"], "torch.Tensor"]
 

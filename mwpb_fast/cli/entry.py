@@ -12,20 +12,20 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from mwpb_fast import threads
-from mwpb_fast.commands import COMMANDS, PRINTING
+from mwpb_fast.cli.commands import COMMANDS, PRINTING
 from mwpb_fast.config import ConfigError
-from mwpb_fast.log import own_version
-from mwpb_fast.signals import Interrupted, raised
-from mwpb_fast.streams import Lasting, lasting
+from mwpb_fast.runs.log import own_version
+from mwpb_fast.system import threads
+from mwpb_fast.system.signals import Interrupted, raised
+from mwpb_fast.system.streams import Lasting, lasting
 
 # by name, since the modules that raise them are imported only where they are needed
 STATUS = {
     "mwpb_fast.config.ConfigError": 2,
     "mwpb_fast.data.dataset.DataError": 2,
     "mwpb_fast.data.dataset.DataWriteError": 1,
-    "mwpb_fast.checkpoint.CheckpointError": 2,
-    "mwpb_fast.checkpoint.CheckpointWriteError": 1,
+    "mwpb_fast.runs.checkpoint.CheckpointError": 2,
+    "mwpb_fast.runs.checkpoint.CheckpointWriteError": 1,
     "mwpb_fast.train.TrainingError": 1,
     "torch.OutOfMemoryError": 1,
     "builtins.MemoryError": 1,

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mwpb_fast.files import to_json
-from mwpb_fast.optional import Attempt, attempt, version_of
+from mwpb_fast.system.files import to_json
+from mwpb_fast.system.optional import Attempt, attempt, version_of
 
 OK, MISSING, BROKEN, NOTE = "ok", "missing", "broken", "note"
 SLOW = "CPU ops run as plain PyTorch, several times slower; mend that, then "
@@ -41,7 +41,7 @@ def report(as_json: bool = False) -> str:
     found, ops = findings(), implementations()
     if as_json:
         return to_json({"findings": [asdict(finding) for finding in found], "ops": ops}, indent=1)
-    from mwpb_fast.log import table
+    from mwpb_fast.runs.log import table
 
     width = max(len(finding.name) for finding in found)
     lines = []
@@ -64,9 +64,9 @@ def machine() -> Iterator[Finding]:
     """Interpreter, PyTorch, devices, precision, disk."""
     import torch
 
-    from mwpb_fast import threads
     from mwpb_fast.engine.processor import cpu_has_bf16, vector_floats
-    from mwpb_fast.log import cpu_name
+    from mwpb_fast.runs.log import cpu_name
+    from mwpb_fast.system import threads
 
     yield Finding("python", OK, platform.python_version())
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"

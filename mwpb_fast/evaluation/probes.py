@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mwpb_fast.attacks.accuracy import correct
-from mwpb_fast.attacks.contract import Attack, Outcome, Setting
-from mwpb_fast.attacks.inner import cross_entropy
-from mwpb_fast.attacks.suite import descent
 from mwpb_fast.engine.net import EagerNet
-from mwpb_fast.lazy import torch
+from mwpb_fast.evaluation.accuracy import correct
+from mwpb_fast.evaluation.catalog import descent
+from mwpb_fast.evaluation.contract import Attack, Outcome, Setting
+from mwpb_fast.inner_losses import cross_entropy
+from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
     from mwpb_fast.engine.net import Net

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from mwpb_fast.attacks.contract import Attack, Outcome, Setting
-from mwpb_fast.files import to_json, write_atomically
+from mwpb_fast.evaluation.contract import Attack, Outcome, Setting
+from mwpb_fast.system.files import to_json, write_atomically
 
 SHARD = 250
 Report = Callable[[int], None]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mwpb_fast.config import ConfigError
-from mwpb_fast.lazy import torch
-from mwpb_fast.optional import attempt, version_of
+from mwpb_fast.system.lazy import torch
+from mwpb_fast.system.optional import attempt, version_of
 
 TARGETS = 9
 SQUARE_MARGIN = 0.002

@@ -12,14 +12,14 @@ import mwpb_kernels as ops
 import torch
 
 from mwpb_fast import data
-from mwpb_fast.attacks.contract import Attack, Setting, check_images
-from mwpb_fast.attacks.sharded import ShardedAttack, Watched
-from mwpb_fast.attacks.suite import find_attack, shard_name
 from mwpb_fast.config import EvaluationConfig
-from mwpb_fast.engine.frozen import EvaluationError, check_model, frozen, hash_model
 from mwpb_fast.engine.precision import Precision, full_float32
 from mwpb_fast.engine.trial import fault
-from mwpb_fast.log import environment
+from mwpb_fast.evaluation.catalog import find_attack, shard_name
+from mwpb_fast.evaluation.contract import Attack, Setting, check_images
+from mwpb_fast.evaluation.model_checks import EvaluationError, check_model, frozen, hash_model
+from mwpb_fast.evaluation.sharded import ShardedAttack, Watched
+from mwpb_fast.runs.log import environment
 
 NORM = "linf"
 

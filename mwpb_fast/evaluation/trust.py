@@ -18,12 +18,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from mwpb_fast.attacks.probes import gradients, weighted
-from mwpb_fast.attacks.score import NORMAL_QUANTILE
 from mwpb_fast.config import Config, ConfigError, EvaluationConfig
-from mwpb_fast.evaluate import evaluate_run, read_weights, result_path
-from mwpb_fast.files import to_json, write_atomically
-from mwpb_fast.trust_text import in_255, markdown
+from mwpb_fast.evaluation.evaluate import evaluate_run, read_weights, result_path
+from mwpb_fast.evaluation.probes import gradients, weighted
+from mwpb_fast.evaluation.score import NORMAL_QUANTILE
+from mwpb_fast.evaluation.trust_report import in_255, markdown
+from mwpb_fast.system.files import to_json, write_atomically
 
 STEPS = ("pgd10", "pgd20", "pgd50", "pgd100")
 RESTARTS = ("pgd20", "pgd20x5")

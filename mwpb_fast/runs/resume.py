@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from mwpb_fast import checkpoint
-from mwpb_fast.checkpoint import CheckpointError
 from mwpb_fast.config import Config, ConfigError, from_dict, to_dict
 from mwpb_fast.engine.net import Net
 from mwpb_fast.engine.tune import take
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.optim import Average
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.checkpoint import CheckpointError
 
 # what may change when a run goes on: options, or some of a group's. Not evaluation.eps, at which the best epoch is
 # chosen; both loaders give the same batches.

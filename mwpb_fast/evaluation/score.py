@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mwpb_fast.attacks.autoattack import square_warning
-from mwpb_fast.log import table
+from mwpb_fast.evaluation.autoattack import square_warning
+from mwpb_fast.runs.log import table
 
 if TYPE_CHECKING:
-    from mwpb_fast.attacks.contract import Setting
-    from mwpb_fast.attacks.sharded import ShardedAttack
+    from mwpb_fast.evaluation.contract import Setting
+    from mwpb_fast.evaluation.sharded import ShardedAttack
 
 NORMAL_QUANTILE = 1.959963984540054  # 97.5 %
 

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mwpb_fast.config.option_values import path, whole
 from mwpb_fast.options import Parser
 from mwpb_fast.reproduce import tables
 from mwpb_fast.reproduce.plan import make_jobs
 from mwpb_fast.reproduce.report import plan_lines, publish
-from mwpb_fast.values import path, whole
 
 
 def reproduce(arguments: Sequence[str]) -> int:

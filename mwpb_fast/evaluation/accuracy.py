@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from mwpb_fast.lazy import torch
+from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
     from mwpb_fast.engine.net import Net

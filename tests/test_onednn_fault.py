@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mwpb_fast import doctor
-from mwpb_fast.engine import narrow, processor
+from mwpb_fast.cli import doctor
+from mwpb_fast.engine import onednn_fault, processor
 from mwpb_fast.engine.twin import EngineWarning
 from mwpb_fast.models import build_model
 
@@ -47,10 +47,10 @@ LAYERS = {
 @pytest.fixture
 def detour() -> Iterator[Any]:
     """As on a processor with AVX-512. `calls`: the strides with which weight gradients were asked for."""
-    before = narrow._detour
+    before = onednn_fault._detour
     if before is not None:
         before.remove()
-    made: Any = narrow._Detour(16)
+    made: Any = onednn_fault._Detour(16)
     plain, made.calls = made.plain, []
 
     class Noting:
@@ -63,7 +63,7 @@ def detour() -> Iterator[Any]:
     yield made
     made.remove()
     if before is not None:
-        narrow._detour = narrow._Detour(before.channels)
+        onednn_fault._detour = onednn_fault._Detour(before.channels)
 
 
 def layer_and_batch(name: str) -> tuple[Any, Tensor]:
@@ -153,15 +153,15 @@ def test_vectors_of_processors(
 def test_it_is_there_where_the_fault_can_strike(
     floats: int, narrowest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(narrow, "vector_floats", lambda: floats)
-    monkeypatch.setattr(narrow, "_Detour", lambda channels: channels)
+    monkeypatch.setattr(onednn_fault, "vector_floats", lambda: floats)
+    monkeypatch.setattr(onednn_fault, "_Detour", lambda channels: channels)
     for width in (1, 2, 7, 8, 15, 16):
-        monkeypatch.setattr(narrow, "_detour", None)
+        monkeypatch.setattr(onednn_fault, "_detour", None)
         model = build_model(f"smallresnet-{width}", num_classes=10)
-        assert narrow.protect(model) == (width < narrowest)
-        assert narrow._detour == (floats if width < narrowest else None)
+        assert onednn_fault.protect(model) == (width < narrowest)
+        assert onednn_fault._detour == (floats if width < narrowest else None)
     meta = build_model("smallresnet-2", num_classes=10).to("meta")
-    assert not narrow.protect(meta)  # on another device
+    assert not onednn_fault.protect(meta)  # on another device
 
 
 @pytest.mark.parametrize("floats", [0, 8, 16])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mwpb_fast.config import ConfigError
-from mwpb_fast.lazy import torch
+from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
     from mwpb_fast.engine.precision import Precision

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mwpb_fast import checkpoint
 from mwpb_fast.config import ConfigError
+from mwpb_fast.runs import checkpoint
 
 # the names that a run, its evaluations and its pictures give to their files
 _POINT = r"(best|last)-\d{5}-\d{7}"

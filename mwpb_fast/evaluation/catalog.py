@@ -15,16 +15,16 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.attacks import pgd
-from mwpb_fast.attacks.autoattack import COMPONENTS, STANDARD, autoattack, deviations, package_version
-from mwpb_fast.attacks.contract import Attack, Outcome, Setting, check_ball, survivors
-from mwpb_fast.attacks.inner import carlini_wagner, cross_entropy
-from mwpb_fast.attacks.spsa import SPSA
 from mwpb_fast.config import ConfigError
-from mwpb_fast.lazy import ops, torch
-from mwpb_fast.radius import check_linf, parse_radius
+from mwpb_fast.config.radius import check_linf, parse_radius
+from mwpb_fast.evaluation.autoattack import COMPONENTS, STANDARD, autoattack, deviations, package_version
+from mwpb_fast.evaluation.contract import Attack, Outcome, Setting, check_ball, survivors
+from mwpb_fast.evaluation.spsa import SPSA
+from mwpb_fast.inner_losses import carlini_wagner, cross_entropy
+from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.attacks.inner import Inner
+    from mwpb_fast.inner_losses import Inner
 
 
 def find_attack(name: str) -> Attack:

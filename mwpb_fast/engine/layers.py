@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mwpb_fast.engine.positions import Convolution, Products, serves
+from mwpb_fast.engine.small_maps import Convolution, Products, serves
 
 PLAIN, FUSED, EPILOGUE = "plain", "fused", "epilogue"
 IMAGE_CHANNELS = 4  # a convolution of at most so many channels reads the image

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mwpb_fast.lazy import ops, torch
+from mwpb_fast.system.lazy import ops, torch
 
 STREAM = 100  # of the counter-based noise; those of the fused ops are below
 DECAY, DECAY_SQUARED, TINY = 0.9, 0.999, 1e-8  # Adam's own defaults

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from mwpb_fast import assess, options
+from mwpb_fast import options
+from mwpb_fast.cli import attack_commands, reproduce
 from mwpb_fast.config import ConfigError, all_recipes, axis_name, load
+from mwpb_fast.config.option_values import path
 from mwpb_fast.options import Parser
-from mwpb_fast.reproduce import command
-from mwpb_fast.values import path
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -66,7 +66,7 @@ def train(arguments: Sequence[str]) -> int:
         options.check_needs(config)
     training.run(config, folder, resume=not given.no_resume, quiet=given.quiet)
     if not given.no_evaluate:
-        from mwpb_fast.evaluate import evaluate_run, format_table
+        from mwpb_fast.evaluation.evaluate import evaluate_run, format_table
 
         where, device = config.data.dir, config.precision.device  # the command's: a checkpoint's may be older
         print(format_table(evaluate_run(folder, config.evaluation, data_dir=where, device=device)))
@@ -124,7 +124,7 @@ def doctor(arguments: Sequence[str]) -> int:
     parser = Parser("doctor", "Devices, the implementation of each op, packages: what is there, what is missing.")
     parser.add_argument("--json", action="store_true", help="for programs")
     given = parser.parse_args(arguments)
-    from mwpb_fast.doctor import report
+    from mwpb_fast.cli.doctor import report
 
     print(report(given.json))
     return 0
@@ -132,7 +132,7 @@ def doctor(arguments: Sequence[str]) -> int:
 
 def bench(arguments: Sequence[str]) -> int:
     """run a benchmark of a checkout's bench/ folder"""
-    folder = Path(__file__).resolve().parents[1] / "bench"
+    folder = Path(__file__).resolve().parents[2] / "bench"
     names = sorted(p.stem for p in folder.glob("*.py") if "__main__" in p.read_text(encoding="utf-8"))
     parser = Parser("bench", f"Run a script of the checkout's bench/ folder: {', '.join(names) or 'none here'}.")
     add = parser.add_argument
@@ -175,9 +175,9 @@ def recipes(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("RECIPE", train),
-    "evaluate": ("RUN|CHECKPOINT", assess.evaluate),
-    "trust": ("RUN|CHECKPOINT", assess.trust),
-    "reproduce": ("TABLE", command.reproduce),
+    "evaluate": ("RUN|CHECKPOINT", attack_commands.evaluate),
+    "trust": ("RUN|CHECKPOINT", attack_commands.trust),
+    "reproduce": ("TABLE", reproduce.reproduce),
     "data": ("list|prepare NAME", data),
     "plot": ("RUN...", plot),
     "recipes": ("", recipes),
@@ -189,7 +189,7 @@ PRINTING = ("data list", "recipes", "doctor")  # all that they do is to print
 
 
 def _draw(runs: Sequence[Path], folder: Path) -> None:
-    from mwpb_fast import plots
+    from mwpb_fast.runs import plots
 
     for run in runs:
         if line := plots.read_run(run).radii_line():
@@ -229,7 +229,7 @@ def _state(name: str, folder: Path) -> str:
 @contextlib.contextmanager
 def _downloads() -> Iterator[Callable[[str, int, int], None]]:
     """A callback (file, bytes done, bytes in all) that shows the progress of one file after another."""
-    from mwpb_fast.log import Progress, progress
+    from mwpb_fast.runs.log import Progress, progress
 
     bars: dict[str, Progress] = {}
     with contextlib.ExitStack() as stack:

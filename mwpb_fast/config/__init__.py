@@ -18,7 +18,7 @@ from fractions import Fraction
 from types import ModuleType
 from typing import Any
 
-from mwpb_fast.radius import check_linf, parse_radius
+from mwpb_fast.config.radius import check_linf, parse_radius
 
 AXES = {
     "warmup": "budgets",

@@ -15,20 +15,21 @@ from typing import Any
 
 import torch
 
-from mwpb_fast import checkpoint, data
-from mwpb_fast.attacks.contract import Attack
-from mwpb_fast.attacks.job import Job
-from mwpb_fast.attacks.score import format_table, summary, worst
-from mwpb_fast.attacks.suite import find_attack
+from mwpb_fast import data
 from mwpb_fast.config import Config, ConfigError, EvaluationConfig, from_dict, to_dict
-from mwpb_fast.crew import Crew, crew, orphaned
 from mwpb_fast.engine.precision import Precision, make_precision
-from mwpb_fast.files import to_json, write_atomically
-from mwpb_fast.log import progress
-from mwpb_fast.memory import keep_freed_memory
+from mwpb_fast.evaluation.catalog import find_attack
+from mwpb_fast.evaluation.contract import Attack
+from mwpb_fast.evaluation.score import format_table, summary, worst
+from mwpb_fast.evaluation.session import Job
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
-from mwpb_fast.signals import Interrupted, stop_requests
-from mwpb_fast.threads import watched
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.log import progress
+from mwpb_fast.system.files import to_json, write_atomically
+from mwpb_fast.system.memory import keep_freed_memory
+from mwpb_fast.system.processes import Crew, crew, orphaned
+from mwpb_fast.system.signals import Interrupted, stop_requests
+from mwpb_fast.system.threads import watched
 
 __all__ = [
     "assist",
@@ -183,7 +184,7 @@ def evaluate_run(
         each = max(1, threads // hands)
         torch.set_num_threads(each)
         try:
-            with crew("from mwpb_fast.evaluate import assist; assist()", parts, each) as helpers:
+            with crew("from mwpb_fast.evaluation.evaluate import assist; assist()", parts, each) as helpers:
                 yield helpers
         finally:
             torch.set_num_threads(threads)

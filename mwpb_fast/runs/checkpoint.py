@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mwpb_fast.files import write_atomically
+from mwpb_fast.system.files import write_atomically
 
 
 class CheckpointError(ValueError):

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mwpb_fast import threads
-from mwpb_fast.files import to_json, write_atomically
-from mwpb_fast.lazy import ops, torch
-from mwpb_fast.optional import attempt, version_of
-from mwpb_fast.streams import to_terminal
+from mwpb_fast.system import threads
+from mwpb_fast.system.files import to_json, write_atomically
+from mwpb_fast.system.lazy import ops, torch
+from mwpb_fast.system.optional import attempt, version_of
+from mwpb_fast.system.streams import to_terminal
 
 Item = TypeVar("Item")
 
@@ -147,7 +147,7 @@ def own_version() -> str:
     if installed := version_of("mwpb-fast"):
         return installed
     try:
-        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
+        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))[
             "project"
         ]
         return f"{project['version']}, not installed" if project["name"] == "mwpb-fast" else "not installed"

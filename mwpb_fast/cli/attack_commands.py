@@ -11,9 +11,9 @@ from typing import Any
 
 from mwpb_fast import options
 from mwpb_fast.config import Config, ConfigError, EvaluationConfig
+from mwpb_fast.config.option_values import path, whole
+from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.options import Parser
-from mwpb_fast.radius import parse_radius
-from mwpb_fast.values import path, whole
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -37,7 +37,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     given, config, evaluation = _read(parser, own, arguments)
     options.check_attacks(evaluation)
 
-    from mwpb_fast.evaluate import evaluate_run, format_table
+    from mwpb_fast.evaluation.evaluate import evaluate_run, format_table
 
     result = evaluate_run(
         given.target,
@@ -73,8 +73,8 @@ def trust(arguments: Sequence[str]) -> int:
     ]
     given, config, evaluation = _read(parser, own, arguments)
 
-    from mwpb_fast.trust import trust_run
-    from mwpb_fast.trust_text import markdown
+    from mwpb_fast.evaluation.trust import trust_run
+    from mwpb_fast.evaluation.trust_report import markdown
 
     report = trust_run(
         given.target,
@@ -136,7 +136,7 @@ def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:
     if not target.is_dir():
         options.check_attacks(dataclasses.replace(EvaluationConfig(), **changes))
 
-        from mwpb_fast.evaluate import own_config, read_weights
+        from mwpb_fast.evaluation.evaluate import own_config, read_weights
 
         own = own_config(*read_weights(target, ""))
         return own.evaluation if own else EvaluationConfig()

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mwpb_fast import yaml_file
-from mwpb_fast.config import ConfigError
-from mwpb_fast.log import parse_records
-from mwpb_fast.optional import attempt
-from mwpb_fast.radius import parse_radius
+from mwpb_fast.config import ConfigError, yaml_file
+from mwpb_fast.config.radius import parse_radius
+from mwpb_fast.runs.log import parse_records
+from mwpb_fast.system.optional import attempt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

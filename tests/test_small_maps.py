@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from twin_cases import needs_bf16
 
-from mwpb_fast.engine import positions
-from mwpb_fast.engine.conv import FoldedConv
-from mwpb_fast.engine.positions import Convolution, Products, serves
+from mwpb_fast.engine import small_maps
+from mwpb_fast.engine.layers import FoldedConv
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.engine.small_maps import Convolution, Products, serves
 from mwpb_fast.engine.twin import TwinNet
 
 ONES = ((1, 1), (1, 1), (1, 1))
@@ -81,12 +81,12 @@ def test_a_twin_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
         return twin.logits(x).float(), twin.input_grad(x, torch.ones_like).float()
 
     called = []
-    monkeypatch.setattr(positions, "convolve", _counted(positions.convolve, called))
+    monkeypatch.setattr(small_maps, "convolve", _counted(small_maps.convolve, called))
     mine = passes()
     assert len(called) == 3
     (layer,) = twin.layers
     assert isinstance(layer, FoldedConv)
-    monkeypatch.setattr(positions, "LARGEST", 0)
+    monkeypatch.setattr(small_maps, "LARGEST", 0)
     theirs = passes()
     assert len(called) == 3
     exact = model(x.requires_grad_())

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from mwpb_fast.engine.frozen import EvaluationError
-from mwpb_fast.lazy import torch
+from mwpb_fast.evaluation.model_checks import EvaluationError
+from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
     from mwpb_fast.engine.precision import Precision
@@ -120,8 +120,8 @@ def survivors(
     perturb: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """(n,) boolean on the CPU: is the prediction right after perturb(net, x, y, index) -> x_adv, in batches?"""
-    from mwpb_fast.attacks.accuracy import correct
     from mwpb_fast.engine.net import EagerNet
+    from mwpb_fast.evaluation.accuracy import correct
 
     net = EagerNet(model, setting.precision)
     size = setting.batch_size

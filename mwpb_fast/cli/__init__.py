@@ -1,0 +1,3 @@
+"""The command line: `mwpb-fast COMMAND ...`."""
+
+from mwpb_fast.cli.entry import main as main

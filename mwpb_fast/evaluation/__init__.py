@@ -1,0 +1,1 @@
+"""Attacks on trained models: what is attacked, how, and what comes out."""

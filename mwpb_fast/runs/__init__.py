@@ -1,0 +1,1 @@
+"""A run's folder: its checkpoints, its records, its pictures, and how it is gone on with."""
