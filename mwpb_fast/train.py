@@ -23,9 +23,8 @@ from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from mwpb_fast.runs import checkpoint, resume
-from mwpb_fast.runs.folder import clear, held, sweep
+from mwpb_fast.runs.folder import clear, sweep, training_lock
 from mwpb_fast.runs.log import RunLog, Waits, environment, epoch_line, note, progress
-from mwpb_fast.runs.resume import FREE as FREE
 from mwpb_fast.step import Step, StepResult
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.memory import keep_freed_memory
@@ -47,7 +46,7 @@ def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = Fals
     SIGHUP or SIGUSR1.
     """
     keep_freed_memory()
-    with held(folder), watched(), stop_requests() as request:
+    with training_lock(folder), watched(), stop_requests() as request:
         trainer = Trainer(config, folder, request, quiet)
         if not resume:  # not before what this run needs has been found
             clear(folder)

@@ -108,12 +108,17 @@ def reading_weights(folder: Path) -> None:
     models.read_checkpoint(folder / "x.pt")
 
 
+def writing_data(folder: Path) -> None:
+    with store.staging(folder / "set") as stage:
+        stage.write("train.safetensors", {})
+
+
 @pytest.mark.parametrize(
     ("place", "work"),
     [
         ("torch.load", reading),
         ("torch.load", reading_weights),
-        ("mwpb_fast.data.download.sha256_of", lambda folder: store.save_arrays(folder / "x", {})),
+        ("mwpb_fast.data.download.sha256_of", writing_data),
         ("mwpb_fast.data.download.sha256_of", lambda folder: store.read_tensors(folder / "x", "", ())),
     ],
     ids=["checkpoint", "weights", "saving data", "reading data"],
@@ -132,12 +137,14 @@ def test_a_signal_inside_a_read_or_write_is_no_damaged_file(
     assert capsys.readouterr().err == "mwpb-fast: stopped by SIGTERM; the same command goes on from here\n"
 
 
-def test_a_signal_in_a_row_of_a_table_is_no_failure_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_in_a_row_of_a_table_is_no_failure_of_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Job:
-        folder, name = Path("x"), "row"
+        folder, name = tmp_path, "row"
 
     failures: dict[str, str] = {}
-    monkeypatch.setattr(execute, "_claimed", interrupted)
+    monkeypatch.setattr(execute, "exclusive", interrupted)
     with raised(), pytest.raises(Interrupted):
         execute._attempt(Job(), "", True, failures, wait=False)  # type: ignore[arg-type]
     assert not failures

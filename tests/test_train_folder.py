@@ -12,7 +12,8 @@ import pytest
 
 from mwpb_fast import cli, train
 from mwpb_fast.config import Config, ConfigError, recipe, resolve
-from mwpb_fast.reproduce import plan
+from mwpb_fast.config.dependence import FREE, LATER
+from mwpb_fast.options import values_of
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.runs.folder import clear
 
@@ -84,10 +85,9 @@ def test_what_leaves_the_run_as_it_is_may_change(tmp_path: Path) -> None:
     assert train.run(tiny("--epochs=2", *words), tmp_path, quiet=True)["epoch"] == 2
 
 
-def test_what_frees_a_run_of_a_table_is_free_in_it() -> None:
-    """Runs that a table takes for the same go on in each other's folders."""
-    for group in ("data", "precision", "evaluation"):
-        assert set(plan.FREE[group]) <= (train.FREE[group] or set())
+def test_what_may_change_is_named_as_it_is_on_the_command_line() -> None:
+    names = {name for name, _ in values_of(tiny())}
+    assert names | {"recipe"} >= FREE | LATER
 
 
 # beginning anew -------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from mwpb_fast.data.dataset import DataError, DataWriteError
 from mwpb_fast.system.files import honour_umask, sync, to_json, write_atomically
+from mwpb_fast.system.lock import exclusive
 
 _checked: set[tuple[str, str, int, int]] = set()  # what this process has compared: path, SHA-256, size, time
 
@@ -97,9 +97,9 @@ def staging(folder: Path) -> Iterator[Staging]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            _lock(descriptor, folder)
+        with exclusive(folder) as mine:
+            if not mine:
+                raise DataError(f"{folder}: another process is preparing this set; wait for it")
             for left in folder.glob(".*.tmp"):
                 left.unlink()
             stage = Staging(folder)
@@ -107,8 +107,6 @@ def staging(folder: Path) -> Iterator[Staging]:
                 yield stage
             finally:
                 stage.discard()
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise write_error(folder, error) from error
 
@@ -118,12 +116,3 @@ def write_error(path: Path, error: OSError) -> DataError:
     wrong = (FileExistsError, NotADirectoryError, IsADirectoryError)
     kind = DataError if isinstance(error, wrong) else DataWriteError
     return kind(f"{error.filename or path}: {error.strerror or error}")
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DataError(f"{folder}: another process is preparing this set; wait for it") from error
-    except OSError:  # a file system that has no locks
-        pass

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.evaluate import evaluate_run
 from mwpb_fast.reproduce.plan import Job, read_results, result_key
 from mwpb_fast.system.files import to_json, write_atomically
+from mwpb_fast.system.lock import exclusive
 
 KEPT = ("accuracy", "interval", "norm", "eps", "parameters", "after", "warnings", "deviations", "seconds")
 
@@ -60,7 +58,8 @@ def _check(jobs: Sequence[Job]) -> None:
 def _attempt(job: Job, prefix: str, quiet: bool, failures: dict[str, str], *, wait: bool) -> bool:
     """Do what is left of a job; False where another process has it, unless it is to be waited for."""
     try:
-        with _claimed(job.folder, wait) as mine:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(job.folder / "lock", wait=wait) as mine:
             if mine:
                 _run(job, prefix, quiet)
             else:
@@ -106,21 +105,3 @@ def _keep(folder: Path, which: str, evaluation: EvaluationConfig, result: dict[s
             "environment": result["environment"],
         }
     write_atomically(folder / "results.json", (to_json(results, indent=1) + "\n").encode())
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path, wait: bool) -> Iterator[bool]:
-    """Whether this process has the run's folder to itself, which it is waited for or not; the system lets go of
-    it however a process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not wait:
-                    yield False
-                    return
-                time.sleep(0.2)
-        yield True

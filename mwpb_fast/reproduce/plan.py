@@ -16,17 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast import options
-from mwpb_fast.config import AXES, Config, ConfigError, EvaluationConfig, axis_name, from_dict, to_dict
+from mwpb_fast.config import AXES, Config, ConfigError, EvaluationConfig, axis_name, from_dict
+from mwpb_fast.config.dependence import FREE, dependence
 from mwpb_fast.reproduce.tables import Row, Table
 from mwpb_fast.runs.log import read_records
 
-# what a run's weights do not depend on; the seed has its own folder
-FREE = {
-    "": ("recipe", "seed"),
-    "data": ("dir", "loader", "threads"),
-    "precision": ("device",),
-    "evaluation": ("attacks", "step_size", "batch_size", "subset", "costly_subset"),
-}
 TOLD = {"evaluation.attacks", "evaluation.step_size", "evaluation.subset", "evaluation.costly_subset"}
 
 
@@ -182,26 +176,8 @@ def _evaluations(
 
 
 def identity(config: Config) -> str:
-    """What training depends on, seed apart, as ten hexadecimal digits.
-
-    Values that are their module's default are left out, so that a new option with a default that changes
-    nothing leaves the identity of earlier runs alone.
-    """
-    plain, content = to_dict(config), {}
-    for field in dataclasses.fields(Config):
-        value, free = getattr(config, field.name), FREE.get(field.name, ())
-        if field.name in FREE[""]:
-            continue
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            default = type(value)()
-            kept = {
-                f.name: plain[field.name][f.name]
-                for f in dataclasses.fields(value)
-                if f.name not in free and getattr(value, f.name) != getattr(default, f.name)
-            }
-            content[field.name] = [axis_name(AXES[field.name], value) if field.name in AXES else "", kept]
-        elif value != field.default:
-            content[field.name] = plain[field.name]
+    """What training depends on, seed apart, as ten hexadecimal digits; the seed has its own folder."""
+    content = dependence(config, FREE | {"seed"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -224,12 +200,11 @@ def _title(config: Config) -> str:
 def changes(jobs: Sequence[Job]) -> list[str]:
     """In what the jobs depart from their recipes, as `epochs 4 instead of 110`; with the rows where not all do."""
     found: dict[str, list[str]] = {}
-    ignored = {f"{group}.{name}".lstrip(".") for group, names in FREE.items() for name in names}
     rows = {job.row.name: job for job in jobs}
     for name, job in rows.items():
         before = dict(options.values_of(job.start))
         for key, value in options.values_of(job.config):
-            if key not in ignored - TOLD and (key not in before or before[key] != value):
+            if key not in FREE - TOLD | {"seed"} and (key not in before or before[key] != value):
                 text = f"{key} {_told(key, value)}"
                 if key in before:
                     text += f" instead of {_told(key, before[key])}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import re
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from mwpb_fast.config import ConfigError
 from mwpb_fast.runs import checkpoint
+from mwpb_fast.system.lock import exclusive
 
 # the names that a run, its evaluations and its pictures give to their files
 _POINT = r"(best|last)-\d{5}-\d{7}"
@@ -25,23 +25,19 @@ _EVENTS = r"events\.out\.tfevents\..*"
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """The folder for this process alone; the system lets go of it however the process ends.
+def training_lock(folder: Path) -> Iterator[None]:
+    """The folder for this process alone.
 
     It is made where it is not there. Raises ConfigError where another process has it, OSError where it is none.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder", str(folder))
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # what cannot be written is found at the start
-    with (folder / "train.lock").open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with exclusive(folder / "train.lock") as mine:
+        if not mine:
             raise ConfigError(
                 f"{folder}: another process is training this run; wait for it, or take another --out"
-            ) from error
-        except OSError:  # a file system that has no locks
-            pass
+            )
         yield
 
 

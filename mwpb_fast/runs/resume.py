@@ -1,4 +1,4 @@
-"""Going on with a run: what of it is saved, what may change between its parts, and whether a state fits."""
+"""Going on with a run: what of it is saved, and whether a state fits."""
 
 from __future__ import annotations
 
@@ -9,23 +9,14 @@ from typing import Any
 
 import torch
 
-from mwpb_fast.config import Config, ConfigError, from_dict, to_dict
+from mwpb_fast.config import Config, ConfigError, from_dict
+from mwpb_fast.config.dependence import FREE, LATER, dependence
 from mwpb_fast.engine.net import Net
 from mwpb_fast.engine.tune import take
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.optim import Average
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.runs.checkpoint import CheckpointError
-
-# what may change when a run goes on: options, or some of a group's. Not evaluation.eps, at which the best epoch is
-# chosen; both loaders give the same batches.
-FREE = {
-    "epochs": None,
-    "recipe": None,
-    "data": {"dir", "loader", "threads"},
-    "precision": {"device"},
-    "evaluation": {"attacks", "step_size", "batch_size", "subset", "costly_subset", "validate_every"},
-}
 
 
 @dataclass
@@ -143,21 +134,13 @@ def find(folder: Path, config: Config) -> tuple[Path, dict[str, Any]] | None:
             "--no-resume begins anew"
         )
     try:
-        theirs = to_dict(from_dict(state["config"]))  # options that it did not know have their defaults
+        theirs = dependence(from_dict(state["config"]), FREE | LATER)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; take another --out, or --no-resume to begin anew") from error
-    mine = to_dict(config)
-    if differing := sorted(key for key in mine if binding(key, mine) != binding(key, theirs)):
+    mine = dependence(config, FREE | LATER)
+    if differing := sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key)):
         raise ConfigError(
             f"{folder} holds a run with other settings ({', '.join(differing)}); "
             "take another --out, or --no-resume to begin anew"
         )
     return found
-
-
-def binding(key: str, config: dict[str, Any]) -> Any:
-    """What an earlier part of a run binds the rest to, of one value of the configuration."""
-    free = FREE.get(key, set())
-    if free is None:
-        return None
-    return {k: v for k, v in config[key].items() if k not in free} if free else config[key]
