@@ -19,33 +19,34 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import statistics
 import time
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import mwpb_kernels as ops
 import torch
 import torch.nn.functional as F
-from ceilings import arithmetic, matrix_rates, multiply_adds, refuse_emulated
+from ceilings import arithmetic, multiply_adds, refuse_emulated
 from measure import (
-    SkippedError,
+    command_line,
     full_float32,
     hand_back_freed_memory,
     keep_freed_memory,
+    ratios,
     seconds,
-    spread,
+    settled,
 )
 from peers import EPS, PEERS, Attack, peer
 from record import Results
+from rounds import Rounds
 from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.engine.recorder import WARM_UP, recorder_for
 from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.inner_losses import cross_entropy
@@ -53,7 +54,6 @@ from mwpb_fast.models import build_model
 
 REFERENCE = "mwpb eager fp32"
 PLAIN = "not compiled"  # the part of the results that needs no compiler
-LEAST_ROUNDS = 3  # whatever the budget
 KINDS = {"as used": "as used", "tuned by their user": "autocast"}
 COLUMNS = (
     ("name", "attack", ""),
@@ -97,25 +97,22 @@ def ours(
 
 
 def captured(attack: Attack, x: Tensor, y: Tensor) -> Attack:
-    """The same attack replayed from a CUDA graph."""
-    if x.device.type != "cuda":
-        raise SkippedError("CUDA graphs need a CUDA device")
-    inputs = x.clone(), y.clone()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            attack(*inputs)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = attack(*inputs)
+    """The same attack replayed from a CUDA graph, for batches like x and y."""
+    recorder, inputs = recorder_for(x.device), (x.clone(), y.clone())
+    result: list[Tensor] = []
+
+    def work() -> None:
+        result[:] = [attack(*inputs)]
+
+    for _ in range(WARM_UP):
+        recorder.warm_up(work)
+    recorder.capture(work)
 
     def replay(x: Tensor, y: Tensor) -> Tensor:
         inputs[0].copy_(x)
         inputs[1].copy_(y)
-        graph.replay()
-        return result
+        recorder.replay()
+        return result[0]
 
     return replay
 
@@ -151,14 +148,12 @@ def contestants(
 
 
 def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--model", default="resnet-18")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 takes all")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="*", default=[], help="contestants whose name holds one of these words")
     parser.add_argument("--compile", action="store_true", help="peers with torch.compile as well")
     parser.add_argument(
@@ -166,7 +161,6 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tune", action="store_true", help="choose the twin's convolutions by measurement")
     parser.add_argument("--cpu-time", action="store_true", help="CPU seconds of the process; with --threads 1")
-    parser.add_argument("--json", type=Path, help="where to write the results")
     return parser
 
 
@@ -212,27 +206,20 @@ class Bench:
             except Exception as error:  # a contestant that cannot run is named, and the others go on
                 results.skip(name, error)
         times: dict[str, list[float]] = {name: [] for name in running}
-        rates: dict[str, list[float]] = {}
+        rounds = Rounds(o.rounds if set(running) - {base} else 0, deadline, o.device, o.clock)
         rows: list[dict[str, Any]] = []
-        load: list[float] = []
-        for turn in range(o.rounds if set(running) - {base} else 0):
-            if turn >= LEAST_ROUNDS and time.monotonic() > deadline:
-                break
-            for kind, rate in matrix_rates(o.device, o.clock).items():
-                rates.setdefault(kind, []).append(rate)
-            load.append(os.getloadavg()[0])
+        for turn in rounds:
             x, y = self.batches[turn % 2]
             for name, attack in running.items():
                 times[name].append(self.timed(name, attack, x, y))
             earlier = {row["name"]: row["loss"] for row in results.rows}
-            rows = table(o, times, rates, earlier | losses, self.flop)
+            rows = table(o, times, rounds, earlier | losses, self.flop)
             rows = [row for row in rows if row["name"] != base]
-            ceilings = {k: spread(v) for k, v in rates.items()}
-            results.more["beside"][part] = {"matrix_flop_per_second": ceilings, "load": load}
+            results.more["beside"][part] = rounds.beside()
             others = [row for row in results.rows if row["part"] != part]
             results.more["fastest_peer"] = fastest([*others, *rows])
             results.put(part, rows, done=False)
-            print(f"{part}: round {turn + 1}/{o.rounds}, load {load[-1]:.1f}", flush=True)
+            print(f"{part}: round {turn + 1}/{o.rounds}, load {rounds.load[-1]:.1f}", flush=True)
         results.put(part, rows)
         for row in rows:
             say(row)
@@ -245,13 +232,10 @@ class Bench:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    o = options().parse_args(arguments)
+    o = settled(options().parse_args(arguments))
     started = time.monotonic()
-    if o.threads:
-        torch.set_num_threads(o.threads)
-    o.device = torch.device(o.device)
     o.clock = time.process_time if o.cpu_time else time.perf_counter
-    o.kept = keep_freed_memory() and hand_back_freed_memory() if o.device.type == "cpu" else None
+    o.kept = o.kept and hand_back_freed_memory()
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = o.tune  # for the peers, too
     settings: dict[str, Any] = {k: getattr(o, k) for k in ("model", "batch", "size", "steps", "tune")}
@@ -273,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
 def table(
     o: argparse.Namespace,
     times: dict[str, list[float]],
-    rates: dict[str, list[float]],
+    rounds: Rounds,
     losses: dict[str, float],
     flop: float,
 ) -> list[dict[str, Any]]:
@@ -284,8 +268,8 @@ def table(
     for name, taken in times.items():
         low = "bf16" in name or "autocast" in name
         kind = arithmetic(torch.bfloat16 if low else torch.float32, o.device)
-        slower = spread([t / b for t, b in zip(taken, times[base], strict=True)])
-        share = spread([flop / t / r for t, r in zip(taken, rates[kind], strict=True)])
+        slower = ratios(taken, times[base])
+        share = rounds.shares(kind, flop, taken)
         rows.append(
             {
                 "name": name,

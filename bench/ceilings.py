@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def matrix_rate(
         while True:
             a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
             torch.mm(a, b)
-            taken = min(seconds(lambda a=a, b=b: torch.mm(a, b), device, clock) for _ in range(READINGS))
+            taken = min(seconds(partial(torch.mm, a, b), device, clock) for _ in range(READINGS))
             # one with twice as many rows and columns is eight times the work, and is made once more to warm up
             if n == most or 8 * taken * (READINGS + 1) > limit:
                 return 2 * n**3 / taken

@@ -10,49 +10,33 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mwpb_kernels as ops
 import torch
-from ceilings import refuse_emulated
 from measure import full_float32
 from record import Results
+from steps import ORACLE, Variant, make_model, make_step
 from torch import Tensor, nn
-from train import captured
 
 from mwpb_fast.attacks import pgd
-from mwpb_fast.config import OptimConfig, load
-from mwpb_fast.engine.net import EagerNet
-from mwpb_fast.engine.precision import Precision
-from mwpb_fast.engine.twin import TwinNet
-from mwpb_fast.models import build_model
-from mwpb_fast.optim import make_optimizer
-from mwpb_fast.step import Step
+from mwpb_fast.config import OptimConfig, axis_config, recipe
 
 OBJECTIVES = ("at", "trades", "mart")
 WINDOW = 10  # steps
 
 
-@dataclass(frozen=True)
-class Route:
-    """twin: number type of the attack's twin, None for the model itself. dtype: of autocast in training."""
-
-    twin: torch.dtype | None
-    dtype: torch.dtype
-    captured: bool = False
-
-
 PATHS = {
-    "twin float32": Route(torch.float32, torch.float32),
-    "twin bfloat16": Route(torch.bfloat16, torch.float32),
-    "autocast bfloat16": Route(None, torch.bfloat16),
-    "twin and autocast bfloat16": Route(torch.bfloat16, torch.bfloat16),
-    "twin and autocast bfloat16, captured": Route(torch.bfloat16, torch.bfloat16, captured=True),
+    "twin float32": Variant(torch.float32, twin=True),
+    "twin bfloat16": Variant(torch.float32, twin=True, attack_dtype=torch.bfloat16),
+    "autocast bfloat16": Variant(torch.bfloat16),
+    "twin and autocast bfloat16": Variant(torch.bfloat16, twin=True),
+    "twin and autocast bfloat16, captured": Variant(torch.bfloat16, twin=True, captured=True),
 }
 
 
@@ -90,65 +74,39 @@ class Parts:
             self.path.unlink(missing_ok=True)
 
 
-def oracle_precision(device: torch.device) -> Precision:
-    return Precision(device, torch.float32, torch.contiguous_format, oracle=True)
-
-
 @contextlib.contextmanager
 def as_oracle(device: torch.device) -> Iterator[None]:
     """What the reference runs in: reference ops, deterministic algorithms, and float32 that is not rounded to TF32
     within. No twin can be made inside."""
-    with oracle_precision(device).mode(), full_float32():
+    with ORACLE.precision(device).mode(), full_float32():
         yield
 
 
 def loss_curve(
-    objective: str, seed: int, path: Route | None, x: Tensor, y: Tensor, o: argparse.Namespace
+    objective: str, seed: int, variant: Variant, x: Tensor, y: Tensor, o: argparse.Namespace
 ) -> tuple[Tensor, nn.Module]:
-    """(steps,) losses of the margin-weighted form of `objective`, and the model that it leaves; path: None for
-    the oracle."""
-    if path is None:
-        with as_oracle(x.device):
-            return _curve(objective, seed, None, oracle_precision(x.device), x, y, o)
-    precision = Precision(x.device, path.dtype, torch.channels_last, oracle=False)
-    with precision.mode():
-        return _curve(objective, seed, path, precision, x, y, o)
+    """(steps,) losses of the margin-weighted form of `objective`, and the model that it leaves."""
+    with as_oracle(x.device) if variant.oracle else variant.precision(x.device).mode():
+        return _curve(objective, seed, variant, x, y, o)
 
 
 def _curve(
-    objective: str,
-    seed: int,
-    path: Route | None,
-    precision: Precision,
-    x: Tensor,
-    y: Tensor,
-    o: argparse.Namespace,
+    objective: str, seed: int, variant: Variant, x: Tensor, y: Tensor, o: argparse.Namespace
 ) -> tuple[Tensor, nn.Module]:
-    torch.manual_seed(seed)
-    layout = precision.memory_format
-    model = build_model(o.train_model, num_classes=10)
-    model = model.to(device=x.device, memory_format=layout)  # type: ignore[call-overload]
-    net: Any = EagerNet(model, precision)
-    if path is not None and path.twin is not None:
-        net = TwinNet(model, precision, x[:2], path.twin)
-    step: Any = Step(
-        model=model,
-        net=net,
-        attack=pgd.Config(steps=o.attack_steps).build(),
-        objective=load("objectives", objective).Config().build(),
-        perturb=load("perturbations", "none").Config().build(),
-        optimizer=make_optimizer(model, OptimConfig(lr=0.05)),
-        precision=precision,
+    config = dataclasses.replace(
+        recipe("table1.mwpb_at"),
+        attack=pgd.Config(steps=o.attack_steps),
+        objective=axis_config("objectives", objective),
+        optim=OptimConfig(lr=0.05),
     )
-    budget = load("budgets", "margin").Config().build()
+    model = make_model(variant, o.train_model, x, seed=seed)
+    step, budget = make_step(variant, config, model, x[:2]), config.budget.build()
     order = torch.Generator().manual_seed(seed)
     key = torch.tensor([ops.derive_seed(seed, 1)], device=x.device)
     losses = []
-    if path is not None and path.captured:
-        step = captured(step)
     for _ in range(o.train_steps):
         rows = torch.randperm(len(x), generator=order)[: o.train_batch].to(x.device)
-        images = x[rows].contiguous(memory_format=layout)
+        images = x[rows].contiguous(memory_format=variant.layout)
         losses.append(step(images, y[rows], rows, key, budget).loss.clone())
     return torch.stack(losses).cpu(), model.eval()
 
@@ -166,19 +124,17 @@ def distance(a: Tensor, b: Tensor) -> float:
 def training_rows(x: Tensor, y: Tensor, o: argparse.Namespace, parts: Parts, results: Results) -> None:
     """Put a row for each objective that is unfinished and each path, and name the paths that do not run here."""
 
-    def curve(objective: str, seed: int, name: str, path: Route | None) -> Tensor:
-        return parts.get(f"{objective} {name} {seed}", lambda: loss_curve(objective, seed, path, x, y, o)[0])
+    def curve(objective: str, seed: int, name: str, variant: Variant) -> Tensor:
+        return parts.get(f"{objective} {name} {seed}", lambda: loss_curve(objective, seed, variant, x, y, o)[0])
 
     for objective in [name for name in o.objectives if name in results.unfinished]:
         rows: list[dict[str, Any]] = []
-        oracle = [curve(objective, seed, "oracle", None) for seed in range(o.seeds)]
+        oracle = [curve(objective, seed, "oracle", ORACLE) for seed in range(o.seeds)]
         between = [distance(a, b) for a, b in itertools.combinations(oracle, 2)]
-        for name, path in PATHS.items():
+        for name, variant in PATHS.items():
             try:
-                for dtype in (path.twin, path.dtype):
-                    if dtype is not None:
-                        refuse_emulated(dtype, x.device)
-                fast = curve(objective, 0, name, path)
+                variant.refuse_emulated(x.device)
+                fast = curve(objective, 0, name, variant)
             except Exception as error:  # named, and the others go on
                 results.skip(name, error)
                 continue

@@ -27,9 +27,10 @@ import mwpb_kernels as ops
 import torch
 import torch.nn.functional as F
 from ceilings import emulated
-from curves import OBJECTIVES, Parts, as_oracle, loss_curve, oracle_precision, training_rows
-from measure import SkippedError, keep_freed_memory
+from curves import OBJECTIVES, Parts, as_oracle, loss_curve, training_rows
+from measure import SkippedError, command_line, settled
 from record import Results
+from steps import ORACLE
 from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
@@ -215,7 +216,7 @@ def trained_models(
         found[f"{o.model} {o.weights.name}"] = model.to(device).eval()
     if o.train_steps:
         model = build_model(o.train_model, num_classes=10).to(device)
-        state = parts.get("weights", lambda: loss_curve("at", 0, None, x, y, o)[1].state_dict())
+        state = parts.get("weights", lambda: loss_curve("at", 0, ORACLE, x, y, o)[1].state_dict())
         model.load_state_dict(state)
         found[f"{o.train_model} after {o.train_steps} steps of AT"] = model.eval()
     return found, skipped
@@ -233,26 +234,22 @@ def attack_paths(device: torch.device) -> list[tuple[str, torch.dtype, bool]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--archive", type=Path, help="tar of train|test/CLASS/NNNN.jpg")
     parser.add_argument("--model", default="resnet-18")
     parser.add_argument("--weights", type=Path, default=default_weights(), help="default: pyautoattack's example")
     parser.add_argument("--no-weights", action="store_true", help="attack the model trained here alone")
     parser.add_argument("--per-class", type=int, default=100, help="test images of each class")
     parser.add_argument("--eps", nargs="*", type=float, default=[8, 1, 0.5], help="radii in 255ths")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--train-model", default="smallresnet-8")
     parser.add_argument("--train-steps", type=int, default=200, help="0 leaves the training rows out")
     parser.add_argument("--train-batch", type=int, default=64)
     parser.add_argument("--attack-steps", type=int, default=10, help="of the training rows")
     parser.add_argument("--objectives", nargs="*", default=OBJECTIVES)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     o = parser.parse_args(arguments)
-    device = torch.device(o.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     parts = Parts(o.json, {k: str(v) for k, v in vars(o).items()})
+    device = settled(o).device
     if o.archive is None:
         (x, y), (train_x, train_y) = digits("test"), digits("train")
         x, y = x[: 10 * o.per_class], y[: 10 * o.per_class]
@@ -271,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, model in models.items():
         if not any(f"{name} {eps}" in results.unfinished for eps in o.eps):
             continue
-        nets: dict[str, Net] = {"reference": EagerNet(model, oracle_precision(device))}
+        nets: dict[str, Net] = {"reference": EagerNet(model, ORACLE.precision(device))}
         for path, dtype, twin in attack_paths(device):
             precision = Precision(device, dtype, torch.channels_last, oracle=False)
             try:

@@ -27,6 +27,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,11 @@ def cases() -> Iterator[tuple[str, Callable[[Path], dict[str, Any]]]]:
         for engine in ENGINES:
             name = "train/" + "/".join(n for n, _ in chosen.values()) + f"/{engine}"
             words = ("digits.mwpb_at", *STEPS, *options, f"--precision.engine={engine}")
-            yield name, lambda folder, words=words: trained(folder, *words)
+            yield name, partial(trained, words=words)
     for recipe in config.all_recipes():
-        yield f"recipe/{recipe}", lambda folder, recipe=recipe: resolved(folder, recipe)
+        yield f"recipe/{recipe}", partial(resolved, recipe=recipe)
     for engine in ENGINES:
-        yield f"evaluate/{engine}", lambda folder, engine=engine: evaluated(folder, engine)
+        yield f"evaluate/{engine}", partial(evaluated, engine=engine)
 
 
 # what is recorded ------------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def call(*words: str) -> dict[str, Any]:
     return {"status": status, "said": (said.getvalue().strip().splitlines() or [""])[-1]}
 
 
-def trained(folder: Path, *words: str) -> dict[str, Any]:
+def trained(folder: Path, words: Sequence[str]) -> dict[str, Any]:
     """Train and record the losses, the radii and what the newest checkpoint holds."""
     out = call("train", *words, f"--out={folder}")
     if out["status"] == 0:
@@ -128,7 +129,7 @@ def resolved(folder: Path, recipe: str) -> dict[str, Any]:
 
 def evaluated(folder: Path, engine: str) -> dict[str, Any]:
     """Train until attacks have something to do, and record which images withstand which attack."""
-    out = trained(folder, "digits.mwpb_at", *LEARNT, f"--precision.engine={engine}")
+    out = trained(folder, ("digits.mwpb_at", *LEARNT, f"--precision.engine={engine}"))
     for attack in ATTACKS if out["status"] == 0 else ():
         for path in folder.glob("evaluation-*.json"):
             path.unlink()

@@ -94,8 +94,9 @@ def pytest_result(command: list[str], out: Path, o: argparse.Namespace, cut: boo
         cases.pop()  # it was running
     kinds = {kind: [c for c in cases if c.find(kind) is not None] for kind in ("failure", "error", "skipped")}
     bad = [f"{c.get('classname')}::{c.get('name')}" for kind in ("failure", "error") for c in kinds[kind]]
-    row = {"tests": len(cases), "skipped": len(kinds["skipped"]), "failed": len(bad), "names": bad}
-    row["passed"] = row["tests"] - row["skipped"] - row["failed"]
+    tests, skipped = len(cases), len(kinds["skipped"])
+    passed = tests - skipped - len(bad)
+    row = {"tests": tests, "skipped": skipped, "failed": len(bad), "names": bad, "passed": passed}
     columns = [(k, k, "d") for k in ("tests", "passed", "skipped", "failed")]
     more = {"unfinished": ["the other tests"]} if cut else {}
     write_results(out, torch.device(o.device), columns, [row], suite_command=shlex.join(command), **more)

@@ -25,9 +25,9 @@ from typing import Any
 import mwpb_kernels as ops
 import torch
 from ceilings import emulated
-from measure import SkippedError, keep_freed_memory, spread
+from measure import SkippedError, command_line, ratios, settled, spread
 from record import Results, leave_at_sigterm
-from train import Variant, make_step
+from steps import Variant, make_model, make_step
 
 from mwpb_fast import data
 from mwpb_fast.config import recipe
@@ -145,22 +145,22 @@ def measure(config: Config, images: Images, o: argparse.Namespace, results: Resu
     rates: dict[str, list[float]] = {kind: [] for kind in loaders}
     steps: dict[str, list[float]] = {kind: [] for kind in loaders}
     waits: dict[str, list[float]] = {kind: [] for kind in loaders}
-    row_of_recipe, o.classes = recipe("table1.mwpb_at"), images.num_classes
-    low = torch.float32 if emulated(torch.bfloat16, o.device) else torch.bfloat16
-    variant = Variant(low, torch.channels_last, twin=True)
-    step, budget = None, row_of_recipe.budget.build()
+    mwpb_at = recipe("table1.mwpb_at")
+    variant = Variant(torch.float32 if emulated(torch.bfloat16, o.device) else torch.bfloat16, twin=True)
+    step, budget = None, mwpb_at.budget.build()
     for turn in range(o.rounds):
         for kind, loader in loaders.items():
             rates[kind].append(alone(loader, turn + 2, o.seconds, o.device))
             if step is None:
                 sample = next(loader.epoch(1)).x
-                step = make_step(variant, row_of_recipe, sample, o)
+                model = make_model(variant, o.model, sample, classes=images.num_classes)
+                step = make_step(variant, mwpb_at, model, sample)
             seconds, share = in_training(loader, step, budget, o)
             steps[kind].append(seconds)
             waits[kind].append(share)
     rows = []
     for kind, taken in rates.items():
-        faster = spread([t / b for t, b in zip(taken, rates[next(iter(rates))], strict=True)])
+        faster = ratios(taken, next(iter(rates.values())))
         own = [o.batch / rate / s for rate, s in zip(taken, steps[kind], strict=True)]
         row = {
             "set": f"{config.name}, {images.images.shape[2]}x{images.images.shape[3]}",
@@ -187,7 +187,7 @@ def measure(config: Config, images: Images, o: argparse.Namespace, results: Resu
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--sets", nargs="*", default=["cifar10", "tinyimagenet"])
     parser.add_argument("--data-dir", default="data", help="folder of prepared data sets")
     parser.add_argument("--shared", type=Path, help="folder of archives, NAME*.tar*, for sets not prepared")
@@ -197,19 +197,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=0, help="of training; 0: 50 on CUDA, else 3")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of loading alone, in each round")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 takes all")
-    parser.add_argument("--json", type=Path, help="where to write the results")
-    o = parser.parse_args(arguments)
-    if o.threads:
-        torch.set_num_threads(o.threads)
-    o.device, o.tune, o.choices = torch.device(o.device), False, {}
+    o = settled(parser.parse_args(arguments))
     on_cuda = o.device.type == "cuda"
     o.model = o.model or ("resnet-18" if on_cuda else "smallresnet-8")
     o.steps = o.steps or (50 if on_cuda else 3)
-    kept = None if on_cuda else keep_freed_memory()
     settings = {k: getattr(o, k) for k in ("model", "batch", "steps", "rounds")}
-    more = {"freed_memory_kept": kept, "load": os.getloadavg()[0]}
+    more = {"freed_memory_kept": o.kept, "load": os.getloadavg()[0]}
     results = Results(o.json, o.device, COLUMNS, ["random", *o.sets], **settings, **more)
     for name in list(results.unfinished):
         rows: list[dict[str, Any]] = []

@@ -7,6 +7,7 @@ the L2 cache, and timed by events.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import os
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ from mwpb_fast.system.memory import keep_freed_memory as keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_ROUND = 2e-3  # seconds; a shorter round is repeated within one reading of the clock
+LEAST_ROUNDS = 3  # whatever the time
 ROTATED = 256 * 2**20  # bytes of inputs that a graph walks through before it meets the first again
 
 
@@ -108,15 +110,20 @@ class OnCuda:
         return start.elapsed_time(end) / 1e3 / len(self.calls)
 
 
+def turns(count: int, deadline: float) -> Iterator[int]:
+    """0, 1, ... for so many rounds, but no further one from `deadline` of time.monotonic() on, three apart."""
+    for turn in range(count):
+        if turn >= LEAST_ROUNDS and time.monotonic() > deadline:
+            return
+        yield turn
+
+
 def in_turn(tasks: dict[str, OnCpu | OnCuda], rounds: int, budget: float) -> dict[str, Timing]:
     """Time the tasks one after the other, `rounds` times, or while `budget` seconds last but at least 3 times."""
     for task in tasks.values():  # warm-up
         task.round()
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    start = time.perf_counter()
-    for done in range(rounds):
-        if done >= 3 and time.perf_counter() - start > budget:
-            break
+    for _ in turns(rounds, time.monotonic() + budget):
         for name, task in tasks.items():
             seconds[name].append(task.round())
     return {name: timing(values) for name, values in seconds.items()}
@@ -141,28 +148,33 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def ratios(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    """The spread of the quotients, round by round."""
+    return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
 class Memory:
     """`with Memory(device) as memory: ...` then `memory.bytes`: the most that was held inside beyond what was
     held before. Of the device on CUDA; elsewhere of the process, None where the system does not tell."""
 
     def __init__(self, device: torch.device) -> None:
-        self.cuda, self.bytes = device.type == "cuda", None
+        self.cuda = device.type == "cuda"
+        self.bytes: int | None = None
+        self.before: int | None = None
 
     def __enter__(self) -> Memory:
         if self.cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-            self.before: int | None = torch.cuda.memory_allocated()
+            self.before = torch.cuda.memory_allocated()
             return self
         with contextlib.suppress(AttributeError, OSError):
             ctypes.CDLL(None).malloc_trim(0)
         try:
-            Path("/proc/self/clear_refs").write_text(
-                "5", encoding="utf-8"
-            )  # the peak starts from what is held now
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # a peak starts from what is held now
             self.before = _held("VmHWM")
-        except OSError:
-            self.before = None
+        except OSError:  # this system keeps no such file
+            pass
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -170,7 +182,7 @@ class Memory:
             torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() if self.cuda else _held("VmHWM")
         if self.before is not None and peak is not None:
-            self.bytes: int | None = peak - self.before
+            self.bytes = peak - self.before
 
 
 def _held(key: str) -> int | None:
@@ -179,6 +191,25 @@ def _held(key: str) -> int | None:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
     except (OSError, StopIteration):
         return None
+
+
+# command lines -----------------------------------------------------------------------------------------------
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """A parser of what most scripts take; `settled` makes use of it."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 takes all")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    return parser
+
+
+def settled(o: argparse.Namespace) -> argparse.Namespace:
+    """With o.device as a device and o.kept, whether freed memory is kept, as the trainer has it on the CPU."""
+    if o.threads:
+        torch.set_num_threads(o.threads)
+    o.device = torch.device(o.device)
+    o.kept = keep_freed_memory() if o.device.type == "cpu" else None
+    return o
 
 
 # result files ------------------------------------------------------------------------------------------------

@@ -118,5 +118,5 @@ def peer(build: Callable[[nn.Module, int], Attack], model: nn.Module, variant: s
         return build(model, steps)
     wrapped: nn.Module = Autocast(model.to(memory_format=torch.channels_last), device)  # type: ignore[call-overload]
     if "compile" in variant:
-        wrapped = torch.compile(wrapped)
+        wrapped = torch.compile(wrapped)  # type: ignore[assignment]  # it is a module still
     return build(wrapped.eval(), steps)

@@ -9,16 +9,14 @@ measured in the same run), the time that the nearer bound allows, and the time m
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from ceilings import copy_bandwidth, emulated, matrix_rate
-from measure import ROTATED, OnCpu, OnCuda, SkippedError, in_turn, keep_freed_memory, write_results
+from measure import ROTATED, OnCpu, OnCuda, SkippedError, command_line, in_turn, settled, write_results
 from torch import Tensor, nn
 
 from mwpb_fast.models import build_model
@@ -184,26 +182,19 @@ def roofline(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--model", default="resnet-18")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 takes all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--budget", type=float, default=2.0, help="seconds a layer and pass, after three rounds")
-    parser.add_argument("--json", type=Path, help="where to write the results")
-    o = parser.parse_args(arguments)
-    if o.threads:
-        torch.set_num_threads(o.threads)
-    device = torch.device(o.device)
-    kept = keep_freed_memory() if device.type == "cpu" else None
-    low = o.dtype == "bf16" or (o.dtype == "auto" and not emulated(torch.bfloat16, device))
+    o = settled(parser.parse_args(arguments))
+    low = o.dtype == "bf16" or (o.dtype == "auto" and not emulated(torch.bfloat16, o.device))
     dtype = torch.bfloat16 if low else torch.float32
-    model = build_model(o.model, num_classes=10).to(device).eval()
+    model = build_model(o.model, num_classes=10).to(o.device).eval()
     try:
-        rows, ceilings = roofline(model, o.batch, o.size, dtype, device, o.rounds, o.budget)
+        rows, ceilings = roofline(model, o.batch, o.size, dtype, o.device, o.rounds, o.budget)
     except SkippedError as error:
         raise SystemExit(f"--dtype {o.dtype}: {error}; take fp32") from None
     for row in rows:
@@ -213,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if o.json:
         settings = {"model": o.model, "batch": o.batch, "size": o.size, "dtype": str(dtype)}
-        write_results(o.json, device, COLUMNS, rows, **settings, ceilings=ceilings, freed_memory_kept=kept)
+        write_results(o.json, o.device, COLUMNS, rows, **settings, ceilings=ceilings, freed_memory_kept=o.kept)
 
 
 if __name__ == "__main__":

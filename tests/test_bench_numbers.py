@@ -157,7 +157,7 @@ def test_the_reference_is_in_full_float32_and_the_paths_as_they_run(bench: Any) 
         return net
 
     model, x = build_model("smallresnet-8", num_classes=10).eval(), torch.rand(4, 3, 8, 8)
-    reference = equivalence.EagerNet(model, curves.oracle_precision(CPU))
+    reference = equivalence.EagerNet(model, curves.ORACLE.precision(CPU))
     precision = equivalence.Precision(CPU, torch.bfloat16, torch.channels_last, oracle=False)
     fast = equivalence.EagerNet(model, precision)
     nets = {"reference": noting("reference", reference), "twin": noting("twin", fast)}
@@ -171,7 +171,7 @@ def test_the_reference_is_in_full_float32_and_the_paths_as_they_run(bench: Any) 
 
     try:
         curves._curve = curve
-        curves.loss_curve("at", 0, None, x, torch.arange(4), settings())
+        curves.loss_curve("at", 0, curves.ORACLE, x, torch.arange(4), settings())
     finally:
         curves._curve = real
     assert seen["reference"] == {("ieee", True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -113,10 +114,10 @@ def test_ops_are_timed_without_pytest() -> None:
 
 
 def test_steps_that_need_no_compiler_are_timed_first(bench: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    train, path = bench("train"), tmp_path / "t.json"
+    train, steps, path = bench("train"), bench("steps"), tmp_path / "t.json"
     words = [*TINY, "--recipes", "table1.mwpb_at", "table1.mwpb_mart", "--only", "float32", "compiled"]
     built: list[str] = []
-    real = train.build
+    real = steps.build
 
     def build(variant: Any, config: Any, *rest: Any) -> Any:
         if variant.compiled:
@@ -124,7 +125,8 @@ def test_steps_that_need_no_compiler_are_timed_first(bench: Any, tmp_path: Path,
         built.append(config.recipe)
         return real(variant, config, *rest)
 
-    monkeypatch.setattr(train, "build", build)
+    for module in (train, steps):
+        monkeypatch.setattr(module, "build", build)
     with pytest.raises(KeyboardInterrupt):
         train.main([*words, f"--json={path}"])
     found = content(path)
@@ -145,9 +147,7 @@ def test_a_step_that_lost_its_compiled_code_is_no_compiled_step(bench: Any, monk
     train = bench("train")
     kinds = {"twin compiled": train.Variant(torch.float32, torch.channels_last, twin=True, compiled=True)}
     monkeypatch.setattr(torch, "compile", lambda model, backend: model)  # as where PyTorch passes it over
-    o = train.argparse.Namespace(
-        model="smallresnet-8", batch=2, size=8, classes=10, device=CPU, tune=False, choices={}, steps=1
-    )
+    o = argparse.Namespace(model="smallresnet-8", batch=2, size=8, device=CPU, tune=False, choices={}, steps=1)
     results = bench("record").Results(None, CPU, [], [])
     running, _ = train.prepare("r", kinds, train.recipe("table1.mwpb_at"), o, results)
     assert not running
@@ -189,9 +189,15 @@ def test_attacks_leave_their_rounds(low: list[str], bench: Any, tmp_path: Path, 
     """Also on a processor that emulates bfloat16: what needs that is skipped by name."""
     attack, path = bench("attack"), tmp_path / "a.json"
     monkeypatch.setattr(bench("ceilings"), "cpu_has_bf16", lambda: bool(low))
-    rates = iter([dict.fromkeys(["float32", *low], 1.0)] * 2)
-    monkeypatch.setattr(attack, "matrix_rates", lambda *a: next(rates))  # ends the third round
-    with pytest.raises(StopIteration):
+    rates = [dict.fromkeys(["float32", *low], 1.0)] * 2
+
+    def matrix_rates(*a: Any) -> dict[str, float]:
+        if not rates:
+            raise KeyboardInterrupt  # in the third round
+        return rates.pop()
+
+    monkeypatch.setattr(bench("rounds"), "matrix_rates", matrix_rates)
+    with pytest.raises(KeyboardInterrupt):
         attack.main([*TINY, "--rounds=3", "--steps=1", "--only", "eager", "TRADES", f"--json={path}"])
     found = content(path)
     assert found["unfinished"] == ["not compiled"]

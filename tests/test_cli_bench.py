@@ -11,8 +11,7 @@ from mwpb_fast.cli import commands
 
 
 def test_bench(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mwpb_fast").mkdir()
-    monkeypatch.setattr(commands, "__file__", str(tmp_path / "mwpb_fast" / "commands.py"))
+    monkeypatch.setattr(commands, "__file__", str(tmp_path / "mwpb_fast" / "cli" / "commands.py"))
     assert cli.main(["bench"]) == 2
     assert "needs a checkout" in capfd.readouterr().err
     (tmp_path / "bench").mkdir()

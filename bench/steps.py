@@ -1,0 +1,163 @@
+"""The forms of the training step that benchmarks compare, and random batches for them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mwpb_kernels as ops
+import torch
+from ceilings import refuse_emulated
+from measure import SkippedError
+from torch import Tensor, nn
+
+from mwpb_fast.config import Config
+from mwpb_fast.engine.capture import CapturedStep
+from mwpb_fast.engine.net import EagerNet
+from mwpb_fast.engine.precision import Precision
+from mwpb_fast.engine.tune import tune
+from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.models import build_model
+from mwpb_fast.optim import make_optimizer
+from mwpb_fast.step import Step
+
+Run = Callable[[int], Tensor]  # from the number of a batch to the step's loss
+
+
+@dataclass(frozen=True)
+class Variant:
+    """dtype: of training, and of the attack on the twin without an attack_dtype. oracle: as in PrecisionConfig."""
+
+    dtype: torch.dtype
+    layout: torch.memory_format = torch.channels_last
+    twin: bool = False
+    attack_dtype: torch.dtype | None = None
+    compiled: bool = False
+    captured: bool = False
+    oracle: bool = False
+
+    def precision(self, device: torch.device) -> Precision:
+        return Precision(device, self.dtype, self.layout, oracle=self.oracle)
+
+    def refuse_emulated(self, device: torch.device) -> None:
+        """Raises SkippedError where the processor emulates a type of it."""
+        for dtype in (self.dtype, self.attack_dtype or self.dtype):
+            refuse_emulated(dtype, device)
+
+
+ORACLE = Variant(torch.float32, torch.contiguous_format, oracle=True)
+
+
+def variants(low: torch.dtype) -> dict[str, Variant]:
+    """By name, in the order in which they are timed."""
+    name = str(low).removeprefix("torch.")
+    return {
+        "eager float32": Variant(torch.float32, torch.contiguous_format),
+        f"eager {name} channels-last": Variant(low),
+        f"twin {name}": Variant(low, twin=True),
+        f"twin {name} captured": Variant(low, twin=True, captured=True),
+        f"twin {name} compiled": Variant(low, twin=True, compiled=True),
+        f"twin {name} captured compiled": Variant(low, twin=True, compiled=True, captured=True),
+    }
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Random batches on the device, by turns."""
+
+    x: list[Tensor]
+    y: list[Tensor]
+    index: Tensor
+    key: Tensor
+
+    @staticmethod
+    def random(o: argparse.Namespace) -> Batches:
+        size = (o.batch, 3, o.size, o.size)
+        x = [torch.rand(size, device=o.device) for _ in range(4)]
+        y = [torch.randint(10, (o.batch,), device=o.device) for _ in range(4)]
+        key = torch.tensor([ops.derive_seed(0, 1)], device=o.device)
+        return Batches(x, y, torch.arange(o.batch, device=o.device), key)
+
+
+def make_model(variant: Variant, name: str, sample: Tensor, *, classes: int = 10, seed: int = 0) -> nn.Module:
+    """A model with random weights for images like the sample, on its device."""
+    torch.manual_seed(seed)
+    model = build_model(name, num_classes=classes, channels=sample.shape[1])
+    return model.to(device=sample.device, memory_format=variant.layout)  # type: ignore[call-overload]
+
+
+def make_step(
+    variant: Variant, config: Config, model: nn.Module, sample: Tensor, choices: dict[str, Any] | None = None
+) -> Any:
+    """step(x, y, index, key, budget) over the model and an optimiser of its own, for images like the sample.
+
+    choices: where to keep, by recipe, what the twin's layers are tuned to; None to leave them untuned.
+    """
+    precision = variant.precision(sample.device)
+    net: Any
+    if variant.twin:
+        net = TwinNet(model, precision, sample, variant.attack_dtype)
+        if choices is not None:
+            choices[config.recipe] = tune(net, sample)
+    else:
+        net = EagerNet(model, precision)
+    step = Step(
+        model=torch.compile(model, backend=counted) if variant.compiled else model,  # type: ignore[arg-type]
+        net=net,
+        attack=config.attack.build(),
+        objective=config.objective.build(),
+        perturb=config.perturbation.build(),
+        optimizer=make_optimizer(model, config.optim),
+        precision=precision,
+        attack_mode=config.attack_mode,
+    )
+    return captured(step) if variant.captured else step
+
+
+class CompiledCode:
+    """calls: how often code that torch.compile has made was run."""
+
+    calls = 0
+
+
+def counted(graph: Any, inputs: Any) -> Callable[..., Any]:
+    """torch.compile's own backend; the runs of what it has compiled are counted."""
+    from torch._inductor.compile_fx import compile_fx
+
+    run: Any = compile_fx(graph, inputs)
+
+    def call(*arguments: Any) -> Any:
+        CompiledCode.calls += 1
+        return run(*arguments)
+
+    return call
+
+
+def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namespace) -> Run:
+    """The step over the given batches by turns."""
+    variant.refuse_emulated(o.device)
+    images = [x.contiguous(memory_format=variant.layout) for x in batches.x]
+    model = make_model(variant, o.model or config.model.name, images[0])
+    step = make_step(variant, config, model, images[0], o.choices if o.tune else None)
+    budget = config.budget.build()
+
+    def run(number: int) -> Tensor:
+        turn = number % len(images)
+        return step(images[turn], batches.y[turn], batches.index, batches.key, budget).loss
+
+    return run
+
+
+def captured(step: Step) -> Any:
+    """The same step replayed from a CUDA graph."""
+    if step.precision.device.type != "cuda":
+        raise SkippedError("CUDA graphs need a CUDA device")
+    return CapturedStep(step)
+
+
+def warm_up(config: Config, o: argparse.Namespace) -> None:
+    """A step of a tiny model, so that the first variant's memory is not that of libraries being loaded."""
+    tiny = argparse.Namespace(**vars(o) | {"model": "smallresnet-16", "batch": 2, "size": 8, "tune": False})
+    build(Variant(torch.float32, torch.contiguous_format), config, Batches.random(tiny), tiny)(0)
