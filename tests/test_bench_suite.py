@@ -63,13 +63,15 @@ def suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     runs, child = tmp_path / "runs", tmp_path / "child"
     runs.touch()
     (tmp_path / "bench" / "fake.py").write_text(FAKE.format(runs=str(runs), child=str(child)))
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    commands: Any = importlib.import_module("stages")
+    for one in (module, commands):
+        monkeypatch.setattr(one, "ROOT", tmp_path)
 
     def stages(*things: str, needs: tuple[str, ...] = ()) -> None:
-        made = [module.Stage(t, 10, module.script("fake", f"--do {t}", f"--do {t}"), needs) for t in things]
+        made = [module.Stage(t, 10, commands.script("fake", f"--do {t}", f"--do {t}"), needs) for t in things]
         monkeypatch.setattr(module, "STAGES", tuple(made))
 
-    module.stages, module.child = stages, child
+    module.stages, module.child, module.commands = stages, child, commands
     module.ran = lambda: runs.read_text().split()
     previous = signal.getsignal(signal.SIGTERM)
     yield module
@@ -185,7 +187,7 @@ def test_tests_are_counted_from_their_report(suite: Any, tmp_path: Path) -> None
         "<failure/></testcase><testcase classname='a' name='z'><skipped/></testcase></testsuite></testsuites>"
     )
     command, o = ["python", "-m", "pytest"], suite.argparse.Namespace(device="cpu")
-    suite.pytest_result(command, tmp_path / "t.json", o, False)
+    suite.commands.pytest_result(command, tmp_path / "t.json", o, False)
     (row,) = content(tmp_path, "t")["rows"]
     assert row == {"tests": 3, "passed": 1, "skipped": 1, "failed": 1, "names": ["a::y"]}
     assert suite.complete(tmp_path / "t.json", command)
@@ -199,12 +201,12 @@ def test_tests_that_are_cut_off_are_counted_as_far_as_they_came(
     )
 
     def words(o: Any, limit: float, out: Path) -> list[str]:
-        script, module, *options = suite.pytest_words(o, limit, out)
+        script, module, *options = suite.commands.pytest_words(o, limit, out)
         where = options.index("tests/test_bench_tables.py")
         return [script, module, *options[:where], str(tmp_path / "test_slow.py"), *options[where + 1 :]]
 
     (tmp_path / "bench" / "interruptible.py").write_bytes((ROOT / "bench" / "interruptible.py").read_bytes())
-    monkeypatch.setattr(suite, "STAGES", (suite.Stage("tests", 10, words, finish=suite.pytest_result),))
+    monkeypatch.setattr(suite, "STAGES", (suite.Stage("tests", 10, words, finish=suite.commands.pytest_result),))
     assert run(suite, tmp_path / "out", "--budget", "8") == 1
     found = content(tmp_path / "out", "tests")
     assert found["rows"] == [

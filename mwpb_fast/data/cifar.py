@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from mwpb_fast.data import folder
-from mwpb_fast.data.archive import Tree
 from mwpb_fast.data.dataset import DataError
 from mwpb_fast.data.decode import Arrays, RawSet
 from mwpb_fast.data.download import Download
+from mwpb_fast.data.tree import Tree
 
 NAMES = ("cifar10", "cifar100")
 _TORONTO = "https://www.cs.toronto.edu/~kriz/"

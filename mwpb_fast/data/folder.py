@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from mwpb_fast.data.archive import Tree
 from mwpb_fast.data.dataset import DataError
 from mwpb_fast.data.decode import SUFFIXES, Encoded, RawSet
+from mwpb_fast.data.tree import Tree
 
 NAMES = ("folder",)
 TRAIN = ("train", "training")

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from mwpb_fast.data import folder
-from mwpb_fast.data.archive import Tree
 from mwpb_fast.data.dataset import DataError
 from mwpb_fast.data.decode import SUFFIXES, RawSet
 from mwpb_fast.data.download import Download
+from mwpb_fast.data.tree import Tree
 
 NAMES = ("tinyimagenet",)
 ARCHIVES = {

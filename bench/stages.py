@@ -1,0 +1,160 @@
+"""The stages of the suite for a CUDA machine: their commands, whole and at toy size, and their shares of time."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from measure import ROOT, write_results
+
+
+@dataclass(frozen=True)
+class Stage:
+    """name: of the stage and its JSON. weight: its part of the time, in seconds by default. needs: packages
+    without which it is skipped. words: from the options, its seconds and its JSON to its command. finish: makes
+    the JSON where the command does not, told whether it was cut off."""
+
+    name: str
+    weight: float
+    words: Callable[[argparse.Namespace, float, Path], list[str]]
+    needs: tuple[str, ...] = ()
+    finish: Callable[[list[str], Path, argparse.Namespace, bool], None] | None = None
+
+
+def shown(path: Path) -> str:
+    """A path from the checkout's root, where every stage runs; so it stands in the result files."""
+    return os.path.relpath(path, ROOT)
+
+
+def script(name: str, full: str, quick: str, seconds: float = 0.7) -> Callable[..., list[str]]:
+    """The command of a script in this folder. {budget} in its words is `seconds` of the stage's own."""
+
+    def words(o: argparse.Namespace, limit: float, out: Path) -> list[str]:
+        text = (quick if o.quick else full).format(budget=round(seconds * limit))
+        named: list[str] = []
+        if o.archive and "{archive}" in text:
+            named = ["--archive", shown(o.archive)]
+        if o.archive and "{shared}" in text:
+            named = ["--shared", shown(o.archive.parent)]
+        text = text.replace("{archive}", "").replace("{shared}", "")
+        device = [] if name == "kernels" else ["--device", o.device]
+        return [f"bench/{name}.py", *text.split(), *named, *device, "--json", shown(out)]
+
+    return words
+
+
+def pytest_words(o: argparse.Namespace, limit: float, out: Path) -> list[str]:
+    which = ["tests/test_bench_tables.py"] if o.quick else ["-m", "gpu", "tests"]
+    options = [
+        "-o",
+        "addopts=",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "bench.interruptible",
+        "--continue-on-collection-errors",
+        "-q",
+    ]
+    return ["-m", "pytest", *options, *which, f"--junitxml={shown(out.with_suffix('.xml'))}"]
+
+
+def pytest_result(command: list[str], out: Path, o: argparse.Namespace, cut: bool) -> None:
+    """The tests' counts and the names of those that failed, from pytest's own report; cut: it lacks some."""
+    report = out.with_suffix(".xml")
+    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    if cut and cases and not len(cases[-1]):
+        cases.pop()  # it was running
+    kinds = {kind: [c for c in cases if c.find(kind) is not None] for kind in ("failure", "error", "skipped")}
+    bad = [f"{c.get('classname')}::{c.get('name')}" for kind in ("failure", "error") for c in kinds[kind]]
+    tests, skipped = len(cases), len(kinds["skipped"])
+    passed = tests - skipped - len(bad)
+    row = {"tests": tests, "skipped": skipped, "failed": len(bad), "names": bad, "passed": passed}
+    columns = [(k, k, "d") for k in ("tests", "passed", "skipped", "failed")]
+    more = {"unfinished": ["the other tests"]} if cut else {}
+    write_results(out, torch.device(o.device), columns, [row], suite_command=shlex.join(command), **more)
+    report.unlink()
+
+
+TINY = "--model smallresnet-2 --batch 4 --rounds 1"
+STAGES = (
+    Stage("tests", 65, pytest_words, needs=("pytest",), finish=pytest_result),
+    Stage(
+        "train",
+        115,
+        script(
+            "train",
+            "--batch 128 --steps 10 --rounds 5 --tune --budget {budget}",
+            f"{TINY} --size 8 --no-compile",
+            seconds=0.8,
+        ),
+    ),
+    Stage(
+        "attack",
+        75,
+        script(
+            "attack",
+            "--compile --tune --rounds 7 --budget {budget} --only mwpb TRADES torchattacks",
+            f"{TINY} --size 8 --steps 1 --only mwpb TRADES",
+            seconds=0.85,
+        ),
+    ),
+    Stage(
+        "kernels",
+        60,
+        script(
+            "kernels",
+            "--rounds 15 --budget 0.5 --compile-seconds {budget}",
+            "margin linf_step_ --rounds 3 --budget 0.1 --no-compile",
+            seconds=0.5,
+        ),
+    ),
+    Stage(
+        "training",
+        55,
+        script(
+            "short_training",
+            "{{archive}} --epochs 3 --test-images 2000",
+            "--epochs 1 --subset 128 --test-images 20 --model smallresnet-2",
+        ),
+    ),
+    Stage(
+        "equivalence",
+        65,
+        script(
+            "equivalence",
+            "{{archive}} --objectives at trades --eps 8 1",
+            "--train-model smallresnet-2 --train-steps 2 --train-batch 4 --attack-steps 1 --per-class 1 "
+            "--eps 8 --objectives at --seeds 2 --no-weights",
+        ),
+    ),
+    Stage(
+        "loaders",
+        30,
+        script(
+            "loaders",
+            "{{shared}} --rounds 2 --seconds 0.5 --steps 20 --sets tinyimagenet",
+            "--sets --random 64 --model smallresnet-2 --batch 4 --steps 1 --rounds 1 --seconds 0.1",
+        ),
+    ),
+    Stage(
+        "train-wrn",
+        40,
+        script(
+            "train",
+            "--recipes table2.mwpb_at --batch 128 --rounds 3 --steps 4 --no-compile --tune --budget {budget}",
+            f"--recipes table2.mwpb_at {TINY} --size 8 --no-compile",
+        ),
+    ),
+    Stage(
+        "roofline",
+        15,
+        script("roofline", "--rounds 5 --budget 0.2", f"{TINY} --size 8 --budget 0.1"),
+    ),
+)
+SECONDS = sum(stage.weight for stage in STAGES)
