@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 TINY = ["--model=smallresnet-8", "--batch=4", "--size=8", "--rounds=1", "--device=cpu"]
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """bench("name") is that module of the bench folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-
-    return importlib.import_module
 
 
 def content(path: Path) -> dict[str, Any]:

@@ -18,10 +18,9 @@ import pytest
 import yaml
 
 from mwpb_fast import cli
-from mwpb_fast.cli import commands, doctor
-from mwpb_fast.config import ConfigError, all_recipes
+from mwpb_fast.cli import commands
+from mwpb_fast.config import ConfigError
 from mwpb_fast.data.dataset import DataError
-from mwpb_fast.system.optional import Attempt
 from mwpb_fast.system.signals import Interrupted
 
 TINY = ["--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--precision.device", "cpu"]
@@ -208,102 +207,6 @@ def test_reader_that_leaves_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
-
-
-# help and lists ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("command", commands.COMMANDS)
-def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([command, "--help"]) == 0
-    out, err = capsys.readouterr()
-    assert out.startswith(f"usage: mwpb-fast {command}")
-    assert err == ""
-    assert cli.main(["--help"]) == 0
-    assert f"\n  {command} " in capsys.readouterr().out
-
-
-def test_help_of_a_recipe_lists_its_values(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "table1.mwpb_trades", "--help", "--budget.alpha", "0.3"]) == 0
-    out = capsys.readouterr().out
-    assert "--budget.alpha 0.3\n" in out
-    assert "--objective.beta 6.0\n" in out
-    assert "--budget.eps 8/255\n" in out
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
-    assert re.fullmatch(r"mwpb-fast \d+\.\d+.*\n", capsys.readouterr().out)
-
-
-def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["recipes"]) == 0
-    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert [name for name, _ in lines] == all_recipes()
-
-
-def test_data_list_says_what_is_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, content in (
-        ("cifar10", '{"splits": {"train": {"count": 50000}, "test": {"count": 10000}}}'),
-        ("svhn", "{"),
-    ):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "meta.json").write_text(content)
-    assert cli.main(["data", "list", "--dir", str(tmp_path)]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "50,000 + 10,000 images" in lines["cifar10"]
-    assert "damaged" in lines["svhn"]
-    assert "not prepared" in lines["tinyimagenet"]
-    assert "embedded" in lines["digits"]
-
-
-def test_data_prepare_of_the_embedded_set(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["data", "prepare", "digits"]) == 0
-    assert capsys.readouterr().out == "digits: 1,438 train and 359 test images of 10 classes, embedded\n"
-
-
-def test_data_prepare_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from PIL import Image
-
-    for split in ("train", "test"):
-        for label, grey in (("cat", 10), ("dog", 200)):
-            (tmp_path / "mine" / split / label).mkdir(parents=True)
-            Image.new("RGB", (8, 8), (grey, grey, grey)).save(tmp_path / "mine" / split / label / "a.png")
-    words = ["data", "prepare", "folder", "--data-dir", str(tmp_path / "mine"), "--dir", str(tmp_path / "data")]
-    assert cli.main(words) == 0
-    place = tmp_path / "data" / "folder"
-    assert capsys.readouterr().out == f"folder: 2 train and 2 test images of 2 classes, in {place}\n"
-    assert (tmp_path / "data" / "folder" / "train.safetensors").exists()
-
-
-def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor"]) == 0
-    text = capsys.readouterr().out
-    assert cli.main(["doctor", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert set(report) == {"findings", "ops"}
-    names = {finding["name"] for finding in report["findings"]}
-    assert {"python", "torch", "cpu", "native ops", "triton", "dali", "pyautoattack", "apex"} <= names
-    for finding in report["findings"]:
-        assert finding["name"] in text
-        assert finding["status"] in ("ok", "missing", "broken", "note")
-        assert finding["cost"] or finding["status"] not in ("missing", "broken")
-    import mwpb_kernels as ops
-
-    assert report["ops"]["margin"] == {d: ops.implementation("margin", d) for d in ("cpu", "cuda")}
-    assert set(report["ops"]) == set(ops.OPS)
-
-
-def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "version_of", lambda package: None)
-    monkeypatch.setattr(doctor, "attempt", lambda *names: Attempt(None, "is not installed"))
-    found = {finding.name: finding for finding in doctor.packages()}
-    assert found["pyautoattack"].status == "missing"
-    assert "mwpb-fast[eval]" in found["pyautoattack"].cost
-    assert "mwpb-fast[plots]" in found["matplotlib"].cost
-    assert "mwpb-fast[dali" in found["dali"].cost
-    assert {found[name].detail for name in ("pyautoattack", "matplotlib", "dali", "apex")} == {"not installed"}
-    pyramid = {"apex": Attempt(doctor), "apex.optimizers": Attempt(None, "is not installed")}
-    monkeypatch.setattr(doctor, "attempt", pyramid.__getitem__)
-    assert "Pyramid" in doctor._apex().cost
 
 
 # from end to end --------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import threading
 from collections.abc import Iterator
@@ -12,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from test_data_sets import PIXELS, folder_files, picture, svhn_file, write
+from test_data_sets import PIXELS, folder_files, svhn_file, write
 
 from mwpb_fast.data import (
     Config,
@@ -21,7 +19,6 @@ from mwpb_fast.data import (
     DataWriteError,
     find_set,
     known_sets,
-    load_encoded,
     load_split,
     prepare,
     svhn,
@@ -210,93 +207,3 @@ def test_a_set_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     prepare("mine.pets", source=write(tmp_path / "x", folder_files()), dir=tmp_path)
     assert len(load_split(Config(name="mine.pets", dir=str(tmp_path)), "test")) == 9
     assert (tmp_path / "pets" / "meta.json").is_file()
-
-
-@pytest.fixture
-def pets(tmp_path: Path) -> Config:
-    prepare("folder", source=write(tmp_path / "x", folder_files()), dir=tmp_path, encoded=True)
-    return Config(name="folder", dir=str(tmp_path))
-
-
-def test_encoded_files_are_kept_in_order(pets: Config, tmp_path: Path) -> None:
-    packed = load_encoded(pets)
-    files = sorted((name, content) for name, content in folder_files().items() if "/train/" in name)
-    assert packed is not None
-    assert [packed[i].tobytes() for i in range(len(packed))] == [content for _, content in files]
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
-def test_encoded_needs_image_files(tmp_path: Path) -> None:
-    source = write(tmp_path / "x", svhn_files())
-    with pytest.raises(DataError, match="holds arrays"):
-        prepare("svhn", source=source, dir=tmp_path, encoded=True)
-    prepare("svhn", source=source, dir=tmp_path)
-    assert load_encoded(Config(name="svhn", dir=str(tmp_path))) is None
-    assert load_encoded(Config(name="digits")) is None
-
-
-def test_a_missing_set_tells_the_command(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="run `mwpb-fast data prepare cifar10`"):
-        load_split(Config(dir=str(tmp_path)), "train")
-    with pytest.raises(DataError, match="does not exist"):
-        prepare("cifar10", source=tmp_path / "gone", dir=tmp_path)
-    with pytest.raises(DataError, match="--data-dir"):
-        prepare("folder", dir=tmp_path)
-    with pytest.raises(ValueError, match="split is 'val'"):
-        load_split(Config(name="digits"), "val")
-
-
-@pytest.mark.parametrize("name", ["train.safetensors", "train.encoded.safetensors"])
-@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "flipped", "other"])
-def test_damaged_files_are_detected(pets: Config, name: str, kind: str) -> None:
-    path = Path(pets.dir) / "folder" / name
-    content = path.read_bytes()
-    path.unlink()
-    if kind == "empty":
-        path.touch()
-    elif kind == "truncated":
-        path.write_bytes(content[:-1])
-    elif kind == "flipped":
-        path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
-    elif kind == "other":
-        path.write_bytes((path.parent / "test.safetensors").read_bytes())
-    with pytest.raises(DataError, match=re.escape(str(path))) as caught:
-        load_encoded(pets) if "encoded" in name else load_split(pets, "train")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", "{", '{"format": 9}', "\x00"])
-def test_a_damaged_description_is_detected(pets: Config, content: str) -> None:
-    path = Path(pets.dir) / "folder" / "meta.json"
-    path.write_text(content)
-    with pytest.raises(DataError, match=re.escape(str(path))):
-        load_split(pets, "train")
-
-
-@pytest.mark.parametrize("change", [{"height": 7}, {"classes": ["ant", "bee"]}])
-def test_a_description_that_does_not_fit_is_detected(pets: Config, change: dict[str, object]) -> None:
-    path = Path(pets.dir) / "folder" / "meta.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(DataError, match=r"train\.safetensors"):
-        load_split(pets, "train")
-
-
-def test_a_failed_preparation_leaves_the_old_one(
-    pets: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = load_split(pets, "train").images.clone()
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    other = write(tmp_path / "y", {**folder_files(), "top/train/bee/9.png": picture(99)})
-    monkeypatch.setattr("mwpb_fast.data.store.sync", full)
-    with pytest.raises(DataWriteError, match="No space left on device"):
-        prepare("folder", source=other, dir=tmp_path, replace=True)
-    assert torch.equal(load_split(pets, "train").images, before)
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
-def test_digits_need_no_preparation(tmp_path: Path) -> None:
-    assert prepare("digits", dir=tmp_path)["splits"] == {"train": {"count": 1438}, "test": {"count": 359}}
-    assert not list(tmp_path.iterdir())
