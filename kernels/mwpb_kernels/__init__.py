@@ -12,9 +12,10 @@ the functions of this package; torch.ops.mwpb are its insides.
 
 from __future__ import annotations
 
-from mwpb_kernels.augment import crop_flip, crop_flip_params
+from mwpb_kernels.augment import crop_flip
 from mwpb_kernels.awp import awp_perturb_, awp_restore_
 from mwpb_kernels.boosted import boosted_ce
+from mwpb_kernels.crop import crop_flip_params
 from mwpb_kernels.l2 import l2_step_
 from mwpb_kernels.l2_start import l2_start
 from mwpb_kernels.linf import linf_step_

@@ -12,32 +12,14 @@ from typing import Any, Literal
 
 import torch
 
-from mwpb_kernels.op import Compile, Op, check_device, check_tensors, tl, triton, whole
-from mwpb_kernels.philox import STREAM_CROP, philox_block, philox_words
+from mwpb_kernels.crop import check_crop, crop_params, reflected, source_positions
+from mwpb_kernels.op import Compile, Op, check_device, check_tensors, tl, triton
+from mwpb_kernels.philox import STREAM_CROP, philox_block
 
 BATCH_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_PAD = 255
 
 
 # reference ---------------------------------------------------------------------------------------------------
-def crop_params(index: torch.Tensor, seed: torch.Tensor, pad: int, flip: bool) -> torch.Tensor:
-    """(B, 3) int32: row offset and column offset in the padded image, and whether to flip."""
-    words = philox_words(index, seed, STREAM_CROP)[:, 0]
-    offsets = (words[:, :2] * (2 * pad + 1)) >> 32
-    flips = (words[:, 2:3] >> 31) * int(flip)
-    return torch.cat((offsets, flips), dim=1).to(torch.int32)
-
-
-def source_positions(offset: torch.Tensor, size: int, pad: int) -> torch.Tensor:
-    """(B, size) int64: where each position of the crops lies along one side of the image before padding."""
-    return torch.arange(size, device=offset.device) + (offset.long() - pad)[:, None]
-
-
-def reflected(position: torch.Tensor, size: int) -> torch.Tensor:
-    """Positions up to size - 1 beyond either edge, mirrored about the edge pixel."""
-    return (size - 1) - ((size - 1) - position.abs()).abs()
-
-
 def crop_flip_reference(
     images: torch.Tensor,
     index: torch.Tensor,
@@ -301,29 +283,3 @@ def crop_flip(
     if dtype not in BATCH_DTYPES:
         raise TypeError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
     return CROP_FLIP(images, index, seed, pad, pad_mode == "reflect", flip, dtype)
-
-
-def crop_flip_params(index: torch.Tensor, seed: torch.Tensor, *, pad: int = 4, flip: bool = True) -> torch.Tensor:
-    """The random numbers with which `crop_flip` cuts these samples, for code that does its own cutting.
-
-    index: (B,) int64. seed: one-element int64 tensor on the same device. Returns (B, 3) int32: the crop's
-    row offset in [0, 2 * pad] and column offset in [0, 2 * pad] within the padded image, and 1 where the crop
-    is then flipped left to right, else 0. Philox words 0, 1 and 2 of stream STREAM_CROP: (word * (2 * pad + 1))
-    >> 32 for the offsets, word >> 31 for the flip. Raises ValueError or TypeError for other shapes or types.
-    """
-    pad = check_crop(index, seed, pad)
-    check_device(index, seed)
-    return crop_params(index, seed, pad, flip)
-
-
-def check_crop(index: torch.Tensor, seed: torch.Tensor, pad: int) -> int:
-    """The pad as int; what no crop can be drawn from is refused."""
-    pad = whole(pad, "pad")
-    check_tensors(index=index, seed=seed)
-    if index.dim() != 1 or index.dtype != torch.int64:
-        raise ValueError(f"index must be (B,) int64, not {tuple(index.shape)} {index.dtype}")
-    if seed.numel() != 1 or seed.dtype != torch.int64:
-        raise ValueError(f"seed must be an int64 tensor with one element, not {tuple(seed.shape)} {seed.dtype}")
-    if not 0 <= pad <= MAX_PAD:
-        raise ValueError(f"pad must be between 0 and {MAX_PAD}, not {pad}")
-    return pad
