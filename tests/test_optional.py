@@ -102,7 +102,7 @@ for kind in KINDS:
     told("NVIDIA DALI", dali._require_dali)
     told("NVIDIA apex", optim.apex_fused_sgd)
     told("matplotlib", plots.require_matplotlib)
-    told("TensorBoard", RunLog, pathlib.Path("run"))
+    told("TensorBoard", RunLog, pathlib.Path("run"), 1)
 """
 
 

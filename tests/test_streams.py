@@ -18,7 +18,7 @@ from mwpb_fast.log import read_records
 from mwpb_fast.streams import Lasting
 
 RUN = (f"{sys.executable} -m mwpb_fast.cli train digits.at --epochs 3 --data.subset 32 --data.batch_size 16 "
-       "--attack.steps 1 --data.validation 0 --model.name smallresnet-4 --no-evaluate --out run")  # fmt: skip
+       "--attack.steps 1 --data.validation 0 --model.name smallresnet-16 --no-evaluate --out run")  # fmt: skip
 
 
 def shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:

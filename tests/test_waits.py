@@ -70,6 +70,6 @@ def test_freed_memory_is_kept() -> None:
 
 
 def test_a_checkout_runs_without_being_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert own_version() != "not installed"
+    assert not own_version().endswith("not installed")
     monkeypatch.setattr(sys, "path", [])
-    assert own_version() == "not installed"
+    assert own_version().endswith(", not installed")
