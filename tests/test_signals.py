@@ -23,7 +23,7 @@ from mwpb_fast.system.signals import STOPS, Interrupted, raised, stop_requests
 
 COMMAND = [sys.executable, "-m", "mwpb_fast"]
 ENDLESS = ["train", "digits.at", "--epochs=100000", "--data.subset=64", "--data.batch_size=16", "--attack.steps=1",
-           "--model.name=smallresnet-4", "--no-evaluate", "--out=run"]  # fmt: skip
+           "--model.name=smallresnet-16", "--no-evaluate", "--out=run"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 129), (signal.SIGUSR1, 138)])
@@ -103,6 +103,11 @@ def reading(folder: Path) -> None:
     checkpoint.read(checkpoint.save(folder, "last", 1, 0, {"x": 1}))
 
 
+def staged(folder: Path) -> None:
+    with store.staging(folder / "set") as stage:
+        stage.write("x.safetensors", {"a": torch.zeros(1).numpy()})
+
+
 def reading_weights(folder: Path) -> None:
     torch.save({}, folder / "x.pt")
     models.read_checkpoint(folder / "x.pt")
@@ -113,7 +118,7 @@ def reading_weights(folder: Path) -> None:
     [
         ("torch.load", reading),
         ("torch.load", reading_weights),
-        ("mwpb_fast.data.download.sha256_of", lambda folder: store.save_arrays(folder / "x", {})),
+        ("mwpb_fast.data.download.sha256_of", staged),
         ("mwpb_fast.data.download.sha256_of", lambda folder: store.read_tensors(folder / "x", "", ())),
     ],
     ids=["checkpoint", "weights", "saving data", "reading data"],

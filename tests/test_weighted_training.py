@@ -98,7 +98,7 @@ def test_a_run_stopped_after_the_burn_in_goes_on_with_its_weights(tmp_path: Path
     stopped = train.Trainer(config, tmp_path / "cut", StopAfter(5), quiet=True)  # type: ignore[arg-type]
     with pytest.raises(Interrupted):
         stopped.train()
-    assert stopped.epoch == 2
+    assert stopped.at.epoch == 2
     train.run(config, tmp_path / "cut", quiet=True)
     models = []
     for run in ("whole", "cut"):
