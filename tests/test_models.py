@@ -209,6 +209,10 @@ def test_preactivation_networks_follow_their_equations(name: str) -> None:
         torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_every_architecture_is_tested() -> None:
+    assert {name.partition("-")[0] for name in NAMES} == set(available())
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("channels", "height", "width"), [(3, 64, 64), (1, 8, 8), (5, 33, 47), (2, 1, 1)])
 def test_any_size_channels_and_classes(name: str, channels: int, height: int, width: int) -> None:
@@ -297,7 +301,7 @@ def test_initial_weights_follow_the_seed() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vgg-16", r"unknown model 'vgg-16'; available: preactresnet, resnet, smallresnet, wrn"),
+        ("vgg-16", f"unknown model 'vgg-16'; available: {', '.join(available())}"),
         ("_layers-1", r"unknown model"),
         ("resnet18", r"unknown model 'resnet18'; available"),
         ("wrn-34x10", r"not of the form"),
