@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import fixed
+from mwpb_fast.cli.parser import split
 from mwpb_fast.config import (
     AXES,
     Config,
@@ -33,7 +34,7 @@ from mwpb_fast.config import (
 from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.data.dataset import DataError
 from mwpb_fast.objectives import at
-from mwpb_fast.options import configure, explain, listing, read_yaml, split, values_of
+from mwpb_fast.options import configure, explain, listing, read_yaml, values_of
 
 START = recipe("table1.mwpb_at")
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from mwpb_fast import cli, data, train
-from mwpb_fast.evaluation.evaluate import evaluate_run
+from mwpb_fast.evaluation.checkpoint import evaluate_run
+from mwpb_fast.evaluation.request import Request
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.system.signals import Interrupted
 
@@ -94,7 +95,7 @@ def test_values_are_those_of_the_evaluation(whole: Path) -> None:
     for row in table["rows"]:
         for run in row["runs"]:
             (folder,) = [f for f in seeds_of(whole) if "/".join(f.parts[-3:]) == run["folder"]]
-            result = evaluate_run(folder, which="last", show=False)
+            result = evaluate_run(Request(folder, which="last", show=False))
             values = row["cells"]["natural"]["last"]["values"]
             assert values[str(run["seed"])] == result["attacks"]["natural"]["accuracy"]
 

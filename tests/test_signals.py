@@ -138,13 +138,13 @@ def test_a_signal_inside_a_read_or_write_is_no_damaged_file(
 
 
 def test_a_signal_in_a_row_of_a_table_is_no_failure_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Job:
+    class Planned:
         folder, name = Path("x"), "row"
 
     failures: dict[str, str] = {}
     monkeypatch.setattr(execute, "_claimed", interrupted)
     with raised(), pytest.raises(Interrupted):
-        execute._attempt(Job(), "", True, failures, wait=False)  # type: ignore[arg-type]
+        execute._attempt(Planned(), "", True, failures, wait=False)  # type: ignore[arg-type]
     assert not failures
 
 
