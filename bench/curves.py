@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.config import OptimConfig, axis_config, recipe
+from mwpb_fast.method import Batch, Method
 
 OBJECTIVES = ("at", "trades", "mart")
 WINDOW = 10  # steps
@@ -100,14 +101,14 @@ def _curve(
         optim=OptimConfig(lr=0.05),
     )
     model = make_model(variant, o.train_model, x, seed=seed)
-    step, budget = make_step(variant, config, model, x[:2]), config.budget.build()
+    step, method = make_step(variant, config, model, x[:2]), Method.build(config)
     order = torch.Generator().manual_seed(seed)
     key = torch.tensor([ops.derive_seed(seed, 1)], device=x.device)
     losses = []
     for _ in range(o.train_steps):
         rows = torch.randperm(len(x), generator=order)[: o.train_batch].to(x.device)
         images = x[rows].contiguous(memory_format=variant.layout)
-        losses.append(step(images, y[rows], rows, key, budget).loss.clone())
+        losses.append(step(Batch(images, y[rows], rows), key, method).loss.clone())
     return torch.stack(losses).cpu(), model.eval()
 
 

@@ -13,12 +13,13 @@ from ceilings import refuse_emulated
 from measure import SkippedError
 from torch import Tensor, nn
 
+from mwpb_fast.capture import CapturedStep
 from mwpb_fast.config import Config
-from mwpb_fast.engine.capture import CapturedStep
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.method import Batch, Method
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import make_optimizer
 from mwpb_fast.step import Step
@@ -91,7 +92,7 @@ def make_model(variant: Variant, name: str, sample: Tensor, *, classes: int = 10
 def make_step(
     variant: Variant, config: Config, model: nn.Module, sample: Tensor, choices: dict[str, Any] | None = None
 ) -> Any:
-    """step(x, y, index, key, budget) over the model and an optimiser of its own, for images like the sample.
+    """step(batch, key, method) over the model and an optimiser of its own, for images like the sample.
 
     choices: where to keep, by recipe, what the twin's layers are tuned to; None to leave them untuned.
     """
@@ -106,9 +107,6 @@ def make_step(
     step = Step(
         model=torch.compile(model, backend=counted) if variant.compiled else model,  # type: ignore[arg-type]
         net=net,
-        attack=config.attack.build(),
-        objective=config.objective.build(),
-        perturb=config.perturbation.build(),
         optimizer=make_optimizer(model, config.optim),
         precision=precision,
         attack_mode=config.attack_mode,
@@ -141,11 +139,11 @@ def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namesp
     images = [x.contiguous(memory_format=variant.layout) for x in batches.x]
     model = make_model(variant, o.model or config.model.name, images[0])
     step = make_step(variant, config, model, images[0], o.choices if o.tune else None)
-    budget = config.budget.build()
+    method = Method.build(config)
 
     def run(number: int) -> Tensor:
         turn = number % len(images)
-        return step(images[turn], batches.y[turn], batches.index, batches.key, budget).loss
+        return step(Batch(images[turn], batches.y[turn], batches.index), batches.key, method).loss
 
     return run
 

@@ -30,8 +30,10 @@ from rounds import Rounds
 from steps import Batches, CompiledCode, Run, Variant, build, variants, warm_up
 from torch import Tensor, nn
 
+from mwpb_fast.attacks import pgd
 from mwpb_fast.config import Config, recipe
 from mwpb_fast.engine.recorder import WARM_UP
+from mwpb_fast.method import Method
 from mwpb_fast.models import build_model
 
 EPOCH = 50_000  # images
@@ -63,10 +65,10 @@ def flop_per_image(config: Config, macs: int, o: argparse.Namespace) -> int:
             Counter.passes += 1
             return torch.zeros(len(x), 10, requires_grad=True)
 
-    objective, x = config.objective.build(), torch.rand(2, 3, 8, 8)
-    objective.outer(Counter(), x, x, torch.tensor([0, 1]), {})
-    clean = int(config.budget.build().uses_logits or objective.uses_clean)
-    return 2 * macs * (clean + 2 * config.attack.steps + 3 * Counter.passes)
+    assert isinstance(config.attack, pgd.Config)  # whose passes are counted here
+    method, x = Method.build(config), torch.rand(2, 3, 8, 8)
+    method.objective.outer(Counter(), x, x, torch.tensor([0, 1]), {})
+    return 2 * macs * (method.uses_clean + 2 * config.attack.steps + 3 * Counter.passes)
 
 
 def timed(run: Run, start: int, o: argparse.Namespace) -> float:

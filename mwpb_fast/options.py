@@ -6,7 +6,6 @@ A recipe's values are overridden by YAML files and then by options named after t
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import inspect
@@ -17,7 +16,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mwpb_fast.config import (
     AXES,
@@ -46,50 +45,6 @@ _KINDS = {
     "str": "text",
     "tuple": "a list such as [1, 2]",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, and with its complaints as ConfigError."""
-
-    def __init__(self, command: str, doc: str, epilog: str = "") -> None:
-        super().__init__(
-            prog=f"mwpb-fast {command}",
-            description=doc,
-            epilog=epilog,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {self.prog} --help)")
-
-    def parse_with_overrides(
-        self, own: Sequence[argparse.Action], arguments: Sequence[str]
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """What this parser's options `own` say, and the overrides of the configuration's values."""
-        names = [name for action in own for name in action.option_strings]
-        words, overrides = split(arguments, [*names, "--help"])
-        return self.parse_intermixed_args(words), overrides
-
-
-def split(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command's own words (the options `own` and whatever is no option), and the overrides as
-    `--name=value`. Raises ConfigError for an override without a value."""
-    mine: list[str] = []
-    overrides: list[str] = []
-    queue = list(arguments)
-    while queue:
-        word = queue.pop(0)
-        name, equals, _ = word.partition("=")
-        if not word.startswith("--") or name in own:
-            mine.append(word)
-        elif equals or (name[2:].partition(".")[0] not in FIELDS and (not queue or queue[0].startswith("--"))):
-            overrides.append(word)
-        elif not queue:
-            raise ConfigError(f"{word} wants a value")
-        else:
-            overrides.append(f"{word}={queue.pop(0)}")
-    return mine, overrides
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -220,7 +175,7 @@ def listing(config: Config) -> str:
             continue
         title = f"  {field}"
         if field in AXES:
-            title = f"  --{field} {axis_name(AXES[field], value)}    one of: {', '.join(_choices(AXES[field]))}"
+            title = f"  --{field} {axis_name(AXES[field], value)}    one of: {', '.join(names(AXES[field]))}"
         lines += ["", title]
         lines += _documentation(type(value))
         lines += [line for key, line in shown if key.startswith(f"{field}.")]
@@ -263,11 +218,11 @@ def _unknown(name: str, config: Config) -> str:
     return f"no option {name!r}; {title} has {', '.join(mine) or 'no options'}"
 
 
-def check_attacks(config: EvaluationConfig) -> None:
+def check_attacks(config: EvaluationConfig | None) -> None:
     """Refuse an attack that there is not."""
     from mwpb_fast.evaluation.catalog import find_attack
 
-    for name in config.attacks:
+    for name in config.attacks if config else ():
         find_attack(name)
 
 
@@ -329,12 +284,8 @@ def _checked(config: Config, word: str) -> str:
 def _check_axis(field: str, name: str) -> None:
     kind = AXES[field]
     outside = "." in name and re.fullmatch(NAME, name) and hasattr(load(kind, name), "Config")
-    if not outside and name not in _choices(kind):
-        raise ConfigError(f"no {name!r} among the {kind}: {', '.join(_choices(kind))}")
-
-
-def _choices(kind: str) -> list[str]:
-    return [name for name in names(kind) if hasattr(load(kind, name), "Config")]
+    if not outside and name not in names(kind):
+        raise ConfigError(f"no {name!r} among the {kind}: {', '.join(names(kind))}")
 
 
 def _documentation(group: type) -> list[str]:

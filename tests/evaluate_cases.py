@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,11 @@ from torch import Tensor, nn
 from mwpb_fast.config import EvaluationConfig, PrecisionConfig, recipe, to_dict
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluation.autoattack import COMPONENTS
-from mwpb_fast.evaluation.evaluate import evaluate
+from mwpb_fast.evaluation.checkpoint import evaluate_run
+from mwpb_fast.evaluation.contract import EvaluationAttack
+from mwpb_fast.evaluation.evaluate import attack_all
+from mwpb_fast.evaluation.request import Request
+from mwpb_fast.evaluation.session import Session
 from mwpb_fast.models import build_model
 
 package = pytest.importorskip("pyautoattack")
@@ -63,8 +68,21 @@ def config(*attacks: str, **options: Any) -> EvaluationConfig:
     return EvaluationConfig(attacks=attacks, eps=EPS, step_size=Fraction(1, 255), **options)
 
 
-def run(model: nn.Module, images: Any, settings: EvaluationConfig, **options: Any) -> dict[str, Any]:
-    return evaluate(model, images, settings, PRECISION, show=False, **options)
+def run(
+    model: nn.Module,
+    images: Any,
+    settings: EvaluationConfig,
+    *,
+    probes: dict[str, EvaluationAttack] | None = None,
+    tick: Callable[[], None] = lambda: None,
+    folder: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    return attack_all(Session(model, images, settings, PRECISION, folder, seed, probes), show=False, tick=tick)
+
+
+def evaluated(target: Path, settings: EvaluationConfig | None = None, **options: Any) -> dict[str, Any]:
+    return evaluate_run(Request(target, settings, show=False, **options))
 
 
 # the result -----------------------------------------------------------------------------------------------------

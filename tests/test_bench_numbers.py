@@ -210,8 +210,14 @@ def test_the_default_loader_is_the_faster_one() -> None:
             assert rate[True] > rate[False], f"{path.stem}, {name}: change what data.loader=auto takes"
 
 
-def test_waiting_of_a_loader_is_measured_in_a_step(bench: Any) -> None:
-    loaders = bench("loaders")
+def test_waiting_of_a_loader_is_measured_in_a_step(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaders, now = bench("loaders"), 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
 
     class Slow:
         def __len__(self) -> int:
@@ -219,11 +225,11 @@ def test_waiting_of_a_loader_is_measured_in_a_step(bench: Any) -> None:
 
         def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
             for _ in range(5):
-                time.sleep(0.03)
+                sleep(0.03)
                 yield torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64), torch.arange(2)
 
     o = argparse.Namespace(device=CPU, steps=9)
-    seconds, share = loaders.in_training(Slow(), lambda *a: time.sleep(0.01), None, o)
-    assert 0.04 <= seconds < 0.1
-    assert share == pytest.approx(0.75, abs=0.15)
-    assert math.isclose(loaders.alone(Slow(), 1, 9.0, CPU), 2 / 0.03, rel_tol=0.5)
+    seconds, share = loaders.in_training(Slow(), lambda *a: sleep(0.01), None, o)
+    assert seconds == pytest.approx(0.04)
+    assert share == pytest.approx(0.75)
+    assert math.isclose(loaders.alone(Slow(), 1, 9.0, CPU), 2 / 0.03, rel_tol=1e-6)

@@ -12,6 +12,8 @@ import torch
 
 from mwpb_fast import cli
 from mwpb_fast.data.dataset import Config, Images
+from mwpb_fast.evaluation import checkpoint
+from mwpb_fast.evaluation.request import Request
 
 TINY = [
     "digits.mwpb_at", "--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--precision.device", "cpu",
@@ -41,20 +43,18 @@ def test_the_commands_evaluation_is_what_runs(
     """Also where the best checkpoint is of an earlier command with other attacks, data folder and device."""
     assert train(tmp_path, *NATURAL) == 0
     assert attacked(tmp_path)["attacks"].keys() == {"natural"}  # type: ignore[attr-defined]
-    seen = {}
+    seen = []
 
-    def evaluate_run(folder: Path, evaluation: object, **more: object) -> dict[str, object]:
-        seen.update(more, evaluation=evaluation)
-        return real(folder, evaluation, **more)
+    def evaluate_run(request: Request) -> dict[str, object]:
+        seen.append(request)
+        return real(request)
 
-    from mwpb_fast.evaluation import evaluate
-
-    real = evaluate.evaluate_run
-    monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
+    real = checkpoint.evaluate_run
+    monkeypatch.setattr(checkpoint, "evaluate_run", evaluate_run)
     moved = ["--evaluation.attacks", "natural,pgd2", "--data.dir", str(tmp_path), "--precision.device", "auto"]
     assert train(tmp_path, *NATURAL, *moved) == 0
     assert attacked(tmp_path)["attacks"].keys() == {"natural", "pgd2"}  # type: ignore[attr-defined]
-    assert (seen["data_dir"], seen["device"]) == (str(tmp_path), "auto")
+    assert (seen[0].data_dir, seen[0].device) == (str(tmp_path), "auto")
 
 
 def test_attack_whose_package_is_missing_is_refused_before_training(

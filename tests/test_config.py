@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mwpb_fast.cli.parser import split
 from mwpb_fast.config import (
     Config,
     ConfigError,
@@ -24,7 +25,7 @@ from mwpb_fast.config import (
 )
 from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.data.dataset import DataError
-from mwpb_fast.options import configure, explain, read_yaml, split
+from mwpb_fast.options import configure, explain, read_yaml
 
 START = recipe("table1.mwpb_at")
 
@@ -73,8 +74,9 @@ def test_same_axis_by_name_keeps_its_values() -> None:
 def test_axis_from_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine_for_test.py").write_text(
         "from dataclasses import dataclass\n"
+        "from mwpb_fast.objectives import at\n"
         "@dataclass(frozen=True, kw_only=True)\n"
-        "class Config:\n"
+        "class Config(at.Config):\n"
         '    """depth: how deep."""\n'
         "    depth: int = 3\n"
     )

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import fixed
 from mwpb_fast.config import (
     AXES,
@@ -18,6 +19,7 @@ from mwpb_fast.config import (
     recipe,
     resolve,
 )
+from mwpb_fast.objectives import at
 from mwpb_fast.options import configure, listing, values_of
 
 START = recipe("table1.mwpb_at")
@@ -43,7 +45,7 @@ def test_axes_name_modules() -> None:
         assert axis_name(kind, getattr(START, field)) in names(kind)
 
 
-class _Asks:
+class _Asks(at.Config):
     """Axes in which one name, "hits", is asked for or given."""
 
     needs = frozenset({"hits"})
@@ -56,7 +58,7 @@ def test_axes_that_do_not_fit_are_refused_with_the_reason() -> None:
         check_axes(asking)
     check_axes(dataclasses.replace(asking, attack=counting))
 
-    class Own:
+    class Own(pgd.Config):
         gives = frozenset({"hits"})
         own_loss = True
 
@@ -64,7 +66,7 @@ def test_axes_that_do_not_fit_are_refused_with_the_reason() -> None:
     with pytest.raises(ConfigError, match="a loss of its own"):
         check_axes(dataclasses.replace(START, attack=Own()))
 
-    class Finds:
+    class Finds(pgd.Config):
         own_radius = True
 
     with pytest.raises(ConfigError, match="take budget fixed"):

@@ -13,7 +13,8 @@ from test_data_sets import folder_files, picture, write
 from mwpb_fast import cli, data
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.data import Config, DataError, find_set, load_split, prepare
-from mwpb_fast.evaluation.evaluate import evaluate_run
+from mwpb_fast.evaluation.checkpoint import evaluate_run
+from mwpb_fast.evaluation.request import Request
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.runs.checkpoint import read_newest
 
@@ -99,7 +100,7 @@ def test_flags_of_other_test_images_are_not_taken(trained: Path) -> None:
     for change in ({}, {"top/test/bee/0.png": picture(97)}):
         source = write(trained / f"test{len(change)}", {**SETS["cats"], **change})
         prepare("folder", source=source, dir=trained / "data", replace=True)
-        results.append(evaluate_run(trained / "run", natural, data_dir=trained / "data", show=False))
+        results.append(evaluate_run(Request(trained / "run", natural, data_dir=trained / "data", show=False)))
     first, second = results
     assert first["split_sha256"] != second["split_sha256"]
     assert first["data_sha256"] != second["data_sha256"]

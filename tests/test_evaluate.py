@@ -10,6 +10,7 @@ import pytest
 import torch
 from evaluate_cases import (
     EPS,
+    PRECISION,
     config,
     flags_of,
     labelled,
@@ -24,8 +25,8 @@ from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.evaluation import autoattack as aa
 from mwpb_fast.evaluation import sharded
 from mwpb_fast.evaluation.catalog import find_attack
-from mwpb_fast.evaluation.evaluate import format_table
-from mwpb_fast.evaluation.score import wilson
+from mwpb_fast.evaluation.evaluate import evaluate
+from mwpb_fast.evaluation.score import format_table, wilson
 from mwpb_fast.models import build_model
 from mwpb_fast.options import configure
 
@@ -35,13 +36,13 @@ def test_result_says_everything_and_is_ordered(tmp_path: Path) -> None:
     model = linear()
     images = labelled(model)
     settings = config("natural", "pgd20", "pgd3", "cw20", "aa")
-    result = run(model, images, settings, folder=tmp_path / "evaluation", about={"recipe": "mine"})
+    result = evaluate(model, images, settings, PRECISION, folder=tmp_path / "evaluation", show=False)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result
     assert result["eps"] == "8/255"
     assert Fraction(result["eps"]) == EPS
     assert result["eps_float"] == 8 / 255
     assert (result["step_size"], result["norm"], result["seed"], result["n"]) == ("1/255", "linf", 0, 40)
-    assert (result["dtype"], result["preview"], result["recipe"]) == ("float32", False, "mine")
+    assert (result["format"], result["dtype"], result["preview"]) == (2, "float32", False)
     assert result["environment"]["torch"] == torch.__version__
     assert result["environment"]["pyautoattack"] == package.__version__
     attacks = result["attacks"]

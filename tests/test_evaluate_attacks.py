@@ -27,9 +27,8 @@ from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.evaluation import autoattack as aa
 from mwpb_fast.evaluation import catalog, sharded
 from mwpb_fast.evaluation.catalog import find_attack
-from mwpb_fast.evaluation.contract import Outcome, Setting
-from mwpb_fast.evaluation.evaluate import format_table
-from mwpb_fast.evaluation.score import worst
+from mwpb_fast.evaluation.contract import AttackSetting, Outcome
+from mwpb_fast.evaluation.score import format_table, worst
 from mwpb_fast.evaluation.spsa import SPSA
 
 
@@ -150,7 +149,7 @@ def test_images_too_small_for_square_in_l2_are_refused() -> None:
 
 def test_suffix_sets_radius_and_step() -> None:
     attack = find_attack("pgd20@6/255")
-    common = Setting(EPS, EPS / 8, None)  # type: ignore[arg-type]
+    common = AttackSetting(EPS, EPS / 8, None)  # type: ignore[arg-type]
     assert (attack.setting(common).eps, attack.setting(common).step_size) == (Fraction(6, 255), EPS / 8)
     attack = find_attack("cw5x3@0.25:1/16")
     assert (attack.setting(common).eps, attack.setting(common).step_size) == (Fraction(1, 4), Fraction(1, 16))
@@ -301,10 +300,10 @@ def test_worst_case_by_hand() -> None:
         "c": {"flags": "0000", "norm": "l2", "eps": "8/255"},
         "d": {"flags": "0000", "norm": "linf", "eps": "9/255"},
     }
-    found = worst(results, [3, 5, 7, 9], Setting(EPS, EPS, None))  # type: ignore[arg-type]
+    found = worst(results, [3, 5, 7, 9], AttackSetting(EPS, EPS, None))  # type: ignore[arg-type]
     assert (found["worst"]["flags"], found["worst"]["of"]) == ("1110", ["a"])
     assert (found["worst_common"]["flags"], found["worst_common"]["images"]) == ("010", [3, 7, 9])
-    assert worst({"c": results["c"]}, [3, 5, 7, 9], Setting(EPS, EPS, None)) == {}  # type: ignore[arg-type]
+    assert worst({"c": results["c"]}, [3, 5, 7, 9], AttackSetting(EPS, EPS, None)) == {}  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("cheap_spsa", "short")
@@ -341,13 +340,13 @@ def test_killed_evaluation_of_any_attack_goes_on(tmp_path: Path, monkeypatch: py
 
 def test_values_come_back_from_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharded, "SHARD", 10)
-    probe = catalog.Attack(
+    probe = catalog.EvaluationAttack(
         lambda model, x, y, index, setting: Outcome(torch.ones(len(y), dtype=torch.bool), values={"v": index / 2}),
         forwards=1,
     )
     model = linear()
     for _ in range(2):
-        result = run(model, labelled(model), config("natural"), folder=tmp_path / "e", extra={"probe": probe})
+        result = run(model, labelled(model), config("natural"), folder=tmp_path / "e", probes={"probe": probe})
         assert result["attacks"]["probe"]["values"]["v"] == [i / 2 for i in range(40)]
         assert result["worst"]["of"] == ["natural"]
 

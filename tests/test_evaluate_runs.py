@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 from evaluate_cases import (
     EPS,
     config,
+    evaluated,
     flags_of,
     one_thread,  # noqa: F401  # an autouse fixture
     short,  # noqa: F401  # a fixture
@@ -26,7 +28,8 @@ from mwpb_fast import cli, data, train
 from mwpb_fast.config import ConfigError, EvaluationConfig, PrecisionConfig, recipe, resolve, to_dict
 from mwpb_fast.data import Config, load_split
 from mwpb_fast.engine import precision
-from mwpb_fast.evaluation.evaluate import assist, evaluate_run
+from mwpb_fast.evaluation.checkpoint import help_parent
+from mwpb_fast.evaluation.request import Request
 from mwpb_fast.runs import checkpoint
 
 
@@ -41,16 +44,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_run_folder_is_evaluated(folder: Path) -> None:
-    best = evaluate_run(folder, config("natural", "pgd2", subset=50), show=False)
+    best = evaluated(folder, config("natural", "pgd2", subset=50))
     assert json.loads((folder / "evaluation-best.json").read_text()) == best
     assert (best["recipe"], best["epoch"], best["which"]) == ("digits.mwpb_at", 3, "best")
     assert best["checkpoint"] == "best-00003-0000000.pt"
     assert best["sha256"] in (folder / "checkpoints" / "best-00003-0000000.pt.sha256").read_text()
-    last = evaluate_run(folder, config("natural", "pgd2", subset=50), "last", show=False)
+    last = evaluated(folder, config("natural", "pgd2", subset=50), which="last")
     assert last["checkpoint"] == "last-00004-0000007.pt"
     assert last["attacks"]["natural"]["flags"] == best["attacks"]["natural"]["flags"]  # the averaged weights
     file = folder / "checkpoints" / "best-00003-0000000.pt"
-    single = evaluate_run(file, config("natural", "pgd2", subset=50), show=False)
+    single = evaluated(file, config("natural", "pgd2", subset=50))
     assert flags_of(single) == flags_of(best)
     assert (file.parent / "evaluation-best-00003-0000000.json").exists()
 
@@ -59,37 +62,35 @@ def test_bare_weights_need_a_configuration(folder: Path) -> None:
     state = checkpoint.read(folder / "checkpoints" / "best-00003-0000000.pt")
     torch.save({"state_dict": state["model"]}, folder / "weights.pt")
     with pytest.raises(checkpoint.CheckpointError, match="which model"):
-        evaluate_run(folder / "weights.pt", config("natural"), show=False)
+        evaluated(folder / "weights.pt", config("natural"))
     given = recipe("digits.mwpb_at")
-    bare = evaluate_run(folder / "weights.pt", config("natural"), config=given, show=False)
-    assert flags_of(bare) == flags_of(evaluate_run(folder, config("natural"), show=False))
+    bare = evaluated(folder / "weights.pt", config("natural"), config=given)
+    assert flags_of(bare) == flags_of(evaluated(folder, config("natural")))
     assert bare["n"] == len(load_split(Config(name="digits"), "test"))
 
 
 def test_missing_and_foreign_checkpoints_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(checkpoint.CheckpointError, match="no best checkpoint"):
-        evaluate_run(tmp_path / "checkpoints", config("natural"))
+        evaluated(tmp_path / "checkpoints", config("natural"))
     with pytest.raises(checkpoint.CheckpointError, match=r"nowhere\.pt"):
-        evaluate_run(tmp_path / "nowhere.pt", config("natural"))
+        evaluated(tmp_path / "nowhere.pt", config("natural"))
     (folder / "junk.pt").write_bytes(b"junk")
     with pytest.raises(checkpoint.CheckpointError, match=r"junk\.pt"):
-        evaluate_run(folder / "junk.pt", config("natural"))
+        evaluated(folder / "junk.pt", config("natural"))
     with pytest.raises(ConfigError, match="no attack"):
-        evaluate_run(folder, config("nope"))
+        evaluated(folder, config("nope"))
 
 
 @pytest.mark.usefixtures("short")
 def test_helper_does_its_part_and_leaves_when_orphaned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = EvaluationConfig(attacks=("natural", "aa"), eps=Fraction(1))
-    settings = replace(recipe("digits.mwpb_at"), evaluation=asked)
-    job = {"target": str(folder), "which": "best", "data_dir": None, "device": None, "seed": 0}
-    words = json.dumps(job | {"config": to_dict(settings), "part": 1, "parts": 2})
-    monkeypatch.setattr(sys, "argv", ["-c", words, str(os.getppid() + 1)])
+    share = pickle.dumps((Request(folder, asked, config=recipe("digits.mwpb_at")), 1, 2)).hex()
+    monkeypatch.setattr(sys, "argv", ["-c", share, str(os.getppid() + 1)])
     with pytest.raises(SystemExit):
-        assist()
+        help_parent()
     assert not (folder / "evaluation-best").exists()
-    monkeypatch.setattr(sys, "argv", ["-c", words, str(os.getppid())])
-    assist()
+    monkeypatch.setattr(sys, "argv", ["-c", share, str(os.getppid())])
+    help_parent()
     (name,) = [path.name for path in (folder / "evaluation-best").iterdir()]
     assert name.startswith("aa-")
     assert name.endswith("-00001.json")
@@ -98,12 +99,12 @@ def test_helper_does_its_part_and_leaves_when_orphaned(folder: Path, monkeypatch
 def test_processes_share_the_work_and_the_flags_are_the_same(folder: Path) -> None:
     # an untrained model: few images are right and fewer survive, so that the whole attack is short
     settings = EvaluationConfig(attacks=("aa",), eps=Fraction(1), step_size=EPS)
-    shared = evaluate_run(folder, settings, processes=2, show=False)
+    shared = evaluated(folder, settings, processes=2)
     files = {p.name: p.read_text() for p in (folder / "evaluation-best").iterdir()}
     assert len(files) == 2
     for path in (folder / "evaluation-best").iterdir():
         path.unlink()
-    alone = evaluate_run(folder, settings, processes=1, show=False)
+    alone = evaluated(folder, settings, processes=1)
     assert flags_of(shared) == flags_of(alone)
 
 
@@ -118,14 +119,14 @@ def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def test_epoch_is_that_which_the_weights_are_from(tmp_path: Path) -> None:
     words = ["--epochs=2", "--data.subset=200", "--model.name=smallresnet-8", "--attack.steps=2"]
     train.run(resolve(recipe("digits.mwpb_at"), [], [*words, "--precision.device=cpu"]), tmp_path, quiet=True)
-    best = evaluate_run(tmp_path, config("natural", subset=20), show=False)
-    last = evaluate_run(tmp_path, config("natural", subset=20), "last", show=False)
+    best = evaluated(tmp_path, config("natural", subset=20))
+    last = evaluated(tmp_path, config("natural", subset=20), which="last")
     assert f"best-{best['epoch']:05d}-" in best["checkpoint"]
     assert (last["checkpoint"], last["epoch"]) == ("last-00003-0000000.pt", 2)
     # within an epoch the weights are that epoch's already
     (file,) = (tmp_path / "checkpoints").glob("last-00003-*.pt")
     rewrite(file, lambda state: state.update(batch=1))
-    assert evaluate_run(file, config("natural", subset=20), show=False)["epoch"] == 3
+    assert evaluated(file, config("natural", subset=20))["epoch"] == 3
 
 
 def test_what_is_given_replaces_what_the_checkpoint_holds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +143,12 @@ def test_what_is_given_replaces_what_the_checkpoint_holds(folder: Path, monkeypa
     monkeypatch.setattr(
         data, "load_split", lambda where, split: places.append(where.dir) or load_split(where, split)
     )
-    result = evaluate_run(folder, config("natural", subset=20), data_dir="here", device="cpu", show=False)
+    result = evaluated(folder, config("natural", subset=20), data_dir="here", device="cpu")
     assert places == ["here"]
     assert (result["eps"], result["n"]) == ("8/255", 20)
     assert list(result["attacks"]) == ["natural"]
     with pytest.raises(ConfigError, match="cuda:63"):
-        evaluate_run(folder, config("natural"), data_dir="here", show=False)
+        evaluated(folder, config("natural"), data_dir="here")
 
 
 def test_evaluation_is_in_float32_whatever_the_attacks_dtype_was(
@@ -157,7 +158,7 @@ def test_evaluation_is_in_float32_whatever_the_attacks_dtype_was(
     settings = replace(recipe("digits.mwpb_at"), precision=PrecisionConfig(device="cpu", attack_dtype="bf16"))
     file = folder / "checkpoints" / "best-00003-0000000.pt"
     rewrite(file, lambda state: state.update(config=to_dict(settings)))
-    assert evaluate_run(folder, config("natural", "pgd2", subset=20), show=False)["dtype"] == "float32"
+    assert evaluated(folder, config("natural", "pgd2", subset=20))["dtype"] == "float32"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "trust"])

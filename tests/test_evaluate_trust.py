@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from mwpb_fast.config import ConfigError
 from mwpb_fast.evaluation import autoattack as aa
 from mwpb_fast.evaluation.catalog import find_attack
-from mwpb_fast.evaluation.contract import Setting, check_ball, check_images
-from mwpb_fast.evaluation.evaluate import format_table
+from mwpb_fast.evaluation.contract import AttackSetting, check_ball, check_images
 from mwpb_fast.evaluation.model_checks import EvaluationError
+from mwpb_fast.evaluation.score import format_table
 from mwpb_fast.models import build_model
 
 
@@ -213,7 +213,7 @@ def test_unknown_attacks_are_refused(name: str) -> None:
 
 
 def test_ball_is_checked_on_every_image() -> None:
-    setting = Setting(EPS, EPS, PRECISION)
+    setting = AttackSetting(EPS, EPS, PRECISION)
     x = torch.full((3, 1, 2, 2), 0.5)
     check_ball(x + float(EPS), x, setting)
     for bad in (float(EPS) + 2e-6, float("nan")):

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from mwpb_fast.cli.parser import split
 from mwpb_fast.config import axis_config
-from mwpb_fast.options import configure, split
+from mwpb_fast.options import configure
 
 DOC = (Path(__file__).resolve().parents[1] / "docs" / "methods.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)

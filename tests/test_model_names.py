@@ -16,7 +16,7 @@ from mwpb_fast.models import available, build_model, parse_name
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vgg-16", r"unknown model 'vgg-16'; available: preactresnet, resnet, smallresnet, wrn"),
+        ("vgg-16", f"unknown model 'vgg-16'; available: {', '.join(available())}"),
         ("_layers-1", r"unknown model"),
         ("resnet18", r"unknown model 'resnet18'; available"),
         ("wrn-34x10", r"not of the form"),

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mwpb_fast.models import build_model, load_weights, read_checkpoint
+from mwpb_fast.models import available, build_model, load_weights, read_checkpoint
 
 NAMES = ["resnet-18", "preactresnet-18", "wrn-10-2", "smallresnet-5"]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -204,6 +204,10 @@ def test_preactivation_networks_follow_their_equations(name: str) -> None:
     with torch.no_grad():
         expected = preactivation_logits(model.state_dict(), x)
         torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_every_architecture_is_tested() -> None:
+    assert {name.partition("-")[0] for name in NAMES} == set(available())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from mwpb_fast.cli.commands import COMMANDS
-from mwpb_fast.options import configure, split
+from mwpb_fast.cli.parser import split
+from mwpb_fast.options import configure
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ("--out", "--config", "--no-resume", "--no-evaluate", "--quiet", "--help")

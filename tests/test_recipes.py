@@ -49,7 +49,8 @@ OTHERS = {
 def test_every_table_has_every_row() -> None:
     expected = {f"{table}.{row}" for table in (*TABLES, "small", "digits") for row in ROWS}
     expected |= {f"{table}.{row}" for table, rows in OTHERS.items() for row in rows}
-    assert set(all_recipes()) == expected
+    modules = {name.partition(".")[0] for name in expected}
+    assert {name for name in all_recipes() if name.partition(".")[0] in modules} == expected
 
 
 @pytest.mark.parametrize("name", all_recipes())

@@ -8,18 +8,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import mwpb_kernels
 import pytest
 import torch
+from floors import FLOOR, imports, parsed, room_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
-    for folder in ("kernels", "mwpb_fast", "bench", "tests")
+    for folder in ("kernels", "mwpb_fast", "bench", "docs", "tests")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in (".py", ".cpp", ".h") and not {"__pycache__", "build"} & set(path.parts)
 )
@@ -27,37 +26,9 @@ PYTHON = [p for p in SOURCES if p.suffix == ".py"]
 TRAINER = [p for p in PYTHON if p.is_relative_to(ROOT / "mwpb_fast")]
 KERNELS = [p for p in PYTHON if p.is_relative_to(ROOT / "kernels")]
 
-# From the ground up: a module imports from the floors below it and, if it is a folder, from inside itself.
-# `package` is mwpb_fast's own __init__.
-FLOORS = (
-    ("system", "config", "models"),
-    ("data", "budgets", "inner_losses", "optim", "engine"),
-    ("runs", "attacks", "step", "perturbations"),
-    ("evaluation", "objectives"),
-    ("options", "recipes", "train"),
-    ("reproduce",),
-    ("cli", "package"),
-    ("__main__",),
-)
-
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), filename=str(path))
-
-
-def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Every module that a file imports anywhere, as a dotted name (with the imported name), and the line."""
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Import):
-            yield from ((a.name, node.lineno) for a in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{relative(path)}:{node.lineno}: a relative import"
-            yield from ((f"{node.module}.{a.name}", node.lineno) for a in node.names)
 
 
 def test_no_file_is_too_long() -> None:
@@ -77,17 +48,21 @@ def test_kernels_import_torch_and_triton_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TRAINER, ids=lambda p: str(p.relative_to(ROOT / "mwpb_fast")))
 def test_trainer_imports_downwards(path: Path) -> None:
-    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
-    parts = path.relative_to(ROOT / "mwpb_fast").with_suffix("").parts
-    mine = "package" if parts == ("__init__",) else parts[0]
-    assert mine in floor, f"{relative(path)} stands on no floor; give {mine!r} one in FLOORS"
+    mine = room_of(path)
+    assert mine in FLOOR, f"{relative(path)} stands on no floor; give {mine!r} one in docs/floors.py"
     for name, line in imports(path):
         top, *rest = name.split(".")
         assert top not in ("bench", "tests"), f"{relative(path)}:{line}"
         if top != "mwpb_fast" or not rest or rest[0] == mine:
             continue
-        assert rest[0] in floor, f"{relative(path)}:{line} imports {name}, which stands on no floor"
-        assert floor[rest[0]] < floor[mine], f"{relative(path)}:{line} imports {name}, which is not below it"
+        assert rest[0] in FLOOR, f"{relative(path)}:{line} imports {name}, which stands on no floor"
+        assert FLOOR[rest[0]] < FLOOR[mine], f"{relative(path)}:{line} imports {name}, which is not below it"
+
+
+def test_the_floors_picture_is_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "floors.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_step_imports_no_axis() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from reproduce_cases import fake_evaluation, jobs_of, natural
+from reproduce_cases import fake_evaluation, natural, runs_of
 
 from mwpb_fast import cli
 from mwpb_fast.config import ConfigError, all_recipes, recipe, to_dict
 from mwpb_fast.reproduce import paper, render
 from mwpb_fast.reproduce.gather import gather
-from mwpb_fast.reproduce.plan import identity, make_jobs, result_key, schedule
+from mwpb_fast.reproduce.plan import identity, plan_runs, result_key, schedule
 from mwpb_fast.reproduce.tables import TABLES, find_table
 
 PAPER = [f"table{n}" for n in range(1, 9)]
@@ -106,27 +106,27 @@ def test_rows_of_the_paper_without_control_are_those_without_alpha() -> None:
 
 # the plan -----------------------------------------------------------------------------------------------------
 def test_two_seeds_differ_in_the_seed_only(tmp_path: Path) -> None:
-    jobs = jobs_of("table1", tmp_path)
-    assert len(jobs) == 27
+    runs = runs_of("table1", tmp_path)
+    assert len(runs) == 27
     by_row: dict[str, list[Any]] = {}
-    for job in jobs:
-        by_row.setdefault(job.row.name, []).append(job)
+    for run in runs:
+        by_row.setdefault(run.row.name, []).append(run)
     for mine in by_row.values():
-        assert [job.config.seed for job in mine] == [0, 1, 2]
-        assert len({job.folder.parent for job in mine}) == 1
-        assert [job.folder.name for job in mine] == ["seed0", "seed1", "seed2"]
+        assert [run.config.seed for run in mine] == [0, 1, 2]
+        assert len({run.folder.parent for run in mine}) == 1
+        assert [run.folder.name for run in mine] == ["seed0", "seed1", "seed2"]
         first = to_dict(mine[0].config)
-        for job in mine[1:]:
-            other = to_dict(job.config)
+        for run in mine[1:]:
+            other = to_dict(run.config)
             assert {key for key in first if first[key] != other[key]} == {"seed"}
-    assert len({job.folder for job in jobs}) == 27
+    assert len({run.folder for run in runs}) == 27
 
 
 def test_tables_share_the_runs_of_equal_recipes(tmp_path: Path) -> None:
     folders = {
-        f"{name}.{job.row.name}": job.folder
+        f"{name}.{run.row.name}": run.folder
         for name in ("table1", "table2", "table5", "table6", "table7", "table8")
-        for job in jobs_of(name, tmp_path, seeds=1)
+        for run in runs_of(name, tmp_path, seeds=1)
     }
     same = [
         {"table2.mwpb_at", "table5.mwpb_at", "table6.mwpb_at", "table7.mwpb_at", "table8.alpha_058"},
@@ -242,26 +242,26 @@ def test_an_axis_numbers_of_epochs_are_scaled() -> None:
 def test_the_numbers_of_epochs_of_a_module_put_in_are_scaled(
     table: str, epochs: int, words: list[str], expected: dict[str, int], tmp_path: Path
 ) -> None:
-    (job,) = make_jobs(find_table(table), ["mwpb_at"], 1, tmp_path, words, epochs=epochs)
-    assert {name: getattr(job.config.objective, name) for name in expected} == expected
+    (run,) = plan_runs(find_table(table), ["mwpb_at"], 1, tmp_path, words, epochs=epochs)
+    assert {name: getattr(run.config.objective, name) for name in expected} == expected
     start = recipe(f"{table}.mwpb_at")
-    assert job.config.epochs == (epochs or start.epochs)
-    assert job.config.warmup_epochs == start.warmup_epochs * job.config.epochs / start.epochs
+    assert run.config.epochs == (epochs or start.epochs)
+    assert run.config.warmup_epochs == start.warmup_epochs * run.config.epochs / start.epochs
 
 
 def test_options_reach_every_row_and_come_after_the_scaled_schedule(tmp_path: Path) -> None:
     words = ["--warmup_epochs=1", "--data.subset=2000", "--model.name=smallresnet-16"]
-    jobs = make_jobs(find_table("table1"), ["mwpb-at", "at"], 2, tmp_path, words, epochs=4)
-    assert [(job.row.name, job.config.seed) for job in jobs] == [
+    runs = plan_runs(find_table("table1"), ["mwpb-at", "at"], 2, tmp_path, words, epochs=4)
+    assert [(run.row.name, run.config.seed) for run in runs] == [
         ("mwpb_at", 0),
         ("at", 0),
         ("mwpb_at", 1),
         ("at", 1),
     ]
-    config = jobs[0].config
+    config = runs[0].config
     assert (config.epochs, config.warmup_epochs, config.optim.drops) == (4, 1, (3, 4))
     assert (config.data.subset, config.model.name) == (2000, "smallresnet-16")
-    text = "; ".join(gather(find_table("table1"), jobs)["changes"])
+    text = "; ".join(gather(find_table("table1"), runs)["changes"])
     for part in (
         "epochs 4 instead of 110",
         "data.subset 2000 instead of all",
@@ -273,59 +273,59 @@ def test_options_reach_every_row_and_come_after_the_scaled_schedule(tmp_path: Pa
 
 
 def test_nothing_changed_is_said_so_by_nothing(tmp_path: Path) -> None:
-    out = gather(find_table("table1"), jobs_of("table1", tmp_path, overrides=("--data.dir=x", "--seed=5")))
+    out = gather(find_table("table1"), runs_of("table1", tmp_path, overrides=("--data.dir=x", "--seed=5")))
     assert out["changes"] == []
     assert out["seeds"] == [5, 6, 7]
     assert "Reduced" not in render.markdown(out)
 
 
 def test_long_attacks_may_have_fewer_images_and_leave_out_the_last_checkpoint(tmp_path: Path) -> None:
-    (job,) = jobs_of("small", tmp_path, "mwpb_at", seeds=1)
-    assert [(which, e.attacks, e.subset) for which, e in job.evaluations] == [
+    (run,) = runs_of("small", tmp_path, "mwpb_at", seeds=1)
+    assert [(which, e.attacks, e.subset) for which, e in run.evaluations] == [
         ("best", ("natural", "pgd20", "cw20"), 1000),
         ("best", ("aa",), 500),
         ("last", ("natural", "pgd20", "cw20"), 1000),
     ]
-    (job,) = jobs_of("table1", tmp_path, "at", seeds=1)
+    (run,) = runs_of("table1", tmp_path, "at", seeds=1)
     every = ("natural", "pgd20", "cw20", "aa")
-    assert [(which, e.attacks, e.subset) for which, e in job.evaluations] == [
+    assert [(which, e.attacks, e.subset) for which, e in run.evaluations] == [
         ("best", every, 0),
         ("last", every, 0),
     ]
 
 
 def test_a_costly_attack_has_fewer_images_and_the_table_says_so(tmp_path: Path) -> None:
-    (job,) = jobs_of("table7", tmp_path, "at", seeds=1)
-    out = gather(find_table("table7"), [job])
+    (run,) = runs_of("table7", tmp_path, "at", seeds=1)
+    out = gather(find_table("table7"), [run])
     assert (out["images"]["spsa"], out["images"]["square"]) == (1000, 0)
     assert "Test images, stratified by class: all (natural" in (text := render.markdown(out))
     assert "; 1000 (spsa)." in text
-    (fewer,) = jobs_of("table7", tmp_path, "at", seeds=1, overrides=("--evaluation.subset=100",))
+    (fewer,) = runs_of("table7", tmp_path, "at", seeds=1, overrides=("--evaluation.subset=100",))
     assert gather(find_table("table7"), [fewer])["images"]["spsa"] == 100
-    (more,) = jobs_of("table7", tmp_path, "at", seeds=1, overrides=("--evaluation.costly_subset=2000",))
+    (more,) = runs_of("table7", tmp_path, "at", seeds=1, overrides=("--evaluation.costly_subset=2000",))
     assert gather(find_table("table7"), [more])["changes"] == ["evaluation.costly_subset 2000 instead of 1000"]
-    assert more.folder == job.folder
-    keys = {result_key("spsa", each.evaluations[0][1]) for each in (job, fewer, more)}
+    assert more.folder == run.folder
+    keys = {result_key("spsa", each.evaluations[0][1]) for each in (run, fewer, more)}
     assert len(keys) == 3
 
 
 def test_states_of_a_run(tmp_path: Path) -> None:
-    (job,) = jobs_of("table1", tmp_path, "mwpb_at", seeds=1)
-    assert job.state() == "to be run"
-    natural(job, best=80.0)
-    assert job.state() == "trained, to be evaluated: best, last"
+    (run,) = runs_of("table1", tmp_path, "mwpb_at", seeds=1)
+    assert run.state() == "to be run"
+    natural(run, best=80.0)
+    assert run.state() == "trained, to be evaluated: best, last"
     for which in ("best", "last"):
-        fake_evaluation(job, which, dict.fromkeys(("natural", "pgd20", "cw20", "aa"), 50.0))
-    assert job.state() == "done"
-    (job.folder / "radii.json").unlink()
-    assert job.state() == "after epoch 110 of 110"
-    (job.folder / "metrics.jsonl").unlink()
-    assert job.state() == "begun"
-    other = dataclasses.replace(job.config, epochs=9)
-    (job.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(other)))
-    assert "holds a run with other settings" in job.state()
+        fake_evaluation(run, which, dict.fromkeys(("natural", "pgd20", "cw20", "aa"), 50.0))
+    assert run.state() == "done"
+    (run.folder / "radii.json").unlink()
+    assert run.state() == "after epoch 110 of 110"
+    (run.folder / "metrics.jsonl").unlink()
+    assert run.state() == "begun"
+    other = dataclasses.replace(run.config, epochs=9)
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(other)))
+    assert "holds a run with other settings" in run.state()
     with pytest.raises(ConfigError, match="other settings"):
-        job.trained()
+        run.trained()
 
 
 # what is refused ----------------------------------------------------------------------------------------------

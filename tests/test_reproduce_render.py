@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from reproduce_cases import fake_evaluation, fake_training, jobs_of, natural
+from reproduce_cases import fake_evaluation, fake_training, natural, runs_of
 
 from mwpb_fast.config import recipe, to_dict
 from mwpb_fast.reproduce import render
@@ -30,11 +30,11 @@ def test_statistics_by_hand() -> None:
 @pytest.fixture
 def three_rows(tmp_path: Path) -> list[Any]:
     """Natural accuracies whose means and deviations can be worked out by hand."""
-    jobs = jobs_of("table1", tmp_path, "at,control_at,mwpb_at")
+    runs = runs_of("table1", tmp_path, "at,control_at,mwpb_at")
     values = {"at": (80.0, 82.0, 84.0), "control_at": (70.0, 71.0, 75.0), "mwpb_at": (73.0, 73.0, 79.0)}
-    for job in jobs:
-        natural(job, best=values[job.row.name][job.config.seed])
-    return jobs
+    for run in runs:
+        natural(run, best=values[run.row.name][run.config.seed])
+    return runs
 
 
 def test_table_by_hand(three_rows: list[Any]) -> None:
@@ -59,7 +59,7 @@ def test_table_by_hand(three_rows: list[Any]) -> None:
 
 
 def test_partial_table(three_rows: list[Any]) -> None:
-    last = next(job for job in three_rows if (job.row.name, job.config.seed) == ("mwpb_at", 2))
+    last = next(run for run in three_rows if (run.row.name, run.config.seed) == ("mwpb_at", 2))
     (last.folder / "results.json").unlink()
     text = render.markdown(gather(find_table("table1"), three_rows))
     assert "|  | ours, best | 73.00 ± 0.00 (2 of 3) | - |" in text
@@ -70,7 +70,7 @@ def test_partial_table(three_rows: list[Any]) -> None:
 
 
 def test_a_damaged_or_foreign_result_is_missing_not_guessed(three_rows: list[Any]) -> None:
-    at = [job for job in three_rows if job.row.name == "at"]
+    at = [run for run in three_rows if run.row.name == "at"]
     (at[0].folder / "results.json").write_text('{"best": ')
     (at[1].folder / "config.yaml").write_text(yaml.safe_dump(to_dict(recipe("table2.at"))))
     result = gather(find_table("table1"), three_rows)
@@ -79,20 +79,20 @@ def test_a_damaged_or_foreign_result_is_missing_not_guessed(three_rows: list[Any
 
 
 def test_results_of_another_subset_do_not_count(tmp_path: Path) -> None:
-    (job,) = jobs_of("table1", tmp_path, "at", seeds=1, overrides=("--evaluation.subset=100",))
-    natural(job, best=80.0)
-    (full,) = jobs_of("table1", tmp_path, "at", seeds=1)
-    assert full.folder == job.folder
+    (run,) = runs_of("table1", tmp_path, "at", seeds=1, overrides=("--evaluation.subset=100",))
+    natural(run, best=80.0)
+    (full,) = runs_of("table1", tmp_path, "at", seeds=1)
+    assert full.folder == run.folder
     table = find_table("table1")
-    assert gather(table, [job])["rows"][0]["cells"]["natural"]["best"]["mean"] == 80.0
+    assert gather(table, [run])["rows"][0]["cells"]["natural"]["best"]["mean"] == 80.0
     assert gather(table, [full])["rows"][0]["cells"]["natural"]["best"]["mean"] is None
 
 
 def test_both_checkpoints_are_shown(tmp_path: Path) -> None:
-    jobs = jobs_of("table1", tmp_path, "control_at,mwpb_at", seeds=1)
-    natural(jobs[0], best=80.0, last=81.0)
-    natural(jobs[1], best=82.0, last=84.5)
-    text = render.markdown(gather(find_table("table1"), jobs))
+    runs = runs_of("table1", tmp_path, "control_at,mwpb_at", seeds=1)
+    natural(runs[0], best=80.0, last=81.0)
+    natural(runs[1], best=82.0, last=84.5)
+    text = render.markdown(gather(find_table("table1"), runs))
     assert "|  | ours, last | 84.50 | - |" in text
     assert "|  | ours - control, last | +3.50 | - |" in text
     assert "over one seed (0)" in text
@@ -119,29 +119,29 @@ def test_csv_and_json(three_rows: list[Any], tmp_path: Path) -> None:
 
 
 def test_radii_of_the_log_are_those_of_the_checkpoints_epoch(tmp_path: Path) -> None:
-    (job,) = jobs_of("table6", tmp_path, "mwpb_at", seeds=1)
-    fake_training(job, [0.02], best=43)
-    cell = gather(find_table("table6"), [job])["rows"][0]["cells"]["radius"]
+    (run,) = runs_of("table6", tmp_path, "mwpb_at", seeds=1)
+    fake_training(run, [0.02], best=43)
+    cell = gather(find_table("table6"), [run])["rows"][0]["cells"]["radius"]
     assert (cell["best"]["mean"], cell["last"]["mean"], cell["paper"]) == (0.043, 0.110, 0.043)
     assert cell["best"]["difference"] == 0
 
 
 def test_attacks_besides_the_tables_are_columns_without_the_papers_number(tmp_path: Path) -> None:
-    (job,) = jobs_of("table1", tmp_path, "at", seeds=1, overrides=("--evaluation.attacks=[natural,pgd100]",))
-    fake_training(job, [8 / 255])
-    fake_evaluation(job, "best", {"natural": 80.0, "pgd100": 40.0})
-    text = render.markdown(gather(find_table("table1"), [job]))
+    (run,) = runs_of("table1", tmp_path, "at", seeds=1, overrides=("--evaluation.attacks=[natural,pgd100]",))
+    fake_training(run, [8 / 255])
+    fake_evaluation(run, "best", {"natural": 80.0, "pgd100": 40.0})
+    text = render.markdown(gather(find_table("table1"), [run]))
     assert "| largest radius (A.3) | pgd100 |" in text
     assert "ours, best | 80.00 | - | - | - | 0.0314 | 0.0314 | 40.00 |" in text
 
 
 def test_warnings_of_autoattack_are_told(tmp_path: Path) -> None:
-    (job,) = jobs_of("table1", tmp_path, "at", seeds=1)
-    natural(job, best=80.0)
-    results = json.loads((job.folder / "results.json").read_text())
+    (run,) = runs_of("table1", tmp_path, "at", seeds=1)
+    natural(run, best=80.0)
+    results = json.loads((run.folder / "results.json").read_text())
     next(iter(results["best"].values()))["warnings"] = {"zero_gradients": {"message": "gradients vanish"}}
-    (job.folder / "results.json").write_text(json.dumps(results))
-    text = render.markdown(gather(find_table("table1"), [job]))
+    (run.folder / "results.json").write_text(json.dumps(results))
+    text = render.markdown(gather(find_table("table1"), [run]))
     assert "- table1.at seed 0, best, natural: warning (zero_gradients): gradients vanish" in text
 
 
@@ -165,11 +165,11 @@ def test_curves(tmp_path: Path, name: str, attacks: tuple[str, ...]) -> None:
     pytest.importorskip("matplotlib")
     from mwpb_fast.reproduce import figures
 
-    jobs = jobs_of(name, tmp_path, seeds=1)
-    for number, job in enumerate(jobs):
-        fake_training(job, [8 / 255])
-        fake_evaluation(job, "best", dict.fromkeys(attacks, 50.0 + number))
-    result, written, _ = publish(find_table(name), jobs, tmp_path / "out")
+    runs = runs_of(name, tmp_path, seeds=1)
+    for number, run in enumerate(runs):
+        fake_training(run, [8 / 255])
+        fake_evaluation(run, "best", dict.fromkeys(attacks, 50.0 + number))
+    result, written, _ = publish(find_table(name), runs, tmp_path / "out")
     assert [path.name for path in written[3:]] == ["table.png", "curves.png"]
     figure = (figures.curves_over_columns if result["columns"][0]["x"] == 0 else figures.curves_over_rows)(result)
     (axis,) = figure.axes
@@ -184,7 +184,7 @@ def test_curves(tmp_path: Path, name: str, attacks: tuple[str, ...]) -> None:
 
 
 def test_no_number_no_picture(tmp_path: Path) -> None:
-    _, written, _ = publish(find_table("table3"), jobs_of("table3", tmp_path), tmp_path / "out")
+    _, written, _ = publish(find_table("table3"), runs_of("table3", tmp_path), tmp_path / "out")
     assert [path.name for path in written] == ["table.json", "table.md", "table.csv"]
 
 

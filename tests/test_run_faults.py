@@ -234,4 +234,4 @@ def test_a_folder_of_one_class_is_not_prepared(tmp_path: Path, capsys: pytest.Ca
         Image.new("RGB", (8, 8)).save(tmp_path / "solo" / split / "a" / "0.png")
     words = ["data", "prepare", "folder", "--from", str(tmp_path / "solo"), "--dir", str(tmp_path / "data")]
     assert cli.main(words) == 2
-    assert "train/ has one class, a; there is nothing to tell apart" in capsys.readouterr().err
+    assert "solo: has one class, a; there is nothing to tell it from" in capsys.readouterr().err

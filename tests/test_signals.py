@@ -23,7 +23,7 @@ from mwpb_fast.system.signals import STOPS, Interrupted, raised, stop_requests
 
 COMMAND = [sys.executable, "-m", "mwpb_fast"]
 ENDLESS = ["train", "digits.at", "--epochs=100000", "--data.subset=64", "--data.batch_size=16", "--attack.steps=1",
-           "--model.name=smallresnet-4", "--no-evaluate", "--out=run"]  # fmt: skip
+           "--model.name=smallresnet-16", "--no-evaluate", "--out=run"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 129), (signal.SIGUSR1, 138)])
@@ -103,14 +103,14 @@ def reading(folder: Path) -> None:
     checkpoint.read(checkpoint.save(folder, "last", 1, 0, {"x": 1}))
 
 
+def staged(folder: Path) -> None:
+    with store.staging(folder / "set") as stage:
+        stage.write("x.safetensors", {"a": torch.zeros(1).numpy()})
+
+
 def reading_weights(folder: Path) -> None:
     torch.save({}, folder / "x.pt")
     models.read_checkpoint(folder / "x.pt")
-
-
-def writing_data(folder: Path) -> None:
-    with store.staging(folder / "set") as stage:
-        stage.write("train.safetensors", {})
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def writing_data(folder: Path) -> None:
     [
         ("torch.load", reading),
         ("torch.load", reading_weights),
-        ("mwpb_fast.data.download.sha256_of", writing_data),
+        ("mwpb_fast.data.download.sha256_of", staged),
         ("mwpb_fast.data.download.sha256_of", lambda folder: store.read_tensors(folder / "x", "", ())),
     ],
     ids=["checkpoint", "weights", "saving data", "reading data"],
@@ -140,13 +140,13 @@ def test_a_signal_inside_a_read_or_write_is_no_damaged_file(
 def test_a_signal_in_a_row_of_a_table_is_no_failure_of_the_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Job:
+    class Planned:
         folder, name = tmp_path, "row"
 
     failures: dict[str, str] = {}
     monkeypatch.setattr(execute, "exclusive", interrupted)
     with raised(), pytest.raises(Interrupted):
-        execute._attempt(Job(), "", True, failures, wait=False)  # type: ignore[arg-type]
+        execute._attempt(Planned(), "", True, failures, wait=False)  # type: ignore[arg-type]
     assert not failures
 
 

@@ -23,16 +23,16 @@ from dataclasses import dataclass
 
 import torch
 from mwpb_fast.inner_losses import cross_entropy
+from mwpb_fast.method import Objective, ObjectiveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     def build(self):
         return Outside()
 
 
-class Outside:
-    uses_clean = False
+class Outside(Objective):
     inner = staticmethod(cross_entropy)
     calls = 0
 
@@ -116,7 +116,7 @@ def test_a_stop_after_the_last_look_ends_the_command_before_its_evaluation(
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(train.Trainer, "_write_radii", stopped)
-    monkeypatch.setattr("mwpb_fast.evaluation.evaluate.evaluate_run", None)
+    monkeypatch.setattr("mwpb_fast.evaluation.checkpoint.evaluate_run", None)
     words = ["train", "digits.mwpb_at", *TINY, "--evaluation.attacks=natural", "--quiet", "--out", str(tmp_path)]
     assert cli.main(words) == 130
     assert capsys.readouterr().err == "mwpb-fast: stopped by SIGINT; the same command goes on from here\n"

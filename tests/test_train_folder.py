@@ -35,10 +35,8 @@ def test_second_process_is_refused_until_the_first_is_killed(
     words = ["train", "digits.mwpb_at", *TINY, "--epochs=5000", "--no-evaluate", "--quiet", "--out", str(tmp_path)]
     first = subprocess.Popen([sys.executable, "-m", "mwpb_fast", *words])
     try:
-        deadline = time.monotonic() + 60
         while not checkpoint.existing(tmp_path / "checkpoints", "last"):
             assert first.poll() is None
-            assert time.monotonic() < deadline
             time.sleep(0.05)
         assert cli.main(words) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -26,6 +26,7 @@ from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.data import Config, load_split
 from mwpb_fast.evaluation import sharded
 from mwpb_fast.evaluation.probes import gradients, weighted
+from mwpb_fast.evaluation.request import Request
 from mwpb_fast.evaluation.trust import compare, judge, plan, sweep, trust_run
 from mwpb_fast.evaluation.trust_report import markdown
 from mwpb_fast.runs import checkpoint
@@ -76,8 +77,8 @@ def report_on(
 ) -> Any:
     names = tuple(name for name in plan(DIGITS) if name not in without)
     settings = EvaluationConfig(attacks=names, eps=DIGITS.eps, step_size=DIGITS.step_size, subset=DIGITS.subset)
-    extra = {"weighted": weighted(margin.Config(eps=DIGITS.eps)), "gradients": gradients()}
-    return judge(run(model, images, settings, extra=extra, **options), DIGITS)
+    probes = {"weighted": weighted(margin.Config(eps=DIGITS.eps)), "gradients": gradients()}
+    return judge(run(model, images, settings, probes=probes, **options), DIGITS)
 
 
 def verdicts(report: dict[str, Any]) -> dict[str, str]:
@@ -228,7 +229,7 @@ def test_probes_measure_what_they_say() -> None:
     budgets = {"margin": margin.Config(eps=Fraction(1, 50), alpha=0.7), "fixed": fixed.Config(eps=Fraction(1, 30))}
     probes = {name: weighted(budget) for name, budget in budgets.items()} | {"gradients": gradients()}
     settings = EvaluationConfig(attacks=("natural",), eps=Fraction(1, 50))
-    attacks = run(model, (x, y), settings, extra=probes)["attacks"]
+    attacks = run(model, (x, y), settings, probes=probes)["attacks"]
     p = model(x).softmax(1)
     others = p.clone()
     others[torch.arange(30), y] = 0
@@ -274,9 +275,9 @@ def test_report_is_kept_goes_on_after_a_kill_and_leaves_the_evaluation_alone(
 
     monkeypatch.setattr(sharded.ShardedAttack, "write", bomb)
     with pytest.raises(Killed):
-        trust_run(folder, SMALL, without=DEAR, processes=1, show=False)
+        trust_run(Request(folder, SMALL, processes=1, show=False), without=DEAR)
     assert not (folder / "trust-best.json").exists()
-    report = trust_run(folder, SMALL, without=DEAR, processes=1, show=False)
+    report = trust_run(Request(folder, SMALL, processes=1, show=False), without=DEAR)
     assert len(done) == len(report["attacks"])  # nothing was done twice
     assert json.loads((folder / "trust-best.json").read_text()) == report
     assert (folder / "trust-best.md").read_text() == markdown(report) + "\n"
@@ -300,7 +301,7 @@ def control(folder: Path, kind: str = "evaluation", accuracy: float = 12.5, **ch
 @pytest.mark.usefixtures("short")
 def test_control_stands_beside_or_is_refused(folder: Path) -> None:
     without = [name for name in plan(SMALL) if name not in ("natural", "pgd10")]
-    report = trust_run(folder, SMALL, without=without, control=control(folder / "a"), show=False)
+    report = trust_run(Request(folder, SMALL, show=False), without=without, control=control(folder / "a"))
     text = markdown(report)
     assert "12.50 %" in text
     assert "evaluation-best.json, 7 images" in text
@@ -314,30 +315,33 @@ def test_control_stands_beside_or_is_refused(folder: Path) -> None:
     }
     for reason, where in refused.items():
         with pytest.raises(ConfigError, match=reason):
-            trust_run(folder, SMALL, without=without, control=where, show=False)
+            trust_run(Request(folder, SMALL, show=False), without=without, control=where)
 
 
 @pytest.mark.usefixtures("short")
 def test_control_is_that_of_its_present_checkpoint(folder: Path) -> None:
     without = [name for name in plan(SMALL) if name not in ("natural", "pgd10")]
     beside = control(folder / "a", "trust", accuracy=77.0)
-    report = trust_run(folder, SMALL, without=without, control=beside, show=False)
+    report = trust_run(Request(folder, SMALL, show=False), without=without, control=beside)
     assert report["control"]["attacks"]["natural"]["accuracy"] == 77
     (file,) = (beside / "checkpoints").glob("best-*.pt")
     state = checkpoint.read(file)
     checkpoint.save(file.parent, "best", 4, 0, state | {"epoch": 4}, keep=1)  # trained on since
     with pytest.raises(ConfigError, match=r"trust-best\.json: is not of best-00004-0000000\.pt"):
-        trust_run(folder, SMALL, without=without, control=beside, show=False)
+        trust_run(Request(folder, SMALL, show=False), without=without, control=beside)
     control(beside, accuracy=33.0)
-    report = trust_run(folder, SMALL, without=without, control=beside, show=False)
+    report = trust_run(Request(folder, SMALL, show=False), without=without, control=beside)
     assert report["control"]["attacks"]["natural"]["accuracy"] == 33
 
 
 def test_refusals_come_before_work(folder: Path) -> None:
     with pytest.raises(ConfigError, match="no attack 'cw20' in the trust report"):
-        trust_run(folder, SMALL, without=["cw20"], show=False)
+        trust_run(Request(folder, SMALL, show=False), without=["cw20"])
     nothing = EvaluationConfig(eps=Fraction(0))
-    for refused in (lambda: trust_run(folder, nothing, show=False), lambda: judge({"attacks": {}}, nothing)):
+    for refused in (
+        lambda: trust_run(Request(folder, nothing, show=False)),
+        lambda: judge({"attacks": {}}, nothing),
+    ):
         with pytest.raises(ConfigError, match="eps above 0"):
             refused()
     assert not (folder / "evaluation-best").exists()

@@ -12,19 +12,27 @@ import pytest
 from mwpb_fast.runs.log import Waits, own_version
 
 
-def test_only_the_wait_for_items_is_counted() -> None:
+def test_only_the_wait_for_items_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
     def slow() -> Iterator[int]:
         for item in range(3):
-            time.sleep(0.02)
+            sleep(0.02)
             yield item
 
     items = Waits(slow())
     found = []
     for item in items:
-        time.sleep(0.05)  # the reader's own work
+        sleep(0.05)  # the reader's own work
         found.append(item)
     assert found == [0, 1, 2]
-    assert 0.06 <= items.seconds < 0.15
+    assert items.seconds == pytest.approx(0.06)
 
 
 def test_an_error_of_the_loader_reaches_the_reader() -> None:
@@ -62,6 +70,6 @@ def test_freed_memory_is_kept() -> None:
 
 
 def test_a_checkout_runs_without_being_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert own_version() != "not installed"
+    assert not own_version().endswith("not installed")
     monkeypatch.setattr(sys, "path", [])
-    assert own_version() == "not installed"
+    assert own_version().endswith(", not installed")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast import options
-from mwpb_fast.config import Config, ConfigError, EvaluationConfig
+from mwpb_fast.cli.parser import Parser
+from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.config.option_values import path, whole
 from mwpb_fast.config.radius import parse_radius
-from mwpb_fast.options import Parser
+from mwpb_fast.evaluation.request import Request
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -34,19 +35,13 @@ def evaluate(arguments: Sequence[str]) -> int:
         add("--costly-subset", type=whole, metavar="N", help="images for spsa, 0 for all (default: the run's)"),
         add("--accept-warnings", action="store_true", help="exit with 0 although AutoAttack doubts its result"),
     ]
-    given, config, evaluation = _read(parser, own, arguments)
-    options.check_attacks(evaluation)
+    given, request = _read(parser, own, arguments)
+    options.check_attacks(request.evaluation)
 
-    from mwpb_fast.evaluation.evaluate import evaluate_run, format_table
+    from mwpb_fast.evaluation.checkpoint import evaluate_run
+    from mwpb_fast.evaluation.score import format_table
 
-    result = evaluate_run(
-        given.target,
-        evaluation,
-        which=given.which,
-        data_dir=given.data_dir,
-        device=given.device,
-        config=config,
-    )
+    result = evaluate_run(request)
     print(format_table(result))
     if result["warnings"] and not given.accept_warnings:
         print("mwpb-fast: AutoAttack doubts this result; --accept-warnings to let it pass", file=sys.stderr)
@@ -71,21 +66,13 @@ def trust(arguments: Sequence[str]) -> int:
         add("--without", metavar="A,B,...", default="", help="attacks to leave out, such as aa,square"),
         add("--control", type=path, metavar="RUN", help="an evaluated run to show beside: that with alpha = 0"),
     ]
-    given, config, evaluation = _read(parser, own, arguments)
+    given, request = _read(parser, own, arguments)
 
     from mwpb_fast.evaluation.trust import trust_run
     from mwpb_fast.evaluation.trust_report import markdown
 
-    report = trust_run(
-        given.target,
-        evaluation,
-        which=given.which,
-        without=[name for name in given.without.split(",") if name],
-        control=given.control,
-        data_dir=given.data_dir,
-        device=given.device,
-        config=config,
-    )
+    without = [name for name in given.without.split(",") if name]
+    report = trust_run(request, without=without, control=given.control)
     print(markdown(report))
     return 0
 
@@ -107,8 +94,8 @@ def _target(parser: Parser) -> list[argparse.Action]:
 
 def _read(
     parser: Parser, own: Sequence[argparse.Action], arguments: Sequence[str]
-) -> tuple[argparse.Namespace, Config | None, EvaluationConfig]:
-    """What the options say, the configuration of a file of weights, and how to evaluate."""
+) -> tuple[argparse.Namespace, Request]:
+    """What the options say, and what is asked for by those that every command here has."""
     given, overrides = parser.parse_with_overrides(own, arguments)
     if overrides and not given.recipe:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
@@ -121,9 +108,11 @@ def _read(
         if "attacks" in changes:
             changes["attacks"] = tuple(changes["attacks"].split(","))
         start = config.evaluation if config else _evaluation_of(given.target, changes)
-        return given, config, dataclasses.replace(start, **changes)
+        evaluation = dataclasses.replace(start, **changes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    same = {name: vars(given)[name] for name in ("which", "data_dir", "device")}
+    return given, Request(given.target, evaluation, config=config, **same)
 
 
 def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:
@@ -136,7 +125,7 @@ def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:
     if not target.is_dir():
         options.check_attacks(dataclasses.replace(EvaluationConfig(), **changes))
 
-        from mwpb_fast.evaluation.evaluate import own_config, read_weights
+        from mwpb_fast.evaluation.checkpoint import own_config, read_weights
 
         own = own_config(*read_weights(target, ""))
         return own.evaluation if own else EvaluationConfig()

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from mwpb_fast import options
 from mwpb_fast.cli import attack_commands, reproduce
+from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import ConfigError, all_recipes, axis_name, load
 from mwpb_fast.config.option_values import path
-from mwpb_fast.options import Parser
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -66,10 +66,13 @@ def train(arguments: Sequence[str]) -> int:
         options.check_needs(config)
     training.run(config, folder, resume=not given.no_resume, quiet=given.quiet)
     if not given.no_evaluate:
-        from mwpb_fast.evaluation.evaluate import evaluate_run, format_table
+        from mwpb_fast.evaluation.checkpoint import evaluate_run
+        from mwpb_fast.evaluation.request import Request
+        from mwpb_fast.evaluation.score import format_table
 
         where, device = config.data.dir, config.precision.device  # the command's: a checkpoint's may be older
-        print(format_table(evaluate_run(folder, config.evaluation, data_dir=where, device=device)))
+        request = Request(folder, config.evaluation, data_dir=where, device=device)
+        print(format_table(evaluate_run(request)))
     try:
         _draw([folder], folder)
     except ConfigError as error:  # no matplotlib: the run is none the worse

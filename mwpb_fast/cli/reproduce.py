@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config.option_values import path, whole
-from mwpb_fast.options import Parser
 from mwpb_fast.reproduce import tables
-from mwpb_fast.reproduce.plan import make_jobs
+from mwpb_fast.reproduce.plan import plan_runs
 from mwpb_fast.reproduce.report import plan_lines, publish
 
 
@@ -55,7 +55,7 @@ def reproduce(arguments: Sequence[str]) -> int:
     if min(given.seeds - 1, given.epochs, given.long_subset) < 0:
         parser.error("--seeds must be at least 1, --epochs and --long-subset not negative")
 
-    jobs = make_jobs(
+    runs = plan_runs(
         table,
         given.rows.split(",") if given.rows is not None else [],
         given.seeds,
@@ -67,14 +67,14 @@ def reproduce(arguments: Sequence[str]) -> int:
     )
 
     folder, failures = given.out / table.name, dict[str, str]()
-    print("\n".join(plan_lines(table, jobs, given.out)), flush=True)
+    print("\n".join(plan_lines(table, runs, given.out)), flush=True)
     if not given.render_only:
         from mwpb_fast.reproduce.execute import execute
 
         failures = execute(
-            jobs, quiet=given.quiet, after=lambda found: publish(table, jobs, folder, found, pictures=False)
+            runs, quiet=given.quiet, after=lambda found: publish(table, runs, folder, found, pictures=False)
         )
-    _, written, reason = publish(table, jobs, folder, failures)
+    _, written, reason = publish(table, runs, folder, failures)
     print((folder / "table.md").read_text(encoding="utf-8"))
     for file in written:
         print(f"written: {file}")

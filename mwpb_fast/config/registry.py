@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from mwpb_fast.config.schema import Config, ConfigError
+from mwpb_fast.method import CONFIGS, lacking
 
 
 def names(kind: str) -> list[str]:
@@ -34,11 +35,17 @@ def load(kind: str, name: str) -> ModuleType:
 
 
 def axis_config(kind: str, name: str) -> Any:
-    """The default `Config` of an axis module. Raises ConfigError where the module has none."""
+    """The default `Config` of an axis module. Raises ConfigError where it has none, or one that lacks a part."""
     module = load(kind, name)
     if not hasattr(module, "Config"):
         raise ConfigError(f"{name!r} is a module of {kind}, but not one of the {kind}: it has no Config")
-    return module.Config()
+    try:
+        config = module.Config()
+    except TypeError as error:  # an option without a default, or an abstract method that was left out
+        raise ConfigError(f"{name}: {error}") from error
+    if lack := lacking(config, CONFIGS[kind]):
+        raise ConfigError(lack)
+    return config
 
 
 def recipe(name: str) -> Config:

@@ -88,10 +88,11 @@ def resolve(start: Config, files: Iterable[Mapping[str, Any]], arguments: list[s
 
 def _swap(start: Config, field: str, name: str) -> Config:
     old = getattr(start, field)
-    new = axis_config(AXES[field], name)
+    kind = AXES[field]
+    new = axis_config(kind, name)
     if type(new) is type(old):
         return start
-    if hasattr(old, "eps") and hasattr(new, "eps"):
+    if kind == "budgets" and new.eps is not None and old.eps is not None:
         new = dataclasses.replace(new, eps=old.eps)
     return dataclasses.replace(start, **{field: new})
 
@@ -100,6 +101,8 @@ def _parse(start: Config, overrides: list[dict[str, Any]], arguments: list[str])
     import jsonargparse
     from jsonargparse.typing import register_type
 
+    # an axis' options inherit from `mwpb_fast.method`, yet are read as what they are, not as one of several
+    jsonargparse.set_parsing_settings(subclasses_disabled=[dataclasses.is_dataclass])
     register_type(Fraction, str, parse_radius, fail_already_registered=False)
     parser = jsonargparse.ArgumentParser(exit_on_error=False, prog="mwpb-fast", add_help=False)
     hints = {f.name: f.type for f in dataclasses.fields(Config)}

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from mwpb_fast.config.radius import check_linf
+from mwpb_fast.method import AttackConfig, BudgetConfig, ObjectiveConfig, PerturbationConfig
 
 AXES = {
     "warmup": "budgets",
@@ -135,11 +136,11 @@ class Config:
 
     recipe: str
     data: Any
-    budget: Any
-    attack: Any
-    objective: Any
-    warmup: Any
-    perturbation: Any
+    budget: BudgetConfig
+    attack: AttackConfig
+    objective: ObjectiveConfig
+    warmup: BudgetConfig
+    perturbation: PerturbationConfig
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     precision: PrecisionConfig = PrecisionConfig()

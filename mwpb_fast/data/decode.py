@@ -132,10 +132,10 @@ def decode(
     chunk = 512
     found: dict[str, list[str]] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        jobs = [pool.submit(work, range(i, min(i + chunk, count))) for i in range(0, count, chunk)]
+        futures = [pool.submit(work, range(i, min(i + chunk, count))) for i in range(0, count, chunk)]
         try:
-            for job in jobs:
-                for remark, name in job.result():
+            for future in futures:
+                for remark, name in future.result():
                     found.setdefault(remark, []).append(name)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -18,16 +18,16 @@ from mwpb_fast.attacks import pgd
 from mwpb_fast.config import ConfigError
 from mwpb_fast.config.radius import check_linf, parse_radius
 from mwpb_fast.evaluation.autoattack import COMPONENTS, STANDARD, autoattack, deviations, package_version
-from mwpb_fast.evaluation.contract import Attack, Outcome, Setting, check_ball, survivors
+from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome, check_ball, survivors
 from mwpb_fast.evaluation.spsa import SPSA
 from mwpb_fast.inner_losses import carlini_wagner, cross_entropy
 from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.inner_losses import Inner
+    from mwpb_fast.method import Inner
 
 
-def find_attack(name: str) -> Attack:
+def find_attack(name: str) -> EvaluationAttack:
     """The attack of that name, with the radius and step of its suffix. Raises ConfigError, if there is none."""
     base, at, own = name.partition("@")
     attack = _named(base)
@@ -46,7 +46,7 @@ def find_attack(name: str) -> Attack:
         raise ConfigError(f"evaluation.attacks: {name}: {error}") from error
 
 
-def _named(base: str) -> Attack:
+def _named(base: str) -> EvaluationAttack:
     if base in NAMED:
         return NAMED[base]
     match = re.fullmatch(r"([a-z]+)([1-9]\d{0,4})(?:x([1-9]\d{0,2}))?", base)
@@ -67,7 +67,7 @@ def shard_name(name: str) -> str:
 
 
 def natural(
-    model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: Setting
+    model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: AttackSetting
 ) -> Outcome:
     """No attack."""
     return Outcome(survivors(model, x, y, index, setting, lambda net, x, y, index: x))
@@ -79,7 +79,7 @@ def descent(
     restarts: int = 1,
     start: Any = "uniform",
     radius_of: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-) -> Attack:
+) -> EvaluationAttack:
     """PGD of so many steps of the setting's fixed size on the given inner loss, from each of so many starts; or
     from the image itself, in one step as long as the radius, for start "none".
 
@@ -88,7 +88,7 @@ def descent(
     """
 
     def run(
-        model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: Setting
+        model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: AttackSetting
     ) -> Outcome:
         norm: Any = setting.norm
         step_size = setting.eps if start == "none" else setting.step_size
@@ -117,15 +117,16 @@ def descent(
         # every start has the same radii; only the first one saw all images
         return Outcome(correct, values={"radius": torch.cat(radii)[: len(y)]} if radii else {})
 
-    return Attack(run, forwards=restarts * (steps + 1) + (radius_of is not None), stepped=start != "none")
+    forwards = restarts * (steps + 1) + (radius_of is not None)
+    return EvaluationAttack(run, forwards, stepped=start != "none")
 
 
-def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Attack:
+def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> EvaluationAttack:
     """AutoAttack, or some of its components, in float32, with random draws from the setting's seed and the first
     image's index."""
 
     def run(
-        model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: Setting
+        model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: AttackSetting
     ) -> Outcome:
         with torch.autocast(x.device.type, enabled=False):
             result = autoattack(
@@ -148,14 +149,14 @@ def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Attack:
 
     forwards = 1 + sum(COMPONENTS[name].forwards for name in components)
     parameters = {name: COMPONENTS[name].parameters for name in components}
-    return Attack(run, forwards, needs, long=True, parameters=parameters, **own)
+    return EvaluationAttack(run, forwards, needs, long=True, parameters=parameters, **own)
 
 
-def by_samples(spsa: SPSA) -> Attack:
+def by_samples(spsa: SPSA) -> EvaluationAttack:
     """SPSA in float32, its directions from the setting's seed and each image's index."""
 
     def run(
-        model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: Setting
+        model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: AttackSetting
     ) -> Outcome:
         with torch.autocast(x.device.type, enabled=False):
             x_adv, right = spsa.attack(
@@ -164,11 +165,11 @@ def by_samples(spsa: SPSA) -> Attack:
         check_ball(x_adv, x, setting)
         return Outcome(right.cpu())
 
-    return Attack(run, spsa.forwards, long=True, costly=True, parameters=asdict(spsa))
+    return EvaluationAttack(run, spsa.forwards, long=True, costly=True, parameters=asdict(spsa))
 
 
 NAMED = {
-    "natural": Attack(natural, forwards=1, ball=False),
+    "natural": EvaluationAttack(natural, forwards=1, ball=False),
     "fgsm": descent(1, cross_entropy, start="none"),
     "aa": of_autoattack(),
     "aa-l2": of_autoattack(norm="l2", eps=Fraction(128, 255)),
@@ -178,12 +179,12 @@ NAMED = {
     "square": of_autoattack(["square"]),
     "spsa": by_samples(SPSA()),
 }
-FAMILIES: dict[str, Callable[[int], Attack]] = {
+FAMILIES: dict[str, Callable[[int], EvaluationAttack]] = {
     "pgd": lambda steps: descent(steps, cross_entropy),
     "cw": lambda steps: descent(steps, carlini_wagner),
     "spsa": lambda pairs: by_samples(SPSA(pairs=pairs)),
 }
-RESTARTED: dict[str, Callable[[int, int], Attack]] = {
+RESTARTED: dict[str, Callable[[int, int], EvaluationAttack]] = {
     "pgd": lambda steps, restarts: descent(steps, cross_entropy, restarts),
     "cw": lambda steps, restarts: descent(steps, carlini_wagner, restarts),
 }

@@ -17,7 +17,7 @@ BALL_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class Setting:
+class AttackSetting:
     """What an attack is run with: radius and step in the units of images, norm, seed, images at once, and how
     the model is run (AutoAttack and SPSA are always float32)."""
 
@@ -41,11 +41,13 @@ class Outcome:
     values: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-Run = Callable[["torch.nn.Module", "torch.Tensor", "torch.Tensor", "torch.Tensor", Setting], Outcome]
+AttackFunction = Callable[
+    ["torch.nn.Module", "torch.Tensor", "torch.Tensor", "torch.Tensor", AttackSetting], Outcome
+]
 
 
 @dataclass(frozen=True)
-class Attack:
+class EvaluationAttack:
     """run(model, x, y, index, setting) -> Outcome, with a frozen model in eval mode, x (n, C, H, W) float32 in
     [0, 1], y and index (n,) int64, all on one device. forwards: images sent through the model for each image
     attacked, at most, for progress. needs(classes): versions of other packages that it uses; raises ConfigError
@@ -55,7 +57,7 @@ class Attack:
     each image has one of its own. parameters: what else is fixed about it,
     in plain types; recorded, and a part of its shards' key."""
 
-    run: Run
+    run: AttackFunction
     forwards: int
     needs: Callable[[int], dict[str, str]] = lambda classes: {}
     stepped: bool = False
@@ -68,7 +70,7 @@ class Attack:
     per_image: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
 
-    def setting(self, common: Setting) -> Setting:
+    def setting(self, common: AttackSetting) -> AttackSetting:
         """The evaluation's setting with what is this attack's own."""
         return replace(
             common,
@@ -92,7 +94,9 @@ def check_images(x: torch.Tensor) -> torch.Tensor:
     return x.float().clamp(0, 1)
 
 
-def check_ball(x_adv: torch.Tensor, x: torch.Tensor, setting: Setting, radius: torch.Tensor | None = None) -> None:
+def check_ball(
+    x_adv: torch.Tensor, x: torch.Tensor, setting: AttackSetting, radius: torch.Tensor | None = None
+) -> None:
     """Raises EvaluationError unless every adversarial image is finite, in [0, 1] and within eps + 1e-6 of x, or
     within its own radius (B,) + 1e-6 where there is one."""
     if not len(x):
@@ -116,7 +120,7 @@ def survivors(
     x: torch.Tensor,
     y: torch.Tensor,
     index: torch.Tensor,
-    setting: Setting,
+    setting: AttackSetting,
     perturb: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """(n,) boolean on the CPU: is the prediction right after perturb(net, x, y, index) -> x_adv, in batches?"""

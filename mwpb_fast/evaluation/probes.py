@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.evaluation.accuracy import correct
 from mwpb_fast.evaluation.catalog import descent
-from mwpb_fast.evaluation.contract import Attack, Outcome, Setting
+from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome
 from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.engine.net import Net
+    from mwpb_fast.method import Net
 
 
-def weighted(budget_config: Any, steps: int = 20) -> Attack:
+def weighted(budget_config: Any, steps: int = 20) -> EvaluationAttack:
     """PGD of so many steps of the setting's size in the radii that a budget gives the natural images; they come
     back as values["radius"]. budget_config: the `Config` of a module of budgets."""
     budget = budget_config.build()
@@ -32,14 +32,14 @@ def weighted(budget_config: Any, steps: int = 20) -> Attack:
     return replace(attack, per_image="weighted", parameters=parameters)
 
 
-def gradients() -> Attack:
+def gradients() -> EvaluationAttack:
     """No attack, but the share of each natural image's numbers whose cross-entropy gradient is exactly zero, as
     values["zero_share"]: 1 where there is no gradient at all."""
-    return Attack(_gradients, forwards=2, ball=False)
+    return EvaluationAttack(_gradients, forwards=2, ball=False)
 
 
 def _gradients(
-    model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: Setting
+    model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: AttackSetting
 ) -> Outcome:
     net, size, shares = EagerNet(model, setting.precision), setting.batch_size, [torch.zeros(0)]
     for images, labels in zip(x.split(size), y.split(size), strict=True):

@@ -9,7 +9,7 @@ from mwpb_fast.evaluation.autoattack import square_warning
 from mwpb_fast.runs.log import table
 
 if TYPE_CHECKING:
-    from mwpb_fast.evaluation.contract import Setting
+    from mwpb_fast.evaluation.contract import AttackSetting
     from mwpb_fast.evaluation.sharded import ShardedAttack
 
 NORMAL_QUANTILE = 1.959963984540054  # 97.5 %
@@ -73,7 +73,7 @@ def _ball(attack: ShardedAttack) -> dict[str, Any]:
     return ball
 
 
-def worst(results: dict[str, dict[str, Any]], images: list[int], setting: Setting) -> dict[str, Any]:
+def worst(results: dict[str, dict[str, Any]], images: list[int], setting: AttackSetting) -> dict[str, Any]:
     """Point-wise worst case over what is comparable: the attacks in the evaluation's own norm and radius, and no
     attack at all.
 

@@ -16,36 +16,38 @@ from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.engine.precision import Precision, full_float32
 from mwpb_fast.engine.trial import fault
 from mwpb_fast.evaluation.catalog import find_attack, shard_name
-from mwpb_fast.evaluation.contract import Attack, Setting, check_images
+from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, check_images
 from mwpb_fast.evaluation.model_checks import EvaluationError, check_model, frozen, hash_model
 from mwpb_fast.evaluation.sharded import ShardedAttack, Watched
 from mwpb_fast.runs.log import environment
 
 NORM = "linf"
+TestSet = data.Images | tuple[torch.Tensor, torch.Tensor]
 
 
-class Job:
+class Session:
     """A checked model and the images to attack.
 
-    pixels: (N, C, H, W) uint8, or float in [0, 1]. labels: (N,) int64 on the CPU; config.subset says how many of
-    them to attack. extra: attacks besides those that the configuration names. folder: for shard files, or None.
-    tick: called before every forward pass, may raise. Raises EvaluationError and ConfigError for what cannot be
-    evaluated.
+    images: a data set's Images, or x (N, C, H, W) float in [0, 1] and y (N,) int64; config.subset says how many of
+    them to attack. folder: for shard files, or None. seed: of what is random in the attacks. probes: what is
+    measured besides the attacks that the configuration names. Raises EvaluationError and ConfigError for what
+    cannot be evaluated.
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
-        pixels: torch.Tensor,
-        labels: torch.Tensor,
+        images: TestSet,
         config: EvaluationConfig,
         precision: Precision,
-        folder: Path | None,
-        seed: int,
-        tick: Callable[[], None],
-        extra: dict[str, Attack],
+        folder: Path | None = None,
+        seed: int = 0,
+        probes: dict[str, EvaluationAttack] | None = None,
     ) -> None:
-        self.attacks = {name: find_attack(name) for name in config.attacks} | extra
+        pixels, labels = (images.images, images.labels) if isinstance(images, data.Images) else images
+        labels = labels.cpu()
+        self.named = config.attacks
+        self.attacks = {name: find_attack(name) for name in self.named} | (probes or {})
         index, self.preview = choose(labels, config.subset)
         if not self.attacks or len(index) == 0:
             raise EvaluationError("nothing to evaluate: evaluation.attacks is empty, or there are no images")
@@ -53,7 +55,7 @@ class Job:
         self.pixels = pixels if pixels.dtype == torch.uint8 else check_images(pixels)
         self.labels, self.index, self.precision, self.folder = labels, index, precision, folder
         self.costly = choose(labels, min(config.costly_subset or len(labels), len(index)))[0]
-        self.model = Watched(model, precision.memory_format, tick)
+        self.model = Watched(model, precision.memory_format)
         with torch.no_grad():
             logits = model(self.load(index[:1])[0])
         if reason := fault(logits, 1, 1):
@@ -62,7 +64,7 @@ class Job:
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise EvaluationError(f"labels reach {int(labels.max())}, the model has {classes} classes")
         self.packages = {name: attack.needs(classes) for name, attack in self.attacks.items()}
-        self.setting = Setting(
+        self.setting = AttackSetting(
             eps=config.eps,
             step_size=config.step_size,
             precision=precision,
@@ -73,8 +75,10 @@ class Job:
         self.model_hash, self.data_hash = hash_model(model), self._hash_data(index)
 
     @contextlib.contextmanager
-    def ready(self) -> Iterator[None]:
-        """The state in which attacks run: weights frozen, full float32, the precision's own mode."""
+    def ready(self, tick: Callable[[], None]) -> Iterator[None]:
+        """The state in which attacks run: weights frozen, full float32, the precision's own mode; tick is called
+        before every forward pass and may raise."""
+        self.model.tick = tick
         with frozen(self.model), self.precision.mode(), full_float32(), torch.enable_grad():
             yield
 

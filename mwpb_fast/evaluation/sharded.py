@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mwpb_fast.evaluation.contract import Attack, Outcome, Setting
+from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome
 from mwpb_fast.system.files import to_json, write_atomically
 
 SHARD = 250
@@ -33,9 +33,10 @@ class Watched(torch.nn.Module):
     """The model on images in the run's layout; `tick` is called before each forward pass and may raise.
     forwards: how many images have been sent through it."""
 
-    def __init__(self, model: torch.nn.Module, layout: torch.memory_format, tick: Callable[[], None]) -> None:
+    def __init__(self, model: torch.nn.Module, layout: torch.memory_format) -> None:
         super().__init__()
-        self.inside, self.layout, self.tick = model, layout, tick
+        self.inside, self.layout = model, layout
+        self.tick: Callable[[], None] = lambda: None
         self.training, self.forwards = False, 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -54,10 +55,10 @@ class ShardedAttack:
     """
 
     name: str
-    attack: Attack
+    attack: EvaluationAttack
     index: torch.Tensor
     load: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    setting: Setting
+    setting: AttackSetting
     folder: Path | None
     key: dict[str, Any]
 

@@ -18,12 +18,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from mwpb_fast.config import Config, ConfigError, EvaluationConfig
-from mwpb_fast.evaluation.evaluate import evaluate_run, read_weights, result_path
+from mwpb_fast.config import ConfigError, EvaluationConfig
+from mwpb_fast.evaluation.checkpoint import Subject, read_weights, result_path
+from mwpb_fast.evaluation.evaluate import write_result
 from mwpb_fast.evaluation.probes import gradients, weighted
+from mwpb_fast.evaluation.request import Request
 from mwpb_fast.evaluation.score import NORMAL_QUANTILE
 from mwpb_fast.evaluation.trust_report import in_255, markdown
-from mwpb_fast.system.files import to_json, write_atomically
+from mwpb_fast.system.files import write_atomically
 
 STEPS = ("pgd10", "pgd20", "pgd50", "pgd100")
 RESTARTS = ("pgd20", "pgd20x5")
@@ -34,52 +36,31 @@ NEARLY_ZERO = 1.0  # per cent that may be right at the largest radius
 NO_GRADIENT = 1.0  # per cent of images that may have no gradient
 
 
-def trust_run(
-    target: Path,
-    evaluation: EvaluationConfig,
-    which: str = "best",
-    *,
-    without: Sequence[str] = (),
-    control: Path | None = None,
-    data_dir: Path | str | None = None,
-    device: str | None = None,
-    config: Config | None = None,
-    processes: int | None = None,
-    show: bool = True,
-) -> dict[str, Any]:
-    """The trust report of a run's best or last checkpoint, one checkpoint, or a file of weights.
+def trust_run(request: Request, *, without: Sequence[str] = (), control: Path | None = None) -> dict[str, Any]:
+    """The trust report of what a request asks for; the attacks of its evaluation are not looked at.
 
-    evaluation: radius, step and subset; its attacks are not looked at. without: attacks to leave out, whose checks
-    are then said not to be run. control: another run to stand beside it, its checkpoint evaluated before at the
-    same radius and step. The others are as in `evaluate_run`, which does the work: shards finished by it are
-    taken, and the same call goes on after a kill. The report goes to trust-<which>.json and .md in the run folder,
-    beside the file for a file. Raises what `evaluate_run` raises.
+    without: attacks to leave out, whose checks are then said not to be run. control: another run to stand beside
+    it, its checkpoint evaluated before at the same radius and step. Shards finished by `evaluate_run` are taken,
+    and the same call goes on after a kill. The report goes to trust-<which>.json and .md in the run folder, beside
+    the file for a file. Raises what `evaluate_run` raises.
     """
+    evaluation = request.evaluation or Subject(request).evaluation
     names = plan(evaluation)
     if unknown := sorted(set(without) - set(names)):
         raise ConfigError(f"no attack {unknown[0]!r} in the trust report; there are {', '.join(names)}")
-    beside = None if control is None else _read_control(control, which, evaluation)
-    result = evaluate_run(
-        target,
-        dataclasses.replace(evaluation, attacks=tuple(name for name in names if name not in without)),
-        which,
-        data_dir,
-        device=device,
-        config=config,
-        processes=processes,
-        show=show,
-        extra=lambda config: {"weighted": weighted(config.budget), "gradients": gradients()},
-        save=False,
-    )
+    beside = None if control is None else _read_control(control, request.which, evaluation)
+    named = dataclasses.replace(evaluation, attacks=tuple(name for name in names if name not in without))
+    subject = Subject(dataclasses.replace(request, evaluation=named))
+    result = subject.attack({"weighted": weighted(subject.config.budget), "gradients": gradients()})
     report = judge(result, evaluation)
     if beside is not None:
         split = beside["split_sha256"]
         if split not in (None, result["split_sha256"]):  # None: made by a version that did not write it
             raise ConfigError(f"{beside['path']}: was made on other test images; evaluate the control again")
         report["control"] = beside
-    path = result_path(target, which, "trust")
+    path = result_path(request.target, request.which, "trust")
     write_atomically(Path(f"{path}.md"), (markdown(report) + "\n").encode("utf-8", "backslashreplace"))
-    write_atomically(Path(f"{path}.json"), (to_json(report, indent=1) + "\n").encode())
+    write_result(path, report)
     return report
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from mwpb_fast import data, train
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.evaluation.catalog import find_attack
-from mwpb_fast.evaluation.evaluate import evaluate_run
-from mwpb_fast.reproduce.plan import Job, read_results, result_key
+from mwpb_fast.evaluation.checkpoint import evaluate_run
+from mwpb_fast.evaluation.request import Request
+from mwpb_fast.reproduce.plan import PlannedRun, read_results, result_key
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.lock import exclusive
 
@@ -20,76 +21,74 @@ KEPT = ("accuracy", "interval", "norm", "eps", "parameters", "after", "warnings"
 
 
 def execute(
-    jobs: Sequence[Job], *, quiet: bool = False, after: Callable[[dict[str, str]], object] = lambda failures: None
+    runs: Sequence[PlannedRun],
+    *,
+    quiet: bool = False,
+    after: Callable[[dict[str, str]], object] = lambda failures: None,
 ) -> dict[str, str]:
-    """Train and evaluate what is not finished; returns the failures, job name -> reason.
+    """Train and evaluate what is not finished; returns the failures, run name -> reason.
 
-    A job that fails is reported and the others go on. after: called with the failures so far when a job is over.
+    A run that fails is reported and the others go on. after: called with the failures so far when a run is over.
     Several processes may work on the same runs: each run is done by the one that comes first, and waited for by
     the others in the end. Raises at once DataError where a data set is not there and ConfigError where an attack
     cannot run; and Interrupted after SIGTERM or SIGINT, with everything kept.
     """
     failures: dict[str, str] = {}
-    todo = [job for job in jobs if job.state() != "done"]
+    todo = [run for run in runs if run.state() != "done"]
     _check(todo)
-    names = {job.folder: f"[{number}/{len(todo)}] {job.name}:" for number, job in enumerate(todo, 1)}
+    names = {run.folder: f"[{number}/{len(todo)}] {run.name}:" for number, run in enumerate(todo, 1)}
     elsewhere = []
-    for job in todo:
-        if not _attempt(job, names[job.folder], quiet, failures, wait=False):
-            elsewhere.append(job)
+    for run in todo:
+        if not _attempt(run, names[run.folder], quiet, failures, wait=False):
+            elsewhere.append(run)
         after(failures)
-    for job in elsewhere:
-        _attempt(job, names[job.folder], quiet, failures, wait=True)
+    for run in elsewhere:
+        _attempt(run, names[run.folder], quiet, failures, wait=True)
         after(failures)
     return failures
 
 
-def _check(jobs: Sequence[Job]) -> None:
+def _check(runs: Sequence[PlannedRun]) -> None:
     """Refuse, before anything is trained, a data set that is not there and an attack that cannot run on it."""
-    by_set: dict[tuple[str, str], list[Job]] = {}
-    for job in jobs:
-        by_set.setdefault((job.config.data.name, job.config.data.dir), []).append(job)
+    by_set: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in runs:
+        by_set.setdefault((run.config.data.name, run.config.data.dir), []).append(run)
     for mine in by_set.values():
         classes = data.load_split(mine[0].config.data, "test").num_classes
-        for name in dict.fromkeys(n for job in mine for _, e in job.missing() for n in e.attacks):
+        for name in dict.fromkeys(n for run in mine for _, e in run.missing() for n in e.attacks):
             find_attack(name).needs(classes)
 
 
-def _attempt(job: Job, prefix: str, quiet: bool, failures: dict[str, str], *, wait: bool) -> bool:
-    """Do what is left of a job; False where another process has it, unless it is to be waited for."""
+def _attempt(run: PlannedRun, prefix: str, quiet: bool, failures: dict[str, str], *, wait: bool) -> bool:
+    """Do what is left of a run; False where another process has it, unless it is to be waited for."""
     try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(job.folder / "lock", wait=wait) as mine:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(run.folder / "lock", wait=wait) as mine:
             if mine:
-                _run(job, prefix, quiet)
+                _run(run, prefix, quiet)
             else:
                 print(f"{prefix} another process has it; to be looked at again", flush=True)
             return mine
     except Exception as error:  # whatever a row dies of, the others are worth having
         if os.environ.get("MWPB_DEBUG") == "1":
             traceback.print_exc()
-        failures[job.name] = " ".join(str(error).split()) or type(error).__name__
-        print(f"{prefix} FAILED: {failures[job.name]}", flush=True)
+        failures[run.name] = " ".join(str(error).split()) or type(error).__name__
+        print(f"{prefix} FAILED: {failures[run.name]}", flush=True)
         return True
 
 
-def _run(job: Job, prefix: str, quiet: bool) -> None:
+def _run(run: PlannedRun, prefix: str, quiet: bool) -> None:
     def say(text: str) -> None:
         print(f"{prefix} {text}", flush=True)
 
-    if not job.trained():
-        say(f"training in {job.folder}")
-        train.run(job.config, job.folder, quiet=quiet)
-    for which, evaluation in job.missing():
+    if not run.trained():
+        say(f"training in {run.folder}")
+        train.run(run.config, run.folder, quiet=quiet)
+    for which, evaluation in run.missing():
         say(f"{which} checkpoint under {', '.join(evaluation.attacks)}")
-        result = evaluate_run(
-            job.folder,
-            evaluation,
-            which=which,
-            data_dir=job.config.data.dir,
-            device=job.config.precision.device,
-        )
-        _keep(job.folder, which, evaluation, result)
+        where, device = run.config.data.dir, run.config.precision.device
+        result = evaluate_run(Request(run.folder, evaluation, which=which, data_dir=where, device=device))
+        _keep(run.folder, which, evaluation, result)
         say(", ".join(f"{name} {found['accuracy']:.2f} %" for name, found in result["attacks"].items()))
 
 

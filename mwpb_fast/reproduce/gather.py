@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast.config import to_dict
-from mwpb_fast.reproduce.plan import Job, changes, read_results, result_key, test_images
+from mwpb_fast.reproduce.plan import PlannedRun, changes, read_results, result_key, test_images
 from mwpb_fast.reproduce.tables import Column, Row, Table
 from mwpb_fast.runs.log import read_records
 
@@ -17,23 +17,23 @@ FORMAT = 1
 CHECKPOINTS = ("best", "last")
 
 
-def gather(table: Table, jobs: Sequence[Job], failures: dict[str, str] | None = None) -> dict[str, Any]:
+def gather(table: Table, runs: Sequence[PlannedRun], failures: dict[str, str] | None = None) -> dict[str, Any]:
     """Everything about a table, in plain types; numbers that are not there are None, never guessed.
 
     In each cell: `paper`; for each checkpoint `mean`, `std` (sample standard deviation; None for fewer than two
     seeds), `values` by seed, `difference` to the paper, and `control`: mean and standard deviation of the
     differences to the control row, seed by seed, over the seeds that both have.
     """
-    rows = [row for row in table.rows if any(job.row == row for job in jobs)]
-    columns = _columns(table, jobs)
-    mine = {row.name: [job for job in jobs if job.row == row] for row in rows}
-    found = {job.name: Found(job) for job in jobs}
+    rows = [row for row in table.rows if any(run.row == row for run in runs)]
+    columns = _columns(table, runs)
+    mine = {row.name: [run for run in runs if run.row == row] for row in rows}
+    found = {run.name: Found(run) for run in runs}
     values = {
         (row.name, column.key): {
             which: {
-                job.config.seed: value
-                for job in mine[row.name]
-                if (value := found[job.name].value(column, which)) is not None
+                run.config.seed: value
+                for run in mine[row.name]
+                if (value := found[run.name].value(column, which)) is not None
             }
             for which in CHECKPOINTS
         }
@@ -45,9 +45,9 @@ def gather(table: Table, jobs: Sequence[Job], failures: dict[str, str] | None = 
         "table": table.name,
         "title": table.title,
         "notes": list(table.notes),
-        "changes": changes(jobs),
-        "seeds": sorted({job.config.seed for job in jobs}),
-        "images": _images(jobs),
+        "changes": changes(runs),
+        "seeds": sorted({run.config.seed for run in runs}),
+        "images": _images(runs),
         "axis": table.axis,
         "columns": [{"key": column.key, "label": column.label, "digits": column.digits, "x": column.x}
                     for column in columns],
@@ -60,7 +60,7 @@ def gather(table: Table, jobs: Sequence[Job], failures: dict[str, str] | None = 
                 "recipe": mine[row.name][0].config.recipe,
                 "config": _settings(mine[row.name][0]),
                 "control": row.control if row.control in mine else None,
-                "runs": [_run(found[job.name], failures or {}) for job in mine[row.name]],
+                "runs": [_run(found[run.name], failures or {}) for run in mine[row.name]],
                 "cells": {column.key: _cell(table, row, column, values) for column in columns},
             }
             for row in rows
@@ -92,24 +92,24 @@ def _cell(
     return cell
 
 
-def _columns(table: Table, jobs: Sequence[Job]) -> list[Column]:
+def _columns(table: Table, runs: Sequence[PlannedRun]) -> list[Column]:
     """The table's columns, and one more for each attack that was asked for besides."""
-    asked = dict.fromkeys(name for job in jobs for _, e in job.evaluations for name in e.attacks)
+    asked = dict.fromkeys(name for run in runs for _, e in run.evaluations for name in e.attacks)
     known = {column.attack for column in table.columns}
-    extra = [Column(key=name, label=name, attack=name) for name in asked if name not in known]
-    return [*table.columns, *extra]
+    others = [Column(key=name, label=name, attack=name) for name in asked if name not in known]
+    return [*table.columns, *others]
 
 
 class Found:
     """What is in the folder of a run; nothing of it where the folder is another run's."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        mine = not job.foreign()
-        self.results = read_results(job.folder) if mine else {}
-        records = read_records(job.folder / "metrics.jsonl") if mine else []
+    def __init__(self, run: PlannedRun) -> None:
+        self.run = run
+        mine = not run.foreign()
+        self.results = read_results(run.folder) if mine else {}
+        records = read_records(run.folder / "metrics.jsonl") if mine else []
         self.records = {record["epoch"]: record for record in records}
-        content = _read(job.folder / "radii.json") if mine else None
+        content = _read(run.folder / "radii.json") if mine else None
         values = [radius for radius in content["radii"] if _number(radius) is not None] if content else []
         self.best_epoch: int | None = content["epoch"] if content else None
         self.radii: dict[str, float] = {}
@@ -119,7 +119,7 @@ class Found:
     def value(self, column: Column, which: str) -> float | None:
         """The number of a column for a checkpoint, if there is one."""
         if column.source == "attack":
-            for checkpoint, evaluation in self.job.evaluations:
+            for checkpoint, evaluation in self.run.evaluations:
                 if checkpoint == which and column.attack in evaluation.attacks:
                     return (
                         self.results.get(which, {}).get(result_key(column.attack, evaluation), {}).get("accuracy")
@@ -127,7 +127,7 @@ class Found:
             return None
         if column.source == "radii":
             return self.radii.get(column.attack) if which == "best" else None
-        epoch = self.best_epoch if which == "best" else self.job.config.epochs
+        epoch = self.best_epoch if which == "best" else self.run.config.epochs
         return _number(self.records.get(epoch, {}).get(f"radius_{column.attack}"))
 
 
@@ -145,16 +145,16 @@ def _number(value: Any) -> float | None:
 
 
 def _run(found: Found, failures: dict[str, str]) -> dict[str, Any]:
-    job = found.job
+    run = found.run
     seconds = [record.get("seconds", 0.0) for record in found.records.values()]
     return {
-        "seed": job.config.seed,
-        "folder": "/".join(job.folder.parts[-3:]),
-        "state": job.state(),
-        "failure": failures.get(job.name),
+        "seed": run.config.seed,
+        "folder": "/".join(run.folder.parts[-3:]),
+        "state": run.state(),
+        "failure": failures.get(run.name),
         "best_epoch": found.best_epoch,
         "training_seconds": round(math.fsum(seconds), 1),
-        "environment": _read(job.folder / "environment.json"),
+        "environment": _read(run.folder / "environment.json"),
         "results": {
             which: {key: {k: v for k, v in result.items() if k != "environment"} for key, result in kept.items()}
             for which, kept in found.results.items()
@@ -162,13 +162,13 @@ def _run(found: Found, failures: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _settings(job: Job) -> dict[str, Any]:
+def _settings(run: PlannedRun) -> dict[str, Any]:
     """The row's configuration, without what belongs to a machine or a seed."""
-    plain = to_dict(job.config)
+    plain = to_dict(run.config)
     plain["data"] = {key: value for key, value in plain["data"].items() if key != "dir"}
     return {key: value for key, value in plain.items() if key != "seed"}
 
 
-def _images(jobs: Sequence[Job]) -> dict[str, int]:
+def _images(runs: Sequence[PlannedRun]) -> dict[str, int]:
     """attack -> how many test images it is run on, 0 for all of them."""
-    return {name: test_images(name, e) for job in jobs for _, e in job.evaluations for name in e.attacks}
+    return {name: test_images(name, e) for run in runs for _, e in run.evaluations for name in e.attacks}

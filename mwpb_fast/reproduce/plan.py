@@ -25,7 +25,7 @@ TOLD = {"evaluation.attacks", "evaluation.step_size", "evaluation.subset", "eval
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class PlannedRun:
     """A run of a row. start: its recipe, unchanged. evaluations: checkpoint (best or last), how it is attacked."""
 
     row: Row
@@ -76,7 +76,7 @@ class Job:
         return "begun" if (self.folder / "config.yaml").exists() else "to be run"
 
 
-def make_jobs(
+def plan_runs(
     table: Table,
     rows: Sequence[str],
     seeds: int,
@@ -86,14 +86,14 @@ def make_jobs(
     epochs: int = 0,
     last: str = "",
     long_subset: int = 0,
-) -> list[Job]:
+) -> list[PlannedRun]:
     """The runs of a table: every row with the first seed, then with the next, so that early ones compare.
 
     rows: names, none for all. seeds: how many, counted from the configuration's own. overrides: words
     `--name=value` as `train` takes them, for every row. epochs: scale the schedule to so many, 0 for the
     recipe's. last, long_subset: in place of the table's. Raises ConfigError and DataError.
     """
-    jobs = []
+    runs = []
     for row in dict.fromkeys(table.row(name) for name in rows) or table.rows:
         name = f"{table.name}.{row.name}"
         start = options.find_recipe(name)
@@ -105,15 +105,15 @@ def make_jobs(
         folder = out / "runs" / f"{_title(config)}-{identity(config)}"
         evaluations = _evaluations(config.evaluation, last or table.last, long_subset or table.long_subset)
         for seed in range(config.seed, config.seed + seeds):
-            job = Job(
+            run = PlannedRun(
                 row=row,
                 config=dataclasses.replace(config, seed=seed),
                 start=start,
                 folder=folder / f"seed{seed}",
                 evaluations=evaluations,
             )
-            jobs.append(job)
-    return sorted(jobs, key=lambda job: job.config.seed)
+            runs.append(run)
+    return sorted(runs, key=lambda run: run.config.seed)
 
 
 def schedule(start: Config, epochs: int, chosen: Config | None = None) -> dict[str, Any]:
@@ -197,13 +197,13 @@ def _title(config: Config) -> str:
     return "-".join([config.data.name, config.model.name, *axes])
 
 
-def changes(jobs: Sequence[Job]) -> list[str]:
-    """In what the jobs depart from their recipes, as `epochs 4 instead of 110`; with the rows where not all do."""
+def changes(runs: Sequence[PlannedRun]) -> list[str]:
+    """In what the runs depart from their recipes, as `epochs 4 instead of 110`; with the rows where not all do."""
     found: dict[str, list[str]] = {}
-    rows = {job.row.name: job for job in jobs}
-    for name, job in rows.items():
-        before = dict(options.values_of(job.start))
-        for key, value in options.values_of(job.config):
+    rows = {run.row.name: run for run in runs}
+    for name, run in rows.items():
+        before = dict(options.values_of(run.start))
+        for key, value in options.values_of(run.config):
             if key not in FREE - TOLD | {"seed"} and (key not in before or before[key] != value):
                 text = f"{key} {_told(key, value)}"
                 if key in before:

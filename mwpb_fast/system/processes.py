@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 
-class Crew:
-    """Processes at work."""
+class Helpers:
+    """Helper processes at work."""
 
     def __init__(self, processes: Sequence[subprocess.Popen[bytes]] = ()) -> None:
         self.processes = processes
@@ -25,7 +25,7 @@ class Crew:
 
 
 @contextlib.contextmanager
-def crew(code: str, arguments: Sequence[str], threads: int) -> Iterator[Crew]:
+def helper_processes(code: str, arguments: Sequence[str], threads: int) -> Iterator[Helpers]:
     """For each of `arguments` a Python process that runs `code` with it, on so many threads.
 
     They see this process's module path (-P: and not the current folder before it), and are ended with the block.
@@ -46,7 +46,7 @@ def crew(code: str, arguments: Sequence[str], threads: int) -> Iterator[Crew]:
                     start_new_session=True,
                 )
             )
-        yield Crew(processes)
+        yield Helpers(processes)
     finally:
         for process in processes:
             process.kill()

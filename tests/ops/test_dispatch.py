@@ -230,8 +230,8 @@ def test_call_overhead_is_microseconds() -> None:
     call = OPS["margin_radius"].dispatched
     best = float("inf")
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(200):
             call(logits, labels, 0.03, 0.5)
-        best = min(best, (time.perf_counter() - start) / 200)
+        best = min(best, (time.thread_time() - start) / 200)
     assert best < 200e-6

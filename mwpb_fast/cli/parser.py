@@ -1,0 +1,54 @@
+"""The words of a command: its own options, and the overrides of the configuration's values among them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from mwpb_fast.config import ConfigError
+from mwpb_fast.options import FIELDS
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, and with its complaints as ConfigError."""
+
+    def __init__(self, command: str, doc: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=f"mwpb-fast {command}",
+            description=doc,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def parse_with_overrides(
+        self, own: Sequence[argparse.Action], arguments: Sequence[str]
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """What this parser's options `own` say, and the overrides of the configuration's values."""
+        names = [name for action in own for name in action.option_strings]
+        words, overrides = split(arguments, [*names, "--help"])
+        return self.parse_intermixed_args(words), overrides
+
+
+def split(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own words (the options `own` and whatever is no option), and the overrides as
+    `--name=value`. Raises ConfigError for an override without a value."""
+    mine: list[str] = []
+    overrides: list[str] = []
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        name, equals, _ = word.partition("=")
+        if not word.startswith("--") or name in own:
+            mine.append(word)
+        elif equals or (name[2:].partition(".")[0] not in FIELDS and (not queue or queue[0].startswith("--"))):
+            overrides.append(word)
+        elif not queue:
+            raise ConfigError(f"{word} wants a value")
+        else:
+            overrides.append(f"{word}={queue.pop(0)}")
+    return mine, overrides

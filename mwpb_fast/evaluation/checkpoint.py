@@ -1,0 +1,192 @@
+"""From a run's folder or a file to its evaluation, by this process and helpers of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mwpb_fast import data
+from mwpb_fast.config import Config, ConfigError, from_dict
+from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.evaluation.catalog import find_attack
+from mwpb_fast.evaluation.contract import EvaluationAttack
+from mwpb_fast.evaluation.evaluate import attack_all, attack_share, write_result
+from mwpb_fast.evaluation.request import Request
+from mwpb_fast.evaluation.session import Session
+from mwpb_fast.models import build_model, load_weights, read_checkpoint
+from mwpb_fast.runs import checkpoint
+from mwpb_fast.system.memory import keep_freed_memory
+from mwpb_fast.system.processes import Helpers, helper_processes, orphaned
+from mwpb_fast.system.signals import Interrupted, stop_requests
+from mwpb_fast.system.threads import watched
+
+
+def evaluate_run(request: Request) -> dict[str, Any]:
+    """Attack what is asked for and return the result, see `evaluate`.
+
+    The result goes to evaluation-<which>.json in the run folder, beside the file for a file; finished shards are
+    kept in the folder of the same name, and the same call goes on from them. Raises ConfigError, DataError and
+    CheckpointError for what the user can mend, and Interrupted after SIGTERM or SIGINT.
+    """
+    subject = Subject(request)
+    result = subject.attack()
+    write_result(subject.results, result)
+    return result
+
+
+class Subject:
+    """What a request is about, loaded: its model, test split, configuration and precision.
+
+    config: of the run that wrote the file, or the request's. evaluation: the request's, or the configuration's.
+    results: where they are kept, see `evaluate`'s folder. about: the entries of a result that say what it is of.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.results = request, result_path(request.target, request.which)
+        path, state = read_weights(request.target, request.which)
+        own = own_config(path, state)
+        config = own or request.config
+        if config is None:
+            raise checkpoint.CheckpointError(
+                f"{path}: holds weights only; say which model and data set they are for"
+            )
+        self.config, self.about = config, _origin(request, path, state, own)
+        keep_freed_memory()
+        self.evaluation = request.evaluation or config.evaluation
+        for name in self.evaluation.attacks:
+            find_attack(name)
+        asked = config.precision if request.device is None else replace(config.precision, device=request.device)
+        self.precision = make_precision(replace(asked, dtype="fp32", attack_dtype="auto"))
+        where = config.data if request.data_dir is None else replace(config.data, dir=str(request.data_dir))
+        self.images = data.load_split(where, "test")
+        normalize = state.get("normalize")
+        if "config" not in state and config.model.normalize:
+            train = data.load_split(where, "train")
+            normalize = train.statistics(data.split_indices(train.labels, where)[0])
+        trained, mine = data.identity_of(state), data.identity(self.images)
+        if other := data.difference(trained, {key: mine[key] for key in data.KIND}):
+            raise ConfigError(f"{self.images.origin}: not the data of the checkpoint, which has {other}")
+        try:
+            self.model = build_model(
+                config.model.name,
+                num_classes=self.images.num_classes,
+                channels=self.images.channels,
+                normalize=normalize,
+            )
+            load_weights(self.model, state.get("ema") or state.get("model") or state)
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            ImportError,
+            LookupError,
+        ) as error:  # of the user's own code
+            raise checkpoint.CheckpointError(f"{path.name}: {error}") from error
+        self.model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
+        self.about |= {"model": config.model.name, "data": config.data.name, "split": "test"}
+        self.about["split_sha256"] = self.images.sha256
+
+    def attack(self, probes: dict[str, EvaluationAttack] | None = None) -> dict[str, Any]:
+        """The result of its evaluation, and of the probes."""
+        with watched(), stop_requests() as request:
+
+            def tick() -> None:
+                if request.number:
+                    raise Interrupted(request.number)
+
+            session, show = self.session(probes), self.request.show
+            result = attack_all(session, show=show, tick=tick, start_helpers=self._start_helpers)
+        return {"format": result["format"]} | self.about | result
+
+    def session(self, probes: dict[str, EvaluationAttack] | None = None) -> Session:
+        """Its model and images, checked."""
+        request, model, precision = self.request, self.model, self.precision
+        return Session(model, self.images, self.evaluation, precision, self.results, request.seed, probes)
+
+    @contextlib.contextmanager
+    def _start_helpers(self, unfinished: int) -> Iterator[Helpers]:
+        threads, wanted = torch.get_num_threads(), self.request.processes
+        hands = min(threads, len(os.sched_getaffinity(0)), unfinished) if wanted is None else wanted
+        if self.precision.device.type != "cpu" or min(hands, unfinished) < 2:
+            yield Helpers()
+            return
+        shares = [pickle.dumps((self.request, part, hands)).hex() for part in range(1, hands)]
+        each = max(1, threads // hands)
+        torch.set_num_threads(each)
+        try:
+            code = f"from {__name__} import help_parent; help_parent()"
+            with helper_processes(code, shares, each) as helpers:
+                yield helpers
+        finally:
+            torch.set_num_threads(threads)
+
+
+def help_parent() -> None:
+    """What a helper process of `evaluate_run` does: the share that its first argument says."""
+    request, part, parts = pickle.loads(bytes.fromhex(sys.argv[1]))
+    parent = int(sys.argv[2])
+
+    def tick() -> None:
+        if orphaned(parent):
+            raise SystemExit(1)
+
+    attack_share(Subject(request).session(), part, parts, tick)
+
+
+def result_path(target: Path, which: str, kind: str = "evaluation") -> Path:
+    """Where a result of that kind about a run's best or last checkpoint, or a file, is kept; less its suffix."""
+    return target / f"{kind}-{which}" if target.is_dir() else target.parent / f"{kind}-{target.stem}"
+
+
+def read_weights(target: Path, which: str) -> tuple[Path, dict[str, Any]]:
+    """The newest undamaged best or last checkpoint of a run's folder, or the file that `target` is: path, content.
+
+    A file with a SHA-256 sidecar, as every checkpoint of a run has one, is held to it. Raises CheckpointError.
+    """
+    if target.is_dir():
+        found = checkpoint.read_newest(target / "checkpoints", which)
+        if found is None:
+            raise checkpoint.CheckpointError(f"{target}: no {which} checkpoint in it; train it first")
+        return found
+    if target.suffix == ".pt" and target.with_suffix(".pt.sha256").exists():
+        return target, checkpoint.read(target)
+    try:
+        return target, read_checkpoint(target)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(str(error)) from error
+
+
+def own_config(path: Path, state: dict[str, Any]) -> Config | None:
+    """The configuration of the run that wrote a checkpoint; None for bare weights. Raises ConfigError."""
+    if not isinstance(state.get("config"), dict) or "model" not in state:
+        return None
+    try:
+        return from_dict(state["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def finished_epoch(state: dict[str, Any]) -> int:
+    """The epoch that a checkpoint's weights are from. One that a run goes on from, known by its "batch", names the
+    epoch in which it does: the next one where no batch of it is done."""
+    return int(state["epoch"]) - (state.get("batch") == 0)
+
+
+def _origin(request: Request, path: Path, state: dict[str, Any], own: Config | None) -> dict[str, Any]:
+    about: dict[str, Any] = {"checkpoint": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    if own:
+        text = json.dumps(state["config"], sort_keys=True)
+        about |= {"recipe": own.recipe, "epoch": finished_epoch(state)}
+        about |= {"which": request.which if request.target.is_dir() else None}
+        about |= {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return about

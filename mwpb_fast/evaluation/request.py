@@ -1,0 +1,30 @@
+"""What is asked of an evaluation of a file, as plain data: nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from mwpb_fast.config import Config, EvaluationConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """One checkpoint to attack on its test split; `evaluate_run`, its helper processes and `trust_run` take it.
+
+    target: a run's folder, one checkpoint, or a file of weights. evaluation, data_dir, device: instead of the
+    run's own. which: of a run's checkpoints, best or last. config: says the model and data set of a bare file of
+    weights. seed: of what is random in the attacks. processes: how many share the long attacks on the CPU; as
+    many as there are threads if None. show: a bar of progress for each attack.
+    """
+
+    target: Path
+    evaluation: EvaluationConfig | None = None
+    _: KW_ONLY
+    which: str = "best"
+    config: Config | None = None
+    data_dir: Path | str | None = None
+    device: str | None = None
+    seed: int = 0
+    processes: int | None = None
+    show: bool = True
