@@ -17,7 +17,7 @@ import torch
 from mwpb_fast.engine.net import crafting
 from mwpb_fast.engine.onednn_fault import protect
 from mwpb_fast.engine.precision import Precision
-from mwpb_fast.engine.rollback import Guard
+from mwpb_fast.engine.rollback import Rollback
 from mwpb_fast.method import Batch, Method, Net, Notes
 from mwpb_fast.optim import Average
 
@@ -45,7 +45,7 @@ class Step:
     def __post_init__(self) -> None:
         protect(self.model)
         self.scaler = self.precision.scaler()
-        self.statistics = Guard(b for b in self.model.buffers() if b.is_floating_point())
+        self.statistics = Rollback(b for b in self.model.buffers() if b.is_floating_point())
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 
     def __call__(self, batch: Batch, key: torch.Tensor, method: Method) -> StepResult:

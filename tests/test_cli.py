@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from mwpb_fast import cli
 from mwpb_fast.cli import commands
@@ -214,93 +211,3 @@ def test_reader_that_leaves_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
-
-
-# from end to end --------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A tiny run on digits by the command line."""
-    folder = tmp_path_factory.mktemp("runs")
-    attacks = ["--evaluation.attacks", "natural,pgd20", "--evaluation.subset", "40"]
-    done = run("train", "digits.mwpb_at", *TINY, *attacks, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / "digits.mwpb_at", done
-
-
-def test_train_shows_epochs_and_accuracies_and_draws(trained: tuple[Path, Any]) -> None:
-    folder, done = trained
-    assert re.search(r"epoch +1/2 warmup ", done.stdout)
-    assert re.search(r"epoch +2/2 main ", done.stdout)
-    for line in ("natural ", "pgd20 ", "radii of "):
-        assert re.search(rf"^{line}", done.stdout, re.MULTILINE)
-    for file in ("config.yaml", "metrics.jsonl", "radii.json", "evaluation-best.json"):
-        assert (folder / file).stat().st_size > 0
-    saved = yaml.safe_load((folder / "config.yaml").read_text())
-    assert (saved["epochs"], saved["data"]["subset"], saved["budget"]["eps"]) == (2, 128, "32/255")
-    pytest.importorskip("matplotlib")
-    assert (folder / "curves.png").exists()
-    assert (folder / "radii.png").exists()
-
-
-def test_saved_configuration_repeats_the_run(trained: tuple[Path, Any], tmp_path: Path) -> None:
-    folder, _ = trained
-    words = ["train", "--config", str(folder / "config.yaml"), "--out", "again", "--no-evaluate", "--quiet"]
-    done = run(*words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "again" / "config.yaml").read_text() == (folder / "config.yaml").read_text()
-    assert json.loads((tmp_path / "again" / "radii.json").read_text()) == json.loads(
-        (folder / "radii.json").read_text()
-    )
-
-
-def test_folder_of_another_run_is_refused(trained: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, _ = trained
-    words = ["train", "digits.mwpb_at", *TINY, "--out", str(folder), "--optim.lr", "0.5", "--no-evaluate"]
-    assert cli.main(words) == 2
-    assert "--no-resume" in one_error_line(capsys.readouterr().err)
-
-
-def test_evaluate_a_run_and_a_checkpoint(trained: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, _ = trained
-    words = ["evaluate", str(folder), "--attacks", "natural,pgd2", "--eps", "4/255", "--subset", "30"]
-    assert cli.main(words) == 0
-    assert "4/255" in capsys.readouterr().out
-    result = json.loads((folder / "evaluation-best.json").read_text())
-    assert (result["eps"], result["n"], result["preview"]) == ("4/255", 30, True)
-    assert set(result["attacks"]) == {"natural", "pgd2"}
-    checkpoint = next((folder / "checkpoints").glob("best-*.pt"))
-    assert cli.main(["evaluate", str(checkpoint), "--attacks", "natural", "--subset", "30"]) == 0
-    assert "natural" in capsys.readouterr().out
-
-
-def test_plot_draws_again(trained: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
-    folder, _ = trained
-    assert cli.main(["plot", str(folder), str(folder), "--out", str(tmp_path / "both")]) == 0
-    assert {path.name for path in (tmp_path / "both").iterdir()} == {"curves.png", "radii.png"}
-
-
-def test_warmup_that_never_ends_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "digits.mwpb_at", *TINY, "--warmup_epochs", "2", "--no-evaluate", "--out", str(tmp_path)]
-    assert cli.main(words) == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "none of the 2 epochs will have budget margin" in line
-    assert "--warmup_epochs 1" in line
-
-
-def test_sigterm_in_training_leaves_with_143_and_goes_on(tmp_path: Path) -> None:
-    words = ["train", "digits.mwpb_at", "--epochs", "500", "--out", "run", "--no-evaluate"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mwpb_fast", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert process.stdout is not None
-    assert "epoch" in process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate()
-    assert process.returncode == 143
-    assert "stopped by SIGTERM" in err
-    assert any((tmp_path / "run" / "checkpoints").glob("last-*.pt"))

@@ -1,4 +1,4 @@
-"""The optimiser's learning rate as a tensor, its momentum, the average of the weights, the guard of statistics."""
+"""The optimiser's learning rate as a tensor, its momentum, the average of the weights, statistics put back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mwpb_fast.config import OptimConfig
-from mwpb_fast.engine.rollback import Guard
+from mwpb_fast.engine.rollback import Rollback
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 
 CONFIG = OptimConfig(lr=0.1, drops=(2, 4))
@@ -123,17 +123,17 @@ def test_the_average_is_pytorchs() -> None:
 @pytest.mark.parametrize("finite", [True, False])
 def test_the_guard_puts_back_what_was(finite: bool) -> None:
     tensors = [torch.rand(3), torch.rand(2, 2).t(), torch.rand(4, dtype=torch.float64), torch.rand(())]
-    guard = Guard(tensors)
+    rollback = Rollback(tensors)
     before = [t.clone() for t in tensors]
-    guard.save()
+    rollback.save()
     for t in tensors:
         t.fill_(math.nan if not finite else 7)
-    guard.put_back(torch.tensor(finite))
+    rollback.put_back(torch.tensor(finite))
     for t, old in zip(tensors, before, strict=True):
         assert torch.equal(t, old) if not finite else (t == 7).all()
 
 
 def test_the_guard_of_nothing() -> None:
-    guard = Guard([])
-    guard.save()
-    guard.put_back(torch.tensor(False))
+    rollback = Rollback([])
+    rollback.save()
+    rollback.put_back(torch.tensor(False))

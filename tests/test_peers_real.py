@@ -26,7 +26,7 @@ from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.evaluation import catalog
 from mwpb_fast.evaluation.autoattack import COMPONENTS
-from mwpb_fast.evaluation.model_checks import frozen
+from mwpb_fast.evaluation.model_checks import weights_frozen
 from mwpb_fast.evaluation.spsa import SPSA
 from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.models import build_model
@@ -192,7 +192,7 @@ def test_ours_is_no_weaker(
     right = torch.tensor([flag == "1" for flag in natural["flags"]])
     ours = 100 * sum(a == b == "1" for a, b in zip(mine["flags"], natural["flags"], strict=True)) / len(y)
     torch.manual_seed(0)
-    with frozen(model):
+    with weights_frozen(model):
         x_adv = peer(model, x[right], y[right]).detach()
     change = (x_adv - x[right]).flatten(1)
     norm, limit = (2, L2) if mine["norm"] == "l2" else (torch.inf, float(EPS))

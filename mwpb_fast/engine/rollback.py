@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 
-class Guard:
+class Rollback:
     """Copies of tensors, all of one type side by side: a few operations however many tensors there are.
 
     Everything is allocated at construction, so a CUDA graph can hold `save` and `put_back`.

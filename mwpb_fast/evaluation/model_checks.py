@@ -43,7 +43,7 @@ def hash_model(model: torch.nn.Module) -> str:
 
 
 @contextlib.contextmanager
-def frozen(model: torch.nn.Module) -> Iterator[None]:
+def weights_frozen(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block no weight asks for a gradient."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     for parameter in parameters:

@@ -17,7 +17,7 @@ from mwpb_fast.engine.precision import Precision, full_float32
 from mwpb_fast.engine.trial import fault
 from mwpb_fast.evaluation.catalog import find_attack, shard_name
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, check_images
-from mwpb_fast.evaluation.model_checks import EvaluationError, check_model, frozen, hash_model
+from mwpb_fast.evaluation.model_checks import EvaluationError, check_model, hash_model, weights_frozen
 from mwpb_fast.evaluation.sharded import ShardedAttack, Watched
 from mwpb_fast.runs.log import environment
 
@@ -79,7 +79,7 @@ class Session:
         """The state in which attacks run: weights frozen, full float32, the precision's own mode; tick is called
         before every forward pass and may raise."""
         self.model.tick = tick
-        with frozen(self.model), self.precision.mode(), full_float32(), torch.enable_grad():
+        with weights_frozen(self.model), self.precision.mode(), full_float32(), torch.enable_grad():
             yield
 
     def load(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
