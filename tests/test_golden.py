@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "golden.py"
-spec = importlib.util.spec_from_file_location("golden", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-golden = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(golden)
-
+sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
+golden: Any = importlib.import_module("golden")
+cases: Any = importlib.import_module("golden_cases")
 ROOT = golden.ROOT
 CASE = "train/at/margin/pgd/none/eager"
 
@@ -64,15 +62,15 @@ def test_the_same_revision_is_the_same_and_a_change_is_noticed(tree: Path, tmp_p
 def test_every_axis_and_recipe_is_a_case() -> None:
     from mwpb_fast import config
 
-    names = [name for name, _ in golden.cases()]
+    names = [name for name, _ in cases.cases()]
     assert len(set(names)) == len(names)
     parts = {part for name in names for part in name.split("/")}
-    for kind in golden.AXES.values():
+    for kind in cases.AXES.values():
         for module in config.names(kind):
             assert (module in parts) == hasattr(config.load(kind, module), "Config")
     assert {f"recipe/{name}" for name in config.all_recipes()} < set(names)
     # what begins late by default begins within the three epochs
-    late = [option for found in golden.axes().values() for _, options in found for option in options]
+    late = [option for found in cases.axes().values() for _, options in found for option in options]
     assert late
     assert all(option.endswith("_epochs=1") for option in late)
 
