@@ -1,4 +1,4 @@
-"""Whatever is there by its file's name alone: every value of every axis trains, every embedded set is a data set."""
+"""What is there by its file's name alone: every value of every axis trains, every embedded set is a data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ import pytest
 import torch
 
 from mwpb_fast import train
-from mwpb_fast.config import AXES, Config, ConfigError, check_axes, from_dict, load, names, recipe, resolve, to_dict
+from mwpb_fast.config import (
+    AXES,
+    Config,
+    ConfigError,
+    check_axes,
+    from_dict,
+    load,
+    names,
+    recipe,
+    resolve,
+    to_dict,
+)
 from mwpb_fast.data import find_set, known_sets
 
 VALUES = [
