@@ -21,7 +21,7 @@ BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^ {7}((?:pytest|mwpb-fast|python) .*)$", re.MULTILINE)
 COPIED = ("mwpb_fast", "kernels", "bench", "tests", "docs", "pyproject.toml", "README.md", "CMakeLists.txt")
 QUICKEST = tuple(
-    f"tests/{name}.py" for name in ("test_registries", "test_repository", "test_recipes", "ops/test_rows")
+    f"tests/{name}.py" for name in ("test_by_name", "test_repository", "test_recipes", "ops/test_rows")
 )
 RUN = (
     "import shlex, sys, mwpb_fast.cli as c\nfor line in sys.argv[1:]: assert c.main(shlex.split(line)) == 0, line"
