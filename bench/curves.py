@@ -30,6 +30,7 @@ from mwpb_fast.config import OptimConfig, load
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.method import Batch, Method
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import make_optimizer
 from mwpb_fast.step import Step
@@ -134,13 +135,15 @@ def _curve(
     step: Any = Step(
         model=model,
         net=net,
-        attack=pgd.Config(steps=o.attack_steps).build(),
-        objective=load("objectives", objective).Config().build(),
-        perturb=load("perturbations", "none").Config().build(),
         optimizer=make_optimizer(model, OptimConfig(lr=0.05)),
         precision=precision,
     )
-    budget = load("budgets", "margin").Config().build()
+    method = Method(
+        budget=load("budgets", "margin").Config().build(),
+        attack=pgd.Config(steps=o.attack_steps).build(),
+        objective=load("objectives", objective).Config().build(),
+        perturb=load("perturbations", "none").Config().build(),
+    )
     order = torch.Generator().manual_seed(seed)
     key = torch.tensor([ops.derive_seed(seed, 1)], device=x.device)
     losses = []
@@ -149,7 +152,7 @@ def _curve(
     for _ in range(o.train_steps):
         rows = torch.randperm(len(x), generator=order)[: o.train_batch].to(x.device)
         images = x[rows].contiguous(memory_format=layout)
-        losses.append(step(images, y[rows], rows, key, budget).loss.clone())
+        losses.append(step(Batch(images, y[rows], rows), key, method).loss.clone())
     return torch.stack(losses).cpu(), model.eval()
 
 

@@ -33,10 +33,11 @@ from record import Results
 from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
-from mwpb_fast.engine.net import EagerNet, Net
+from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.inner_losses import cross_entropy
+from mwpb_fast.method import Net
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 
 # least share of mass, least ratio of losses, greatest difference of robust accuracy in points

@@ -33,6 +33,7 @@ from mwpb_fast import data
 from mwpb_fast.config import recipe
 from mwpb_fast.data.dataset import Config, Images, Loader
 from mwpb_fast.data.resident import ResidentLoader
+from mwpb_fast.method import Method
 from mwpb_fast.runs.log import Waits
 
 COLUMNS = (
@@ -113,15 +114,15 @@ def alone(loader: Loader, epoch: int, limit: float, device: torch.device) -> flo
 
 
 def in_training(
-    loader: Loader, step: Callable[..., Any], budget: Any, o: argparse.Namespace
+    loader: Loader, step: Callable[..., Any], method: Method, o: argparse.Namespace
 ) -> tuple[float, float]:
     """Seconds a step, and the share of it that was spent in the loader's next(); after a first step."""
     key = torch.tensor([ops.derive_seed(0, 1)], device=o.device)
     batches = loader.epoch(1)
 
     def take(items: Iterator[Any]) -> None:
-        for x, y, index in items:
-            step(x.contiguous(memory_format=torch.channels_last), y, index, key, budget)
+        for batch in items:
+            step(batch, key, method)
         wait(o.device)
 
     take(itertools.islice(batches, 1))
@@ -148,14 +149,14 @@ def measure(config: Config, images: Images, o: argparse.Namespace, results: Resu
     row_of_recipe, o.classes = recipe("table1.mwpb_at"), images.num_classes
     low = torch.float32 if emulated(torch.bfloat16, o.device) else torch.bfloat16
     variant = Variant(low, torch.channels_last, twin=True)
-    step, budget = None, row_of_recipe.budget.build()
+    step, method = None, Method.build(row_of_recipe)
     for turn in range(o.rounds):
         for kind, loader in loaders.items():
             rates[kind].append(alone(loader, turn + 2, o.seconds, o.device))
             if step is None:
                 sample = next(loader.epoch(1)).x
                 step = make_step(variant, row_of_recipe, sample, o)
-            seconds, share = in_training(loader, step, budget, o)
+            seconds, share = in_training(loader, step, method, o)
             steps[kind].append(seconds)
             waits[kind].append(share)
     rows = []

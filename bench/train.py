@@ -33,13 +33,14 @@ from measure import Memory, SkippedError, keep_freed_memory, seconds, spread
 from record import Results
 from torch import Tensor, nn
 
+from mwpb_fast.capture import CapturedStep
 from mwpb_fast.config import Config, recipe
-from mwpb_fast.engine.capture import CapturedStep
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.recorder import WARM_UP
 from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.method import Batch, Method
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import make_optimizer
 from mwpb_fast.step import Step
@@ -107,7 +108,7 @@ class Batches:
 
 
 def make_step(variant: Variant, config: Config, sample: Tensor, o: argparse.Namespace) -> Any:
-    """step(x, y, index, key, budget) over a model and an optimiser of its own, for images like the sample."""
+    """step(batch, key, method) over a model and an optimiser of its own, for images like the sample."""
     refuse_emulated(variant.dtype, o.device)
     torch.manual_seed(0)
     precision = Precision(o.device, variant.dtype, variant.layout, oracle=False)
@@ -119,9 +120,6 @@ def make_step(variant: Variant, config: Config, sample: Tensor, o: argparse.Name
     step = Step(
         model=torch.compile(model, backend=counted) if variant.compiled else model,  # type: ignore[arg-type]
         net=net,
-        attack=config.attack.build(),
-        objective=config.objective.build(),
-        perturb=config.perturbation.build(),
         optimizer=make_optimizer(model, config.optim),
         precision=precision,
         attack_mode=config.attack_mode,
@@ -148,11 +146,11 @@ counted.calls = 0
 def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namespace) -> Run:
     """The step over the given batches by turns."""
     images = [x.contiguous(memory_format=variant.layout) for x in batches.x]
-    step, budget = make_step(variant, config, images[0], o), config.budget.build()
+    step, method = make_step(variant, config, images[0], o), Method.build(config)
 
     def run(number: int) -> Tensor:
         turn = number % len(images)
-        return step(images[turn], batches.y[turn], batches.index, batches.key, budget).loss
+        return step(Batch(images[turn], batches.y[turn], batches.index), batches.key, method).loss
 
     return run
 
@@ -162,7 +160,7 @@ def captured(step: Step) -> Any:
     device = step.precision.device
     if device.type != "cuda":
         raise SkippedError("CUDA graphs need a CUDA device")
-    return CapturedStep(step)  # type: ignore[arg-type]
+    return CapturedStep(step)
 
 
 def flop_per_image(config: Config, macs: int, o: argparse.Namespace) -> int:
@@ -175,10 +173,9 @@ def flop_per_image(config: Config, macs: int, o: argparse.Namespace) -> int:
             Counter.passes += 1
             return torch.zeros(len(x), 10, requires_grad=True)
 
-    objective, x = config.objective.build(), torch.rand(2, 3, 8, 8)
-    objective.outer(Counter(), x, x, torch.tensor([0, 1]), {})
-    clean = int(config.budget.build().uses_logits or objective.uses_clean)
-    return 2 * macs * (clean + 2 * config.attack.steps + 3 * Counter.passes)
+    method, x = Method.build(config), torch.rand(2, 3, 8, 8)
+    method.objective.outer(Counter(), x, x, torch.tensor([0, 1]), {})
+    return 2 * macs * (method.uses_clean + 2 * config.attack.steps + 3 * Counter.passes)
 
 
 def warm_up(o: argparse.Namespace) -> None:

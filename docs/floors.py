@@ -24,10 +24,11 @@ MARKED = re.compile(r"(<!-- floors -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # From the ground up. `package` is mwpb_fast's own __init__.
 FLOORS = (
+    ("method",),
     ("system", "config", "models"),
     ("data", "budgets", "inner_losses", "optim", "engine"),
     ("runs", "attacks", "step", "perturbations"),
-    ("evaluation", "objectives"),
+    ("capture", "evaluation", "objectives"),
     ("options", "recipes", "train"),
     ("reproduce",),
     ("cli", "package"),

@@ -9,13 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mwpb_fast.method import Inner
 from mwpb_fast.system.lazy import ops, torch
-
-Inner = Callable[["torch.Tensor", "torch.Tensor | None", "torch.Tensor"], "torch.Tensor"]
-
-# What an attack saw on its way, by name, (B, ...) each; an objective may ask for it. The name "radius" stands
-# for the radii of an attack that finds them itself.
-Notes = dict[str, "torch.Tensor"]
 
 
 def cross_entropy(logits: torch.Tensor, clean: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:

@@ -1,23 +1,24 @@
 """One training step: Algorithm 1 of the MWPB paper.
 
-The step is handed a budget, an attack, an objective and a weight perturbation, and imports none of them. It
-has no branch on a tensor's value and never waits for the device: a loss or gradient that is not finite is kept
-from the weights on the device itself, and counted there.
+The step is handed a method, which is a budget, an attack, an objective and a weight perturbation, and imports
+none of them. It has no branch on a tensor's value and never waits for the device: a loss or gradient that is not
+finite is kept from the weights on the device itself, and counted there.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from mwpb_fast.engine.net import Net, crafting
+from mwpb_fast.engine.net import crafting
 from mwpb_fast.engine.onednn_fault import protect
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.rollback import Guard
+from mwpb_fast.method import Batch, Method, Net, Notes
 from mwpb_fast.optim import Average
 
 
@@ -32,13 +33,10 @@ class StepResult(NamedTuple):
 
 @dataclass
 class Step:
-    """step(x, y, index, key, budget) trains `model` on one batch, and `average`, if any, follows it."""
+    """step(batch, key, method) trains `model` on one batch, and `average`, if any, follows it."""
 
     model: torch.nn.Module
     net: Net
-    attack: Callable[..., torch.Tensor]
-    objective: Any
-    perturb: Callable[..., Any]
     optimizer: torch.optim.Optimizer
     precision: Precision
     attack_mode: str = "eval"
@@ -50,36 +48,31 @@ class Step:
         self.statistics = Guard(b for b in self.model.buffers() if b.is_floating_point())
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 
-    def __call__(
-        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, key: torch.Tensor, budget: Any
-    ) -> StepResult:
-        """x: (B, C, H, W) float32 in [0, 1]. y, index: (B,) int64. key: one-element int64 tensor, the seed of
-        the attack's noise. budget: from logits and labels to radii."""
-        result = self.compute(x, y, index, key, budget)
+    def __call__(self, batch: Batch, key: torch.Tensor, method: Method) -> StepResult:
+        """key: one-element int64 tensor, the seed of the attack's noise."""
+        result = self.compute(batch, key, method)
         self.count()
         return result
 
-    def compute(
-        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, key: torch.Tensor, budget: Any
-    ) -> StepResult:
+    def compute(self, batch: Batch, key: torch.Tensor, method: Method) -> StepResult:
         """The step's work on the device, which can be captured in a graph and replayed."""
-        model, objective = self.model, self.objective
+        model, (x, y, index) = self.model, batch
         x = x.contiguous(memory_format=self.precision.memory_format)
-        notes: dict[str, torch.Tensor] = {}
+        notes: Notes = {}
 
         def outer() -> torch.Tensor:
             with self.precision.autocast():
-                return objective.outer(model, x, x_adv, y, notes)
+                return method.objective.outer(model, x, x_adv, y, notes)
 
         self.net.refresh()
         with crafting(model, self.attack_mode):
-            clean = self.net.logits(x) if budget.uses_logits or objective.uses_clean else None
-            radius = budget(clean, y)
-            x_adv = self.attack(self.net, x, y, clean, radius, objective.inner, key, index, notes)
+            clean: Any = self.net.logits(x) if method.uses_clean else None  # then nothing looks at it
+            radius = method.budget(clean, y)
+            x_adv = method.attack(self.net, x, y, clean, radius, method.objective.inner, key, index, notes)
 
         model.train()
         self.statistics.save()
-        with self.perturb(model, outer):
+        with method.perturb(model, outer):
             loss = outer()
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
@@ -94,7 +87,7 @@ class Step:
         if self.average is not None:
             self.average.count()
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self, method: Method) -> dict[str, torch.Tensor]:
         """Every tensor that outlives a step and is changed by it, by name."""
         found = {f"model.{k}": v for k, v in _tensors(self.model)}
         for i, parameter in enumerate(self.parameters):
@@ -102,8 +95,7 @@ class Step:
             found |= {f"optimizer.{i}.{k}": v for k, v in kept if isinstance(v, torch.Tensor)}
         if self.average is not None:
             found |= {f"average.{k}": v for k, v in _tensors(self.average.module)}
-        for name in ("attack", "objective", "perturb"):
-            memory = getattr(getattr(self, name), "memory", {})
+        for name, memory in method.memory.items():
             found |= {f"{name}.{k}": v for k, v in memory.items()}
         return found
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import mwpb_kernels as ops
 import torch
 
-from mwpb_fast import data
-from mwpb_fast.attacks import pgd
-from mwpb_fast.config import Config, ConfigError, check_axes, to_dict, yaml_file
-from mwpb_fast.engine import capture
-from mwpb_fast.engine.build import compiled, make_engine
-from mwpb_fast.engine.net import EagerNet, module_mode
+from mwpb_fast import capture, data
+from mwpb_fast.config import Config, check_axes, to_dict, yaml_file
+from mwpb_fast.engine.build import compiled, make_engine, make_method, make_model
 from mwpb_fast.engine.precision import make_precision
-from mwpb_fast.engine.trial import try_model
-from mwpb_fast.evaluation.accuracy import correct
-from mwpb_fast.inner_losses import cross_entropy
-from mwpb_fast.models import build_model
+from mwpb_fast.evaluation import validation
+from mwpb_fast.method import Method
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
-from mwpb_fast.runs import checkpoint, resume
+from mwpb_fast.runs import checkpoint, resume, trace
 from mwpb_fast.runs.folder import clear, held, sweep
 from mwpb_fast.runs.log import RunLog, Waits, environment, epoch_line, note, progress
 from mwpb_fast.runs.resume import FREE as FREE
@@ -68,8 +63,7 @@ class Trainer:
         self.precision = make_precision(config.precision)
         device = self.precision.device
         self.images = data.load_split(config.data, "train")
-        self.train_index, val_index = data.split_indices(self.images.labels, config.data)
-        self.val_index = val_index
+        self.train_index, self.val_index = data.split_indices(self.images.labels, config.data)
         if self.images.num_classes < 2:
             raise data.DataError(f"{self.images.origin}: has fewer than two classes; nothing is to be told apart")
         self.loader = data.make_loader(
@@ -77,47 +71,16 @@ class Trainer:
         )
         self.normalize = self.images.statistics(self.train_index) if config.model.normalize else None
         torch.manual_seed(ops.derive_seed(config.seed))
-        try:
-            model = build_model(
-                config.model.name,
-                num_classes=self.images.num_classes,
-                channels=self.images.channels,
-                normalize=self.normalize,
-            )
-        except (
-            ValueError,
-            TypeError,
-            AttributeError,
-            ImportError,
-            LookupError,
-        ) as error:  # of the user's own code
-            raise ConfigError(f"model.name: {config.model.name}: {error}") from error
-        self.model = model.to(device=device, memory_format=self.precision.memory_format)  # type: ignore[call-overload]
-        try_model(
-            self.model,
-            config.model.name,
-            self._sample(),
-            self.images.num_classes,
-            self._smallest_batch(),
-            self.precision,
-        )
+        sample, smallest = self._sample(), data.smallest_batch(len(self.train_index), config.data)
+        classes, name = self.images.num_classes, config.model.name
+        self.model = make_model(name, classes, self.normalize, sample, smallest, self.precision)
         self.ema = Average(self.model, config.optim.ema) if config.optim.ema else None
-        self.warmup, self.budget = config.warmup.build(), config.budget.build()
-        self.axes = {
-            "attack": config.attack.build(),
-            "objective": config.objective.build(),
-            "perturb": config.perturbation.build(),
-        }
-        self.memory: dict[str, dict[str, torch.Tensor]] = {}
-        for name, axis in self.axes.items():
-            if hasattr(axis, "remember"):
-                axis.remember(len(self.images), device)
-                self.memory[name] = axis.memory
-        net, choices = make_engine(self.model, config, self.precision.attack, self._sample())
+        self.method = make_method(config)
+        self.method.remember(len(self.images), device)
+        net, choices = make_engine(self.model, config, self.precision.attack, sample)
         self.step = Step(
             model=compiled(self.model, device) if config.precision.compile else self.model,
             net=net,
-            **self.axes,
             optimizer=make_optimizer(self.model, config.optim),
             precision=self.precision,
             attack_mode=config.attack_mode,
@@ -129,24 +92,20 @@ class Trainer:
             optimizer=self.step.optimizer,
             scaler=self.step.scaler,
             ema=self.ema,
-            memory=self.memory,
+            memory=self.method.memory,
             net=net,
             choices=choices,
             device=device,
         )
-        self.at = resume.Position(torch.zeros(len(self.loader), 5, device=device))
+        self.at = resume.Position(torch.zeros(len(self.loader), trace.COLUMNS, device=device))
 
     def _sample(self) -> torch.Tensor:
         """A batch of training images, without augmentation."""
         index = self.train_index[: self.config.data.batch_size]
         return next(data.eval_batches(self.images, self.precision.device, len(index), index)).x
 
-    def _smallest_batch(self) -> int:
-        config, images = self.config.data, len(self.train_index)
-        rest = images % config.batch_size if config.last_batch == "keep" else 0
-        return rest or min(config.batch_size, images)
-
     def _capture(self) -> capture.CapturedStep:
+        capture.check_capturable(self.step, self.method)
         capture.check_batches(len(self.train_index), self.config.data.batch_size, self.config.data.last_batch)
         gather = self.loader.gather if isinstance(self.loader, data.ResidentLoader) else None
         return capture.CapturedStep(self.step, gather)
@@ -176,48 +135,40 @@ class Trainer:
 
     def _train_epoch(self) -> dict[str, Any]:
         epoch, config = self.at.epoch, self.config
-        warm = epoch <= config.warmup_epochs
-        budget = self.warmup if warm else self.budget
         rate = learning_rate(config.optim, epoch)
         set_learning_rate(self.step.optimizer, rate)
-        for name, axis in self.axes.items():
-            setattr(self.step, name, axis.in_epoch(epoch) if hasattr(axis, "in_epoch") else axis)
+        method = self.method.in_epoch(epoch)
         key = torch.tensor([ops.derive_seed(config.seed, epoch)], device=self.precision.device)
-        label = f"epoch {epoch}/{config.epochs}"
         started, first, stopped = time.monotonic(), self.at.batch, False
         size = config.data.batch_size
-        with progress(len(self.loader) * size, label, done=first * size) as bar:
+        with progress(len(self.loader) * size, f"epoch {epoch}/{config.epochs}", done=first * size) as bar:
             looked = started
             take_step, feed = self._feed()
             batches = Waits(feed)
             for batch in batches:
-                result = take_step(*batch, key, budget)
-                self.at.trace[self.at.batch] = _row(result)
+                result = take_step(batch, key, method)
+                self.at.trace[self.at.batch] = trace.row(*result)
                 self.at.batch += 1
                 note = ""
                 if time.monotonic() - looked > 1.0:  # the only wait for the device within an epoch
                     looked = time.monotonic()
-                    note = f"loss {self.at.trace[self.at.batch - 1, 0].item():.3f}"
+                    note = f"loss {trace.columns(self.at.trace).loss[self.at.batch - 1].item():.3f}"
                     self._check_finite()
                 bar.advance(len(result.radius), note)
                 if self.request.number:
                     stopped = True
                     break
-        trace, bad = self._check_finite()
+        rows, bad = self._check_finite()
         if self.at.batch > first:
             self.at.seconds += time.monotonic() - started
             self.at.waited += batches.seconds
         if stopped:
             self._save("last")
             raise Interrupted(self.request.number)
-        good = trace[trace[:, 4] > 0]
         return {
             "epoch": epoch,
-            "phase": "warmup" if warm else "main",
-            "loss": good[:, 0].mean().item(),
-            "radius_min": good[:, 1].min().item(),
-            "radius_mean": good[:, 2].mean().item(),
-            "radius_max": good[:, 3].max().item(),
+            "phase": "warmup" if epoch <= config.warmup_epochs else "main",
+            **trace.figures(rows),
             "learning_rate": rate,
             "images_per_second": self.at.batch * size / self.at.seconds,
             "seconds": self.at.seconds,
@@ -226,50 +177,39 @@ class Trainer:
             "bad_batches": bad,
         }
 
-    def _feed(self) -> tuple[Callable[..., StepResult], Iterable[tuple[torch.Tensor, ...]]]:
+    def _feed(self) -> tuple[Callable[[Any, torch.Tensor, Method], StepResult], Iterator[Any]]:
         """The step, and what it takes of each batch that is left of the epoch."""
         if self.captured is None or not isinstance(self.loader, data.ResidentLoader):
             return self.captured or self.step, self.loader.epoch(self.at.epoch, start=self.at.batch)
         order = self.loader.key(self.at.epoch)  # the recorded step gathers and augments the images itself
-        indices = self.loader.indices(self.at.epoch, self.at.batch)
-        return self.captured.gathered, ((index, order) for index in indices)
+        gathered = self.captured.gathered
+        indices = iter(self.loader.indices(self.at.epoch, self.at.batch))
+        return lambda index, key, method: gathered(index, order, key, method), indices
 
     def _check_finite(self) -> tuple[torch.Tensor, list[int]]:
         """The epoch's trace so far, and the batches whose steps were bad."""
-        trace = self.at.trace[: self.at.batch].cpu()
-        bad = (trace[:, 4] == 0).nonzero().flatten().tolist()
+        rows = self.at.trace[: self.at.batch].cpu()
+        bad = trace.bad_steps(rows)
         if len(bad) > self.config.max_bad_steps or len(bad) == len(self.loader):
             raise TrainingError(
                 f"epoch {self.at.epoch}: loss or gradient not finite in {len(bad)} of {self.at.batch} steps "
                 f"(batches {bad[:10]} ...); the weights are those of the last good step"
             )
-        return trace, bad
+        return rows, bad
 
     def validate(self) -> dict[str, Any]:
         """Natural and PGD-10 accuracy in % on the held-out images; nothing where none are due or held out."""
-        evaluation, device = self.config.evaluation, self.precision.device
-        due = self.at.epoch % evaluation.validate_every == 0 or self.at.epoch == self.config.epochs
+        evaluation, epoch, batches = self.config.evaluation, self.at.epoch, self._plain_batches(self.val_index)
+        due = epoch % evaluation.validate_every == 0 or epoch == self.config.epochs
         if not due or len(self.val_index) == 0:
             return {}
         model = self.model if self.ema is None else self.ema.module
-        net = EagerNet(model, self.precision)
-        devices = [device] if device.type == "cuda" else []
-        attack = pgd.Config(start="uniform").build()
-        key = torch.tensor([ops.derive_seed(0, self.at.epoch)], device=device)
-
-        def perturb(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-            radius = torch.full(y.shape, float(evaluation.eps), device=device)
-            return attack(net, x, y, None, radius, cross_entropy, key, index)
-
         try:
-            # whatever the model draws here, training goes on as if there had been no validation, or a part of one
-            with module_mode(model, training=False), torch.random.fork_rng(devices):
-                natural = correct(net, self._plain_batches(self.val_index), tick=self._tick)
-                robust = correct(net, self._plain_batches(self.val_index), perturb, self._tick)
+            eps = float(evaluation.eps)
+            return validation.accuracies(model, batches, eps, epoch, self.precision, self._tick)
         except Interrupted:
             self._save("last")
             raise
-        return {"natural": 100 * natural.float().mean().item(), "robust": 100 * robust.float().mean().item()}
 
     def _finish_epoch(self, record: dict[str, Any]) -> None:
         self.at.next_epoch()
@@ -320,46 +260,38 @@ class Trainer:
         else:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
         if self.choices:
-            self._write("engine.json", to_json(self.choices, indent=1))
+            write_atomically(self.folder / "engine.json", to_json(self.choices, indent=1).encode())
         write_atomically(self.folder / "config.yaml", yaml_file.write(config))
-        self._write("environment.json", to_json(environment(self.precision.device), indent=1))
+        about = to_json(environment(self.precision.device), indent=1)
+        write_atomically(self.folder / "environment.json", about.encode())
 
     @property
     def choices(self) -> list[dict[str, Any]]:
         """What was chosen for each layer of the twin, by measurement."""
         return self.parts.choices
 
-    def _write(self, name: str, text: str) -> None:
-        write_atomically(self.folder / name, text.encode())
-
     def _tick(self, images: int = 0) -> None:
         if self.request.number:
             raise Interrupted(self.request.number)
 
-    def _plain_batches(self, index: torch.Tensor) -> Iterator[data.Batch]:
-        return data.eval_batches(self.images, self.precision.device, self.config.evaluation.batch_size, index)
+    def _plain_batches(self, index: torch.Tensor) -> validation.Batches:
+        size = self.config.evaluation.batch_size
+        return lambda: data.eval_batches(self.images, self.precision.device, size, index)
 
     def _write_radii(self) -> None:
         found = checkpoint.read_newest(self.folder / "checkpoints", "best")
         assert found is not None
         self.model.load_state_dict(found[1]["model"])
-        net, radii = EagerNet(self.model, self.precision), []
         remembered = found[1].get("memory", {}).get("attack", {}).get("radius")
         if remembered is not None:  # by an attack that finds every image's radius itself
-            radii.append(remembered[self.train_index])
+            radii = remembered[self.train_index]
         else:
-            with module_mode(self.model, training=False):
-                for x, y, _ in self._plain_batches(self.train_index):
-                    self._tick()  # "last" is saved
-                    radii.append(self.budget(net.logits(x), y).cpu())
+            batches = self._plain_batches(self.train_index)
+            # "last" is saved, so a stop loses nothing
+            radii = validation.radii(self.model, batches, self.method.budget, self.precision, self._tick)
         content = {
             "epoch": found[1]["epoch"],
             "budget": to_dict(self.config)["budget"],
-            "radii": torch.cat(radii).tolist(),
+            "radii": radii.tolist(),
         }
-        self._write("radii.json", to_json(content))
-
-
-def _row(result: StepResult) -> torch.Tensor:
-    radius = result.radius
-    return torch.stack((result.loss.float(), radius.min(), radius.mean(), radius.max(), result.finite.float()))
+        write_atomically(self.folder / "radii.json", to_json(content).encode())

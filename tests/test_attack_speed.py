@@ -15,10 +15,11 @@ import torch
 from twin_cases import needs_bf16
 
 from mwpb_fast.attacks import pgd
-from mwpb_fast.engine.net import EagerNet, Net
+from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.inner_losses import cross_entropy
+from mwpb_fast.method import Net
 from mwpb_fast.models import build_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mwpb_kernels as ops
 import pytest
 import torch
 from capture_cases import (
-    BUDGET,
+    AT,
     ENGINES,
     OBJECTIVES,
     assert_same,
@@ -19,11 +20,13 @@ from capture_cases import (
     values,
 )
 from fake_recorder import FakeRecorder
+from method_cases import Crafted, method
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import fixed, margin
+from mwpb_fast.capture import CapturedStep
 from mwpb_fast.config import ConfigError, load, names
-from mwpb_fast.engine.capture import CapturedStep, _same
+from mwpb_fast.method import Attack, Batch
 from mwpb_fast.optim import set_learning_rate
 from mwpb_fast.perturbations import awp, none
 
@@ -33,13 +36,14 @@ from mwpb_fast.perturbations import awp, none
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_replay_is_the_eager_step_bit_for_bit(objective: str, engine: str) -> None:
     """Several steps, each with another batch and key, two drops of the learning rate, a change of phase."""
-    eager, other = (make_step(objective, engine, ema=0.9) for _ in range(2))
+    eager, other = (make_step(engine, ema=0.9) for _ in range(2))
     captured = capture(other)
     for number in range(6):
         budget = fixed.Config().build() if number < 2 else margin.Config().build()  # new and equal at each step
+        asked = method(objective, budget=budget)
         for step in (eager, other):
             set_learning_rate(step.optimizer, 0.1 * 0.1 ** (number // 3))
-        assert_same_result(eager(*batch(number), budget), captured(*batch(number), budget))
+        assert_same_result(eager(*batch(number), asked), captured(*batch(number), asked))
         assert_same(values(eager), values(other))
     assert captured.captures == 2
     assert other.average is not None
@@ -53,10 +57,6 @@ def axes(kind: str) -> list[str]:
 
 def fitting(kind: str, name: str) -> dict[str, Any]:
     """Configurations of the axes, the module `name` on its own, the others such that they go with it."""
-
-    def notes(config: Any, what: str) -> frozenset[str]:
-        return getattr(config, what, frozenset())
-
     attacks = [pgd.Config(steps=2), pgd.Config(steps=2, count_correct=True)]
     attacks += [load("attacks", n).Config() for n in axes("attacks") if n != "pgd"]
     objectives = [load("objectives", n).Config() for n in axes("objectives")]
@@ -69,9 +69,8 @@ def fitting(kind: str, name: str) -> dict[str, Any]:
         perturbation = load(kind, name).Config()
     for objective in objectives:
         for attack in attacks:
-            met = notes(objective, "needs") <= notes(attack, "gives")
-            own = getattr(attack, "own_loss", False) and not notes(objective, "needs") & notes(attack, "gives")
-            if met and not own:
+            own = attack.own_loss and not objective.needs & attack.gives
+            if objective.needs <= attack.gives and not own:
                 return {"objectives": objective, "attacks": attack, "perturbations": perturbation}
     raise AssertionError(f"nothing goes with {name}")
 
@@ -83,29 +82,22 @@ EVERY = [(kind, n) for kind in ("objectives", "attacks", "perturbations") for n 
 def test_every_module_of_the_axes_can_be_captured_or_says_why_not(kind: str, name: str) -> None:
     """A replay is the eager step bit for bit, whatever the axes hold, now or later."""
     configs = fitting(kind, name)
-    steps = []
+    methods = []
     for _ in range(2):
         built = {k: config.build() for k, config in configs.items()}
-        for one in built.values():
-            if hasattr(one, "remember"):
-                one.remember(400, torch.device("cpu"))
         attack, objective, perturb = built["attacks"], built["objectives"], built["perturbations"]
-        steps.append(make_step(attack=attack, objective=objective, perturb=perturb))
-    eager, other = steps
-    if any(getattr(a, "uncapturable", "") for a in (other.attack, other.objective, other.perturb)):
-        with pytest.raises(ConfigError):
-            capture(other)
-        return
+        methods.append(method(objective, attack=attack, perturb=perturb))
+        methods[-1].remember(400, torch.device("cpu"))
+    eager, other = make_step(), make_step()
     captured = capture(other)
-    assert_same_result(captured(*batch(0), BUDGET), eager(*batch(0), BUDGET))
-    for number in (1, 2, 1):
-        for step in (eager, other):
-            step.attack, step.objective, step.perturb = (
-                a.in_epoch(100 + number) if hasattr(a, "in_epoch") else a
-                for a in (step.attack, step.objective, step.perturb)
-            )
-        assert_same_result(captured(*batch(number), BUDGET), eager(*batch(number), BUDGET))
-        assert_same(values(eager), values(other))
+    if any(axis.uncapturable for axis in methods[0].axes.values()):
+        with pytest.raises(ConfigError):
+            captured(*batch(0), methods[1])
+        return
+    for number in (0, 1, 2, 1):
+        one, two = (m.in_epoch(100 + number) for m in methods)
+        assert_same_result(captured(*batch(number), two), eager(*batch(number), one))
+        assert_same(values(eager, one), values(other, two))
 
 
 @pytest.mark.parametrize("position", range(4))
@@ -113,27 +105,29 @@ def test_every_input_is_read_at_each_replay(position: int) -> None:
     """With one input alone changed, the result is the eager step's with that input; it may not be remembered."""
     eager, other = make_step(), make_step()
     captured = capture(other)
-    first, second = batch(0), batch(1)
-    captured(*first, BUDGET)
-    eager(*first, BUDGET)
-    mixed = tuple(second[i] if i == position else first[i] for i in range(4))
-    assert_same_result(captured(*mixed, BUDGET), eager(*mixed, BUDGET))
+    (first, key), (second, other_key) = batch(0), batch(1)
+    captured(first, key, AT)
+    eager(first, key, AT)
+    flat = [*first, key]
+    flat[position] = (*second, other_key)[position]
+    mixed = Batch(*flat[:3]), flat[3], AT
+    assert_same_result(captured(*mixed), eager(*mixed))
     assert_same(values(eager), values(other))
     for name in values(eager):
         assert not values(eager)[name].isnan().any()
 
 
 def test_the_noise_differs_between_replays_and_can_be_repeated() -> None:
-    x, y, index, _ = batch(0)
-    losses = []
+    images, _ = batch(0)
+    losses, noisy = [], method(attack=pgd.Config(steps=0, sigma=0.5).build())
     for key in (1, 2, 1):
-        step = make_step(attack=pgd.Config(steps=0, sigma=0.5).build())
+        step = make_step()
         captured = capture(step)
         before = values(step)
-        captured(x, y, index, torch.tensor([ops.derive_seed(7)]), BUDGET)
-        for name, value in step.state().items():
+        captured(images, torch.tensor([ops.derive_seed(7)]), noisy)
+        for name, value in step.state(noisy).items():
             value.data.copy_(before[name])
-        losses.append(captured(x, y, index, torch.tensor([key]), BUDGET).loss.item())
+        losses.append(captured(images, torch.tensor([key]), noisy).loss.item())
     assert losses[0] == losses[2] != losses[1]
 
 
@@ -142,59 +136,59 @@ def test_gather_and_augmentation_are_captured() -> None:
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (40,))
 
-    def gather(index: torch.Tensor, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return ops.crop_flip(images, index, order, pad=2), labels[index]
+    def gather(index: torch.Tensor, order: torch.Tensor) -> Batch:
+        return Batch(ops.crop_flip(images, index, order, pad=2), labels[index], index)
 
     eager, other = make_step(), make_step()
     captured = capture(other, gather=gather)
     for number in range(4):
         index, order, key = torch.randperm(40)[:6], torch.tensor([number]), torch.tensor([number + 9])
-        expected = eager(*gather(index, order), index, key, BUDGET)
-        assert_same_result(captured.gathered(index, order, key, BUDGET), expected)
+        expected = eager(gather(index, order), key, AT)
+        assert_same_result(captured.gathered(index, order, key, AT), expected)
         assert_same(values(eager), values(other))
     assert captured.captures == 1
-    assert captured.verify(index, order, key, BUDGET) == []
+    assert captured.verify(index, order, key, AT) == []
     with pytest.raises(ValueError, match="without a gather"):
-        capture(make_step()).gathered(index, order, key, BUDGET)
+        capture(make_step()).gathered(index, order, key, AT)
 
 
 def test_a_step_that_is_not_finite_is_left_out_in_a_replay_too() -> None:
     eager, other = make_step(ema=0.5), make_step(ema=0.5)
     captured = capture(other)
     for number in range(4):
-        x, *rest = batch(number)
+        images, key = batch(number)
         if number in (0, 2):  # the very first one, whose momentum is new, and one in the middle
-            x[3, 1, 2, 2] = float("nan")
+            images.x[3, 1, 2, 2] = float("nan")
         for step in (eager, captured):
-            assert step(x, *rest, BUDGET).finite.item() == (number not in (0, 2))
+            assert step(images, key, AT).finite.item() == (number not in (0, 2))
         assert_same(values(eager), values(other))
 
 
 def test_memory_of_an_attack_is_part_of_the_state() -> None:
-    class Remembering:
+    class Remembering(Attack):
         def __init__(self) -> None:
             self.memory = {"radius": torch.zeros(1000)}
 
         def __call__(self, net: Any, x: Any, y: Any, clean: Any, radius: Any, inner: Any, key: Any, index: Any,
-                     notes: Any) -> torch.Tensor:  # fmt: skip
+                     notes: Any = None) -> torch.Tensor:  # fmt: skip
             grown = self.memory["radius"][index] + radius
             self.memory["radius"].index_copy_(0, index, grown)
             notes["radius"] = grown
             return x
 
-    eager, other = make_step(attack=Remembering()), make_step(attack=Remembering())
+    eager, other, (one, two) = make_step(), make_step(), [method(attack=Remembering()) for _ in range(2)]
     captured = capture(other)
     for number in (0, 1, 0):
-        assert_same_result(eager(*batch(number), BUDGET), captured(*batch(number), BUDGET))
-        assert_same(values(eager), values(other))
-    assert other.attack.memory["radius"].count_nonzero() == 12  # type: ignore[attr-defined]
+        assert_same_result(eager(*batch(number), one), captured(*batch(number), two))
+        assert_same(values(eager, one), values(other, two))
+    assert two.attack.memory["radius"].count_nonzero() == 12
     assert captured.captures == 1
 
 
 # warm-up and phases -------------------------------------------------------------------------------------------
 def test_warm_up_and_recording_leave_no_trace() -> None:
     step = make_step(ema=0.9)
-    step(*batch(0), BUDGET)
+    step(*batch(0), AT)
     before, generator = values(step), torch.get_rng_state()
     captured = capture(step)
     seen: list[dict[str, torch.Tensor]] = []
@@ -204,7 +198,7 @@ def test_warm_up_and_recording_leave_no_trace() -> None:
             seen.append(values(step))
 
     captured._make_recorder = Still
-    captured(*batch(1), BUDGET)
+    captured(*batch(1), AT)
     assert_same(seen[0], before)
     assert torch.equal(torch.get_rng_state(), generator)
     assert step.average is not None
@@ -222,15 +216,14 @@ def test_a_failure_in_the_warm_up_leaves_no_trace() -> None:
             raise RuntimeError("out of memory")
         return pgd.Config(steps=1).build()(*arguments)
 
-    step.attack = fail
     with pytest.raises(RuntimeError, match="out of memory"):
-        capture(step)(*batch(0), BUDGET)
+        capture(step)(*batch(0), method(attack=Crafted(fail)))
     assert_same(values(step), before)
 
 
 def test_no_gradient_exists_before_a_recording() -> None:
     step = make_step()
-    step(*batch(0), BUDGET)
+    step(*batch(0), AT)
     existing: list[int] = []
 
     class Noting(FakeRecorder):
@@ -238,7 +231,7 @@ def test_no_gradient_exists_before_a_recording() -> None:
             existing.append(sum(p.grad is not None for p in step.parameters))
             super().capture(function)
 
-    CapturedStep(step, make_recorder=Noting)(*batch(0), BUDGET)
+    CapturedStep(step, make_recorder=Noting)(*batch(0), AT)
     assert existing == [0]
 
 
@@ -246,16 +239,15 @@ def test_each_phase_is_recorded_once_and_the_old_recording_is_freed() -> None:
     step = make_step()
     start = FakeRecorder.alive
     captured = capture(step)
-    changes = (
-        lambda: None,
-        lambda: setattr(step, "attack", pgd.Config(steps=3).build()),
-        lambda: setattr(step, "objective", load("objectives", "mart").Config().build()),
-        lambda: setattr(step, "perturb", awp.Config().build()),
-    )
-    for count, change in enumerate(changes, start=1):
-        change()
+    changes: list[tuple[str, Callable[[], Any]]] = [
+        ("budget", margin.Config(alpha=0.3).build),
+        ("attack", pgd.Config(steps=3).build),
+        ("objective", load("objectives", "mart").Config().build),
+        ("perturb", awp.Config().build),
+    ]
+    for count in range(1, len(changes) + 1):
         for number in range(2):
-            captured(*batch(number), margin.Config(alpha=0.3).build())
+            captured(*batch(number), method(**{axis: build() for axis, build in changes[:count]}))  # new and equal
         assert captured.captures == count
         assert FakeRecorder.alive == start + 1
     captured.forget()
@@ -267,9 +259,9 @@ def test_eager_steps_in_between_do_no_harm() -> None:
     eager, other = make_step(), make_step()
     captured = capture(other)
     for number in range(5):
-        expected = eager(*batch(number), BUDGET)
+        expected = eager(*batch(number), AT)
         step = other if number % 2 else captured
-        assert_same_result(step(*batch(number), BUDGET), expected)
+        assert_same_result(step(*batch(number), AT), expected)
         assert_same(values(eager), values(other))
     assert captured.captures == 1
 
@@ -283,7 +275,7 @@ def test_a_loaded_optimiser_is_recorded_anew() -> None:
             for step in (eager, other):
                 step.optimizer.load_state_dict(step.optimizer.state_dict())
                 set_learning_rate(step.optimizer, 0.05)
-        assert_same_result(captured(*batch(number), BUDGET), eager(*batch(number), BUDGET))
+        assert_same_result(captured(*batch(number), AT), eager(*batch(number), AT))
         assert_same(values(eager), values(other))
     assert captured.captures == 2
 
@@ -291,13 +283,13 @@ def test_a_loaded_optimiser_is_recorded_anew() -> None:
 # verify -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_verify_finds_nothing_and_leaves_the_state(objective: str) -> None:
-    step = make_step(objective, ema=0.9)
+    step, asked = make_step(ema=0.9), method(objective)
     captured = capture(step)
     before = values(step)
-    assert captured.verify(*batch(0), BUDGET) == []
+    assert captured.verify(*batch(0), asked) == []
     assert_same(values(step), before)
-    captured(*batch(0), BUDGET)
-    assert captured.verify(*batch(1), BUDGET) == []
+    captured(*batch(0), asked)
+    assert captured.verify(*batch(1), asked) == []
     assert captured.captures == 1
 
 
@@ -306,26 +298,29 @@ def test_verify_names_what_differs() -> None:
     step = make_step()
     numbers = iter(range(1, 100))
 
-    class Leaking(type(step.objective)):  # type: ignore[misc]
+    class Leaking(type(AT.objective)):  # type: ignore[misc]
         def outer(self, *arguments: Any) -> torch.Tensor:
             return super().outer(*arguments) * next(numbers)
 
-    step.objective = Leaking()
-    captured = capture(step)
-    captured(*batch(0), BUDGET)
-    found = captured.verify(*batch(1), BUDGET)
+    captured, leaking = capture(step), method(Leaking())
+    captured(*batch(0), leaking)
+    found = captured.verify(*batch(1), leaking)
     assert "result.loss" in found
     assert any(name.startswith("model.") for name in found)
     assert any(name.startswith("optimizer.") for name in found)
     assert "result.radius" not in found
 
 
-def test_an_axis_is_the_same_throughout_a_phase() -> None:
+def test_a_method_is_the_same_throughout_a_phase() -> None:
     """Or a step would be recorded anew in each epoch."""
-    iaat = load("attacks", "adaptive").Config(warmup_epochs=2).build()
-    gairat = load("objectives", "gairat").Config(burn_in_epochs=2).build()
-    for axis in (iaat, awp.Config(warmup_epochs=2).build(), gairat):
-        one, two, three, four = (axis.in_epoch(epoch) for epoch in (1, 2, 3, 4))
-        assert _same(one, two)
-        assert _same(three, four)
-        assert not _same(two, three)
+    phased: list[dict[str, Any]] = [
+        {"attack": load("attacks", "adaptive").Config(warmup_epochs=2).build()},
+        {"objective": load("objectives", "gairat").Config(burn_in_epochs=2).build()},
+        {"perturb": awp.Config(warmup_epochs=2).build()},
+        {"warmup": fixed.Config().build(), "warmup_epochs": 2},
+    ]
+    for axes in phased:
+        one, two, three, four = (method(**axes).in_epoch(epoch) for epoch in (1, 2, 3, 4))
+        assert one == two
+        assert three == four
+        assert two != three

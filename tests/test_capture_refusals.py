@@ -6,22 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from capture_cases import BUDGET, assert_same, batch, capture, make_step, values
+from capture_cases import AT, assert_same, batch, capture, make_step, values
+from method_cases import Crafted, method
 
+from mwpb_fast.capture import CapturedStep, check_batches
 from mwpb_fast.config import ConfigError, PrecisionConfig
-from mwpb_fast.engine.capture import CapturedStep, check_batches
 from mwpb_fast.engine.precision import Precision, make_precision
-from mwpb_fast.step import Step
+from mwpb_fast.method import Method
+from mwpb_fast.perturbations import none
 
 
-def hook(step: Step, f: Any) -> Step:
-    attack = step.attack
+def hooked(f: Any) -> Method:
+    """A method whose attack's result goes through f(x, y)."""
+    attack = AT.attack
 
     def attacked(net: Any, x: torch.Tensor, y: torch.Tensor, *rest: Any) -> torch.Tensor:
         return f(attack(net, x, y, *rest), y)
 
-    step.attack = attacked
-    return step
+    return method(attack=Crafted(attacked))
 
 
 @pytest.mark.parametrize(
@@ -40,11 +42,11 @@ def hook(step: Step, f: Any) -> Step:
     ],
 )
 def test_what_waits_for_the_device_is_refused_by_name(f: Any, name: str) -> None:
-    step = hook(make_step(), f)
+    step = make_step()
     before = values(step)
     captured = capture(step)
     with pytest.raises(ConfigError, match=name):
-        captured(*batch(0), BUDGET)
+        captured(*batch(0), hooked(f))
     assert_same(values(step), before)
 
 
@@ -56,14 +58,14 @@ def test_what_is_made_once_may_wait_once() -> None:
             made.append(y.max().item())
         return x * min(1.0, made[0] + 1)
 
-    capture(hook(make_step(), once))(*batch(0), BUDGET)
+    capture(make_step())(*batch(0), hooked(once))
 
 
 def test_a_wait_in_the_backward_pass_is_refused_by_name() -> None:
     step = make_step()
     next(step.model.parameters()).register_hook(lambda g: g * g.abs().max().item())
     with pytest.raises(ConfigError, match="_local_scalar_dense"):
-        capture(step)(*batch(0), BUDGET)
+        capture(step)(*batch(0), AT)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +90,11 @@ def test_what_cannot_be_captured_is_refused_at_construction(options: dict[str, A
 
 
 def test_an_axis_may_refuse() -> None:
-    class Unfit:
+    class Unfit(none.Nothing):
         uncapturable = "it asks the host for the number of steps"
 
     with pytest.raises(ConfigError, match=r"Unfit: it asks the host"):
-        capture(make_step(perturb=Unfit()))
+        capture(make_step())(*batch(0), method(perturb=Unfit()))
 
 
 def test_a_cpu_has_no_graphs() -> None:
@@ -102,9 +104,9 @@ def test_a_cpu_has_no_graphs() -> None:
 
 def test_another_batch_size_is_refused() -> None:
     captured = capture(make_step())
-    captured(*batch(0), BUDGET)
+    captured(*batch(0), AT)
     with pytest.raises(ValueError, match="same size"):
-        captured(*batch(1, size=5), BUDGET)
+        captured(*batch(1, size=5), AT)
     check_batches(100, 25, "keep")
     check_batches(110, 25, "drop")
     with pytest.raises(ConfigError, match="leave 10 for the last batch"):

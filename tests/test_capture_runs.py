@@ -10,22 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from capture_cases import BUDGET, CPU, OBJECTIVES, batch, make_step
+from capture_cases import CPU, OBJECTIVES, batch, make_step
 from fake_recorder import FakeRecorder
+from method_cases import method
 from test_train import TINY, StopAfter, assert_same, final_state, tiny
 from twin_cases import needs_bf16
 
-from mwpb_fast import data, train
-from mwpb_fast.attacks import pgd
-from mwpb_fast.config import ConfigError, OptimConfig, PrecisionConfig, load, recipe, resolve
-from mwpb_fast.engine import capture
+from mwpb_fast import capture, data, train
+from mwpb_fast.config import ConfigError, OptimConfig, PrecisionConfig, recipe, resolve
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.engine.recorder import Watch, tensors
 from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import Average, make_optimizer
-from mwpb_fast.perturbations import none
 from mwpb_fast.step import Step
 from mwpb_fast.system.signals import Interrupted
 
@@ -190,16 +189,13 @@ def test_a_step_stays_on_its_device_and_needs_no_value(objective: str) -> None:
     step = Step(
         model=model,
         net=EagerNet(model, CPU),
-        attack=pgd.Config(steps=2).build(),
-        objective=load("objectives", objective).Config().build(),
-        perturb=none.Config().build(),
         optimizer=make_optimizer(model, OptimConfig()),
         precision=CPU,
         average=Average(model, 0.9),
     )
     step.optimizer._need_device_dtype_check_for_fused = False  # type: ignore[attr-defined]
     with WithoutValues():
-        result = step.compute(x, y, index, key, BUDGET)
+        result = step.compute(Batch(x, y, index), key, method(objective))
     assert result.loss.device.type == result.radius.device.type == "meta"
 
 
@@ -215,20 +211,20 @@ def test_a_cuda_graph_replays_the_eager_step(objective: str, engine: str, dtype:
     try:
         model = build_model("smallresnet-16", num_classes=10, channels=3)
         model = model.cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        first = [t.cuda() for t in batch(0, 32)]
+        first = batch(0, 32)[0].x.cuda()
         step = make_step(
-            objective,
             model=model,
-            net=TwinNet(model, precision, first[0]) if engine == "twin" else EagerNet(model, precision),
+            net=TwinNet(model, precision, first) if engine == "twin" else EagerNet(model, precision),
             optimizer=make_optimizer(model, OptimConfig()),
             average=Average(model, 0.9),
             precision=precision,
         )
         captured = capture.CapturedStep(step)
         for number in range(4):
-            inputs = [t.cuda() for t in batch(number, 32)]
-            assert captured.verify(*inputs, BUDGET) == []
-            assert captured(*inputs, BUDGET).finite.item()
+            images, key = batch(number, 32)
+            inputs = Batch(*(t.cuda() for t in images)), key.cuda(), method(objective)
+            assert captured.verify(*inputs) == []
+            assert captured(*inputs).finite.item()
         assert captured.captures == 1
         captured.forget()
     finally:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import fixed
 from mwpb_fast.config import (
     AXES,
@@ -31,6 +32,7 @@ from mwpb_fast.config import (
 )
 from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.data.dataset import DataError
+from mwpb_fast.objectives import at
 from mwpb_fast.options import configure, explain, listing, read_yaml, split, values_of
 
 START = recipe("table1.mwpb_at")
@@ -80,8 +82,9 @@ def test_same_axis_by_name_keeps_its_values() -> None:
 def test_axis_from_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine_for_test.py").write_text(
         "from dataclasses import dataclass\n"
+        "from mwpb_fast.objectives import at\n"
         "@dataclass(frozen=True, kw_only=True)\n"
-        "class Config:\n"
+        "class Config(at.Config):\n"
         '    """depth: how deep."""\n'
         "    depth: int = 3\n"
     )
@@ -296,7 +299,7 @@ def test_axes_name_modules() -> None:
         assert axis_name(kind, getattr(START, field)) in names(kind)
 
 
-class _Asks:
+class _Asks(at.Config):
     """Axes in which one name, "hits", is asked for or given."""
 
     needs = frozenset({"hits"})
@@ -309,7 +312,7 @@ def test_axes_that_do_not_fit_are_refused_with_the_reason() -> None:
         check_axes(asking)
     check_axes(dataclasses.replace(asking, attack=counting))
 
-    class Own:
+    class Own(pgd.Config):
         gives = frozenset({"hits"})
         own_loss = True
 
@@ -317,7 +320,7 @@ def test_axes_that_do_not_fit_are_refused_with_the_reason() -> None:
     with pytest.raises(ConfigError, match="a loss of its own"):
         check_axes(dataclasses.replace(START, attack=Own()))
 
-    class Finds:
+    class Finds(pgd.Config):
         own_radius = True
 
     with pytest.raises(ConfigError, match="take budget fixed"):

@@ -145,7 +145,7 @@ def test_remembered_radii_are_kept_with_the_run(tmp_path: Path, options: Sequenc
     trainer = train.Trainer(config, tmp_path, Never(), quiet=True)  # type: ignore[arg-type]
     memory = final_state(tmp_path)["memory"]["attack"]["radius"]
     assert len(memory) == len(trainer.images)
-    fresh = trainer.axes["attack"].memory["radius"]
+    fresh = trainer.method.attack.memory["radius"]
     touched = torch.zeros(len(memory), dtype=torch.bool)
     touched[trainer.train_index] = True
     assert 100 < touched.sum() < len(memory)

@@ -358,11 +358,11 @@ def test_a_base_whose_attack_loss_is_unknown_cannot_be_weighted_by_wat(
     (tmp_path / "own_inner" / "base.py").write_text(
         "from dataclasses import dataclass\n"
         "from mwpb_fast.inner_losses import dlr\n"
-        "from mwpb_fast.objectives.at import AT\n"
-        "class Base(AT):\n"
+        "from mwpb_fast.objectives import at\n"
+        "class Base(at.AT):\n"
         "    inner = staticmethod(dlr)\n"
         "@dataclass(frozen=True, kw_only=True)\n"
-        "class Config:\n"
+        "class Config(at.Config):\n"
         "    def build(self):\n"
         "        return Base()\n"
     )

@@ -174,15 +174,24 @@ def test_doctor_tells(floats: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 STEPS = """
 import torch
+from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import fixed
 from mwpb_fast.config import OptimConfig, PrecisionConfig
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.method import Batch, Method
 from mwpb_fast.models import build_model
 from mwpb_fast.objectives import at
 from mwpb_fast.optim import make_optimizer
 from mwpb_fast.perturbations import none
 from mwpb_fast.step import Step
+
+method = Method(
+    budget=fixed.Config().build(),
+    attack=pgd.Config(steps=0, start="none").build(),
+    objective=at.Config().build(),
+    perturb=none.Config().build(),
+)
 
 def gradients(channels_last):
     torch.manual_seed(0)
@@ -192,14 +201,11 @@ def gradients(channels_last):
     step = Step(
         model=model,
         net=EagerNet(model, precision),
-        attack=lambda net, x, *rest: x,
-        objective=at.Config().build(),
-        perturb=none.Config().build(),
         optimizer=make_optimizer(model, OptimConfig(lr=0.01)),
         precision=precision,
     )
     for _ in range(3):
-        step(x, y, index, torch.tensor([1]), fixed.Config().build())
+        step(Batch(x, y, index), torch.tensor([1]), method)
     return [p.grad for p in model.parameters()]
 
 for ours, right in zip(gradients(True), gradients(False), strict=True):

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from method_cases import Crafted, method
 
 from mwpb_fast.budgets import fixed
-from mwpb_fast.config import OptimConfig, PrecisionConfig, load
+from mwpb_fast.config import OptimConfig, PrecisionConfig
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.method import Batch, Method
+from mwpb_fast.objectives.at import AT
 from mwpb_fast.optim import make_optimizer
 from mwpb_fast.perturbations import awp, none
 from mwpb_fast.step import Step
@@ -95,14 +98,15 @@ def shift(net: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
     return (x * 0.75 + 0.125).flip(3)
 
 
-def make_step(objective: str, perturb: Any) -> Step:
+def shifted(objective: Any, perturb: Any) -> Method:
+    return method(objective, attack=Crafted(shift), perturb=perturb, budget=fixed.Config().build())
+
+
+def make_step() -> Step:
     model = net()
     return Step(
         model=model,
         net=EagerNet(model, CPU),
-        attack=shift,
-        objective=load("objectives", objective).Config().build(),
-        perturb=perturb,
         optimizer=make_optimizer(model, OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=DECAY)),
         precision=CPU,
     )
@@ -123,9 +127,9 @@ def test_two_steps_are_those_of_a_proxy_model_in_float64(
     objective: str, loss: Callable[..., torch.Tensor], passes: int
 ) -> None:
     """The published procedure: a proxy copy descends -L once; its change, rescaled, moves the model."""
-    step, (x, y, index, key) = make_step(objective, awp.Config(gamma=GAMMA).build()), batch()
+    step, (x, y, index, key), asked = make_step(), batch(), shifted(objective, awp.Config(gamma=GAMMA).build())
     for _ in range(2):
-        assert step(x, y, index, key, fixed.Config().build()).finite
+        assert step(Batch(x, y, index), key, asked).finite
 
     model = net().double().train()
     x, x_adv = x.double(), shift(None, x.double())
@@ -161,37 +165,32 @@ def state_of(step: Step) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("objective", ["at", "trades", "mart"])
 def test_a_step_that_is_not_finite_leaves_the_weights_exactly(objective: str) -> None:
-    step, (x, y, index, key) = make_step(objective, awp.Config().build()), batch()
-    budget = fixed.Config().build()
-    assert step(x, y, index, key, budget).finite
+    step, (x, y, index, key), asked = make_step(), batch(), shifted(objective, awp.Config().build())
+    assert step(Batch(x, y, index), key, asked).finite
     before = state_of(step)
     momentum = [s["momentum_buffer"].clone() for s in step.optimizer.state.values()]
     poisoned = x.clone()
     poisoned[0, 0, 0, 0] = math.nan
-    assert not step(poisoned, y, index, key, budget).finite
+    assert not step(Batch(poisoned, y, index), key, asked).finite
     for name, value in state_of(step).items():
         assert torch.equal(value, before[name]), name
     for kept, state in zip(momentum, step.optimizer.state.values(), strict=True):
         assert torch.equal(kept, state["momentum_buffer"])
-    assert step(x, y, index, key, budget).finite
+    assert step(Batch(x, y, index), key, asked).finite
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_breaks_at_the_perturbed_weights_is_undone(value: float) -> None:
     """v was found and added, then the step is left out: w + v - v is w to a rounding."""
-    step, (x, y, index, key) = make_step("at", awp.Config(gamma=0.5).build()), batch()
-    at, calls = step.objective, []
+    step, (x, y, index, key), calls = make_step(), batch(), []
 
-    class Breaks:
-        uses_clean, inner = False, at.inner
-
+    class Breaks(AT):
         def outer(self, *arguments: Any) -> torch.Tensor:
             calls.append(0)
-            return at.outer(*arguments) * (value if len(calls) == 2 else 1.0)
+            return super().outer(*arguments) * (value if len(calls) == 2 else 1.0)
 
-    step.objective = Breaks()
     before = state_of(step)
-    assert not step(x, y, index, key, fixed.Config().build()).finite
+    assert not step(Batch(x, y, index), key, shifted(Breaks(), awp.Config(gamma=0.5).build())).finite
     assert len(calls) == 2
     for name, after in state_of(step).items():
         torch.testing.assert_close(after, before[name], rtol=1e-6, atol=1e-7, msg=name)

@@ -8,18 +8,18 @@ from typing import Any
 import mwpb_kernels as ops
 import pytest
 import torch
+from method_cases import method
 from torch.nn.functional import cross_entropy
 
 from mwpb_fast.attacks import squeeze
-from mwpb_fast.budgets import margin
 from mwpb_fast.config import OptimConfig, PrecisionConfig
 from mwpb_fast.engine.net import EagerNet, crafting, module_mode
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
 from mwpb_fast.objectives import st
 from mwpb_fast.optim import make_optimizer
-from mwpb_fast.perturbations import none
 from mwpb_fast.step import Step
 
 CPU = make_precision(PrecisionConfig(device="cpu"))
@@ -223,14 +223,12 @@ def test_a_step_tracks_the_natural_and_the_adversarial_batch_only() -> None:
     step = Step(
         model=model,
         net=EagerNet(model, CPU),
-        attack=squeeze.Config(steps=2).build(),
-        objective=st.Config().build(),
-        perturb=none.Config().build(),
         optimizer=make_optimizer(model, OptimConfig(lr=0.1)),
         precision=CPU,
         attack_mode="batch",
     )
-    result = step(x, y, index, KEY, margin.Config().build())
+    asked = method(st.Config().build(), attack=squeeze.Config(steps=2).build())
+    result = step(Batch(x, y, index), KEY, asked)
     assert result.finite
     assert modes == [(True, False)] * 8 + [(True, True)] * 2  # margin, two steps of three, x_c; x, x_a
     assert {b.item() for b in model.buffers() if b.dtype == torch.int64} == {2}

@@ -8,30 +8,30 @@ from typing import Any
 import mwpb_kernels as ops
 import pytest
 import torch
+from method_cases import Crafted, method
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import fixed, margin
-from mwpb_fast.config import OptimConfig, PrecisionConfig, load
+from mwpb_fast.config import OptimConfig, PrecisionConfig
 from mwpb_fast.engine.net import EagerNet, module_mode, untracked
 from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import learning_rate, make_optimizer
-from mwpb_fast.perturbations import none
 from mwpb_fast.step import Step
 
+PGD = pgd.Config(steps=3).build()
+FIXED = fixed.Config().build()
 CPU = make_precision(PrecisionConfig(device="cpu"))
 EPS = 8 / 255
 
 
-def make_step(objective: str, attack: pgd.Config | None = None, **options: Any) -> Step:
+def make_step(**options: Any) -> Step:
     torch.manual_seed(5)
     model = build_model("smallresnet-8", num_classes=10, channels=3)
     return Step(
         model=model,
         net=EagerNet(model, CPU),
-        attack=(attack or pgd.Config(steps=3)).build(),
-        objective=load("objectives", objective).Config().build(),
-        perturb=none.Config().build(),
         optimizer=make_optimizer(model, OptimConfig(lr=0.1)),
         precision=CPU,
         **options,
@@ -47,10 +47,9 @@ def batch(n: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.T
 
 def test_the_step_is_algorithm_1() -> None:
     """Every line written out once more in plain PyTorch, in float64 where the radius is made."""
-    step, (x, y, index, key) = make_step("at"), batch()
-    model = make_step("at").model
-    budget = margin.Config(alpha=0.58).build()
-    result = step(x, y, index, key, budget)
+    step, (x, y, index, key) = make_step(), batch()
+    model = make_step().model
+    result = step(Batch(x, y, index), key, method("at", attack=PGD, budget=margin.Config(alpha=0.58).build()))
 
     model.eval()
     p = model(x).double().softmax(1)
@@ -79,8 +78,9 @@ def test_the_step_is_algorithm_1() -> None:
 @pytest.mark.parametrize("objective", ["at", "trades", "mart"])
 @pytest.mark.parametrize("alpha", [0.0, 0.58])
 def test_radii_lie_in_the_reachable_interval(objective: str, alpha: float) -> None:
-    step, (x, y, index, key) = make_step(objective), batch(32)
-    radius = step(x, y, index, key, margin.Config(alpha=alpha).build()).radius
+    *images, key = batch(32)
+    asked = method(objective, attack=PGD, budget=margin.Config(alpha=alpha).build())
+    radius = make_step()(Batch(*images), key, asked).radius
     assert radius.min() >= math.exp(-alpha) * EPS * (1 - 1e-6)
     assert radius.max() <= math.exp(alpha) * EPS * (1 + 1e-6)
     if alpha == 0:
@@ -89,29 +89,28 @@ def test_radii_lie_in_the_reachable_interval(objective: str, alpha: float) -> No
 
 @pytest.mark.parametrize("objective", ["at", "trades", "mart"])
 def test_a_step_that_is_not_finite_leaves_the_model_alone(objective: str) -> None:
-    step, (x, y, index, key) = make_step(objective), batch()
-    budget = fixed.Config().build()
-    assert step(x, y, index, key, budget).finite
+    step, (x, y, index, key), asked = make_step(), batch(), method(objective, attack=PGD, budget=FIXED)
+    assert step(Batch(x, y, index), key, asked).finite
     before = {k: v.clone() for k, v in step.model.state_dict().items()}
     momentum = [s["momentum_buffer"].clone() for s in step.optimizer.state.values()]
     poisoned = x.clone()
     poisoned[3, 1, 2, 2] = math.nan
-    result = step(poisoned, y, index, key, budget)
+    result = step(Batch(poisoned, y, index), key, asked)
     assert not result.finite
     for name, value in step.model.state_dict().items():
         if value.is_floating_point():
             assert torch.equal(value, before[name]), name
     for kept, state in zip(momentum, step.optimizer.state.values(), strict=True):
         assert torch.equal(kept, state["momentum_buffer"])
-    assert step(x, y, index, key, budget).finite
+    assert step(Batch(x, y, index), key, asked).finite
 
 
 def test_a_finite_loss_with_an_infinite_gradient_leaves_the_weights_alone() -> None:
-    step, (x, y, index, key) = make_step("at"), batch()
+    step, (*images, key) = make_step(), batch()
     weight = next(step.model.parameters())
     weight.register_hook(lambda g: g * math.inf)
     before = weight.detach().clone()
-    result = step(x, y, index, key, fixed.Config().build())
+    result = step(Batch(*images), key, method(attack=PGD, budget=FIXED))
     assert torch.isfinite(result.loss)
     assert not result.finite
     assert torch.equal(weight, before)
@@ -119,18 +118,18 @@ def test_a_finite_loss_with_an_infinite_gradient_leaves_the_weights_alone() -> N
 
 def test_the_attack_runs_in_eval_mode_and_leaves_no_gradient_behind() -> None:
     seen: list[bool] = []
-    step, (x, y, index, key) = make_step("trades"), batch()
+    step, (*images, key) = make_step(), batch()
     handle = step.model.register_forward_hook(lambda m, i, o: seen.append(m.training))
-    step(x, y, index, key, margin.Config().build())
+    step(Batch(*images), key, method("trades", attack=PGD))
     handle.remove()
     assert seen == [False] + [False] * 3 + [True, True]  # margin, three attack steps, natural and adversarial
 
 
 def test_train_mode_attacks_are_a_switch() -> None:
     seen: list[bool] = []
-    step, (x, y, index, key) = make_step("at", attack_mode="train"), batch()
+    step, (*images, key) = make_step(attack_mode="train"), batch()
     step.model.register_forward_hook(lambda m, i, o: seen.append(m.training))
-    step(x, y, index, key, fixed.Config().build())
+    step(Batch(*images), key, method(attack=PGD, budget=FIXED))
     assert seen == [True] * 3 + [True]  # AT with a fixed budget needs no clean forward
 
 
@@ -141,9 +140,9 @@ def running_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
 def test_batch_mode_attacks_use_batch_statistics_and_move_none() -> None:
     """One update of the running statistics a step, the outer pass's; in train mode three more."""
     seen: list[bool] = []
-    step, (x, y, index, key) = make_step("at", attack_mode="batch"), batch()
+    step, (*images, key) = make_step(attack_mode="batch"), batch()
     step.model.register_forward_hook(lambda m, i, o: seen.append(m.training))
-    step(x, y, index, key, fixed.Config().build())
+    step(Batch(*images), key, method(attack=PGD, budget=FIXED))
     assert seen == [True] * 3 + [True]
     counts = [b.item() for b in step.model.buffers() if b.dtype == torch.int64]
     assert set(counts) == {1}
@@ -187,15 +186,14 @@ def test_pgd_counts_the_iterates_that_are_still_right() -> None:
 
 
 def test_the_step_reports_the_radii_that_the_attack_found() -> None:
-    step, (x, y, index, key) = make_step("at"), batch()
+    step, (*images, key) = make_step(), batch()
     found = torch.arange(8) / 255
 
     def attack(net: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         rest[-1]["radius"] = found
         return x
 
-    step.attack = attack
-    assert step(x, y, index, key, fixed.Config().build()).radius is found
+    assert step(Batch(*images), key, method(attack=Crafted(attack))).radius is found
 
 
 def test_module_mode_restores_every_module() -> None:

@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from capture_cases import BUDGET, ENGINES, OBJECTIVES, batch, make_step
+from capture_cases import ENGINES, OBJECTIVES, batch, make_step
 from fake_recorder import gives_views, writes
+from method_cases import method
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mwpb_fast.capture import CapturedStep
 from mwpb_fast.config import ConfigError, OptimConfig, PrecisionConfig
-from mwpb_fast.engine.capture import CapturedStep
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.engine.recorder import Watch
 from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import make_optimizer
 from mwpb_fast.step import Step
@@ -48,10 +50,10 @@ class Counting(TorchDispatchMode):
 
 def count(objective: str, engine: str) -> Counter[str]:
     """Operator calls of one step, after a first one."""
-    step, inputs = make_step(objective, engine, ema=0.9), batch(1)
-    step(*batch(0), BUDGET)
+    step, asked, inputs = make_step(engine, ema=0.9), method(objective), batch(1)
+    step(*batch(0), asked)
     with Counting() as counting:
-        step(*inputs, BUDGET)
+        step(*inputs, asked)
     return counting.calls
 
 
@@ -72,7 +74,7 @@ def test_operator_calls_do_not_grow(objective: str, engine: str) -> None:
 def test_the_counts_are_what_the_method_asks_for(objective: str) -> None:
     """Convolutions of the known counts, by reckoning: margin, attack steps, and one or two training passes."""
     known = json.loads(COUNTS.read_text())
-    model = make_step(objective).model
+    model = make_step().model
     layers = sum(isinstance(m, torch.nn.Conv2d) for m in model.modules())
     passes = 1 if objective == "at" else 2
     for engine in ENGINES:
@@ -89,23 +91,24 @@ def test_the_counts_are_what_the_method_asks_for(objective: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_step_never_waits(objective: str, engine: str) -> None:
-    step, inputs = make_step(objective, engine, ema=0.9), [batch(0), batch(1)]
+    step, inputs = make_step(engine, ema=0.9), [batch(0), batch(1)]
     with Watch():
         for one in inputs:
-            result = step(*one, BUDGET)
+            result = step(*one, method(objective))
         with pytest.raises(ConfigError, match="_local_scalar_dense"):
             result.loss.item()
 
 
 # on a GPU -----------------------------------------------------------------------------------------------------
-def cuda_step(objective: str, engine: str) -> tuple[Step, list[torch.Tensor]]:
+def cuda_step(engine: str) -> tuple[Step, tuple[Batch, torch.Tensor]]:
     precision = make_precision(PrecisionConfig(device="cuda"))
     model = build_model("smallresnet-8", num_classes=10, channels=3)
     model = model.cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inputs = [t.cuda() for t in batch(0)]
-    net = TwinNet(model, precision, inputs[0]) if engine == "twin" else EagerNet(model, precision)
+    images, key = batch(0)
+    inputs = Batch(*(t.cuda() for t in images)), key.cuda()
+    net = TwinNet(model, precision, inputs[0].x) if engine == "twin" else EagerNet(model, precision)
     optimizer = make_optimizer(model, OptimConfig())
-    return make_step(objective, model=model, net=net, optimizer=optimizer, precision=precision), inputs
+    return make_step(model=model, net=net, optimizer=optimizer, precision=precision), inputs
 
 
 def launches(function: Any) -> Counter[str]:
@@ -123,21 +126,21 @@ def launches(function: Any) -> Counter[str]:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_kernel_launches_on_a_gpu(objective: str, engine: str) -> None:
     """Eagerly at most three kernels an operator call; captured, one graph and the copies of its inputs."""
-    step, inputs = cuda_step(objective, engine)
+    (step, inputs), asked = cuda_step(engine), method(objective)
     captured = CapturedStep(step)
     for _ in range(2):
-        step(*inputs, BUDGET)
-        captured(*inputs, BUDGET)
+        step(*inputs, asked)
+        captured(*inputs, asked)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(*inputs, BUDGET)
-        captured(*inputs, BUDGET)
+        step(*inputs, asked)
+        captured(*inputs, asked)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     known = sum(json.loads(COUNTS.read_text())[f"{objective}, {engine}"].values())
-    eager = launches(lambda: step(*inputs, BUDGET))
+    eager = launches(lambda: step(*inputs, asked))
     assert sum(n for name, n in eager.items() if "LaunchKernel" in name) <= 3 * known, eager
-    replayed = launches(lambda: captured(*inputs, BUDGET))
+    replayed = launches(lambda: captured(*inputs, asked))
     assert sum(n for name, n in replayed.items() if "GraphLaunch" in name) == 1, replayed
     assert sum(n for name, n in replayed.items() if "LaunchKernel" in name) <= 4, replayed
 

@@ -23,16 +23,16 @@ from dataclasses import dataclass
 
 import torch
 from mwpb_fast.inner_losses import cross_entropy
+from mwpb_fast.method import Objective, ObjectiveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     def build(self):
         return Outside()
 
 
-class Outside:
-    uses_clean = False
+class Outside(Objective):
     inner = staticmethod(cross_entropy)
     calls = 0
 

@@ -10,6 +10,7 @@ from typing import Any
 import mwpb_kernels as ops
 import pytest
 import torch
+from method_cases import method
 from torch import Tensor
 
 from mwpb_fast import train
@@ -18,10 +19,10 @@ from mwpb_fast.budgets import margin
 from mwpb_fast.config import Config, OptimConfig, PrecisionConfig, recipe, resolve
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
 from mwpb_fast.objectives import at, gairat, mail, trades, wat
 from mwpb_fast.optim import make_optimizer
-from mwpb_fast.perturbations import none
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.runs.log import read_records
 from mwpb_fast.step import Step
@@ -98,7 +99,7 @@ def test_a_run_stopped_after_the_burn_in_goes_on_with_its_weights(tmp_path: Path
     stopped = train.Trainer(config, tmp_path / "cut", StopAfter(5), quiet=True)  # type: ignore[arg-type]
     with pytest.raises(Interrupted):
         stopped.train()
-    assert stopped.epoch == 2
+    assert stopped.at.epoch == 2
     train.run(config, tmp_path / "cut", quiet=True)
     models = []
     for run in ("whole", "cut"):
@@ -109,33 +110,29 @@ def test_a_run_stopped_after_the_burn_in_goes_on_with_its_weights(tmp_path: Path
 
 
 # combinations -------------------------------------------------------------------------------------------------
-def make_step(objective: Any, attack: pgd.Config, model: torch.nn.Module) -> Step:
+def make_step(model: torch.nn.Module) -> Step:
     return Step(
         model=model,
         net=EagerNet(model, CPU),
-        attack=attack.build(),
-        objective=objective.build(),
-        perturb=none.Config().build(),
         optimizer=make_optimizer(model, OptimConfig(lr=0.1)),
         precision=CPU,
     )
 
 
-def images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def images() -> tuple[Batch, Tensor]:
     generator = torch.Generator().manual_seed(7)
     x = torch.rand(16, 3, 8, 8, generator=generator)
     y = torch.randint(10, (16,), generator=generator)
-    return x, y, torch.arange(16), torch.tensor([ops.derive_seed(1, 2)])
+    return Batch(x, y, torch.arange(16)), torch.tensor([ops.derive_seed(1, 2)])
 
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("make", [wat.Config, mail.Config, gairat.Config])
 def test_margin_budgets_go_with_all_of_them(make: Any, base: str) -> None:
-    x, y, index, key = images()
     model = build_model("smallresnet-8", num_classes=10, channels=3)
-    step = make_step(make(base=base), pgd.Config(steps=3, count_correct=True), model)
+    attack, budget = pgd.Config(steps=3, count_correct=True).build(), margin.Config(alpha=0.5).build()
     before = [p.detach().clone() for p in model.parameters()]
-    result = step(x, y, index, key, margin.Config(alpha=0.5).build())
+    result = make_step(model)(*images(), method(make(base=base).build(), attack=attack, budget=budget))
     assert result.finite
     assert result.radius.unique().numel() > 1
     assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
@@ -143,14 +140,15 @@ def test_margin_budgets_go_with_all_of_them(make: Any, base: str) -> None:
 
 def test_a_step_of_mwpb_gairat_is_its_equations() -> None:
     """Radius, count in each sample's own ball, weight and loss, written out once more."""
-    x, _, index, key = images()
+    (x, _, index), key = images()
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
     y = model(x).argmax(1)
     y[::3] = (y[::3] + 1) % 10  # some are wrong from the start
-    attack = pgd.Config(steps=4, count_correct=True)
+    attack = pgd.Config(steps=4, count_correct=True).build()
     budget = margin.Config(eps=Fraction(1, 20), alpha=3.0).build()
     want = copy.deepcopy(model)
-    result = make_step(gairat.Config(), attack, model)(x, y, index, key, budget)
+    asked = method(gairat.Config().build(), attack=attack, budget=budget)
+    result = make_step(model)(Batch(x, y, index), key, asked)
 
     r = (0.05 * torch.exp(3 * ops.margin(want(x), y))).detach().view(-1, 1, 1, 1)
     x_adv, kappa = ops.gaussian_start(x, 0.001, key, index), torch.zeros(16)

@@ -6,19 +6,16 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks._noise import other_key
+from mwpb_fast.method import Attack, AttackConfig, Inner, Net, Notes
 from mwpb_fast.system.lazy import torch
-
-if TYPE_CHECKING:
-    from mwpb_fast.engine.net import Net
-    from mwpb_fast.inner_losses import Inner, Notes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(AttackConfig):
     """steps: K, of the probes and of the training attack. growth: how far a radius is tried to grow or shrunk at a
     time. smoothing: share of the new radius in what is remembered. warmup_epochs: so many first epochs attack in
     the budget's radius what is classified right, and remember that. step_ratio: step size as a share of the
@@ -47,7 +44,7 @@ class Config:
         return Adaptive(self)
 
 
-class Adaptive:
+class Adaptive(Attack):
     """attack(net, x, y, clean, radius, inner, key, index, notes) -> x_adv, in [0, 1].
 
     After the warm-up: with e the radius remembered for the sample and g the growth, PGD in e and in e + g tells

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mwpb_fast.attacks import pgd
+from mwpb_fast.method import Attack, AttackConfig, Inner, Net, Notes
 from mwpb_fast.system.lazy import torch
-
-if TYPE_CHECKING:
-    from mwpb_fast.engine.net import Net
-    from mwpb_fast.inner_losses import Inner, Notes
 
 ABOVE = 1.05  # the search goes so far beyond d_max, so that what reaches it is told from what does not
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(AttackConfig):
     """steps: of PGD in the remembered radius, from a uniform start. stride: those steps together, in radii.
     search_steps: halvings of the bisection. floor: least radius that PGD is given, and what is remembered of a
     sample that was not seen yet. d_max is the radius that the budget gives."""
@@ -39,7 +36,7 @@ class Config:
         return ANPGD(self)
 
 
-class ANPGD:
+class ANPGD(Attack):
     """attack(net, x, y, clean, d_max, inner, key, index, notes) -> x_adv, in [0, 1].
 
     S+ are the samples with SLM(x) < 0, SLM being the soft logit margin below. For them PGD ascends SLM in the

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from mwpb_fast.method import Attack, AttackConfig, Inner, Net, Notes
 from mwpb_fast.system.lazy import ops, torch
-
-if TYPE_CHECKING:
-    from mwpb_fast.engine.net import Net
-    from mwpb_fast.inner_losses import Inner, Notes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(AttackConfig):
     """norm: of the balls. steps: K. step_ratio: step size as a share of the sample's radius, unless step_size
     fixes it. start: Gaussian noise of standard deviation sigma (TRADES), uniform in the ball, or the image
     itself. count_correct: note as "hits" which share of the K iterates, each before its step, is classified
@@ -46,7 +43,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class PGD:
+class PGD(Attack):
     """attack(net, x, y, clean, radius, inner, key, index, notes) -> x_adv, in each sample's ball and in [0, 1]."""
 
     config: Config

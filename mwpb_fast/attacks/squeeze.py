@@ -5,19 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks._noise import other_key
+from mwpb_fast.method import Attack, AttackConfig, Inner, Net, Notes
 from mwpb_fast.system.lazy import ops, torch
-
-if TYPE_CHECKING:
-    from mwpb_fast.engine.net import Net
-    from mwpb_fast.inner_losses import Inner, Notes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(AttackConfig):
     """steps: K. step_ratio: step size as a share of the sample's radius, unless step_size fixes it. sigma: of the
     two independent Gaussian starts."""
 
@@ -42,7 +39,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Squeeze:
+class Squeeze(Attack):
     """attack(net, x, y, clean, radius, inner, key, index, notes) -> x_a; notes "second": x_c, like x.
 
     Every step looks at x, x_c and x_a, takes for each sample the one with the lowest label probability ("upper")

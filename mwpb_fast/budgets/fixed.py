@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from mwpb_fast.method import Budget, BudgetConfig
 from mwpb_fast.system.lazy import torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(BudgetConfig):
     """eps: radius of every sample's ball, in the units of images in [0, 1]."""
 
     eps: Fraction = Fraction(8, 255)
@@ -19,7 +20,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(Budget):
     """budget(logits, y) -> radius (B,) float32; the logits are not looked at and may be None."""
 
     eps: float

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from mwpb_fast.method import Budget, BudgetConfig
 from mwpb_fast.system.lazy import ops, torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(BudgetConfig):
     """eps: base radius; alpha: how far the probability margin stretches it, as exp(alpha * margin)."""
 
     eps: Fraction = Fraction(8, 255)
@@ -24,12 +25,11 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Margin:
+class Margin(Budget):
     """budget(logits, y) -> radius (B,) float32 in [exp(-alpha), exp(alpha)] * eps, detached."""
 
     eps: float
     alpha: float
-    uses_logits = True
 
     def __call__(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return ops.margin_radius(logits, y, self.eps, self.alpha).float()

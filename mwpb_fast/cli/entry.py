@@ -21,7 +21,7 @@ from mwpb_fast.system.streams import Lasting, lasting
 
 # by name, since the modules that raise them are imported only where they are needed
 STATUS = {
-    "mwpb_fast.config.ConfigError": 2,
+    "mwpb_fast.config.schema.ConfigError": 2,
     "mwpb_fast.data.dataset.DataError": 2,
     "mwpb_fast.data.dataset.DataWriteError": 1,
     "mwpb_fast.runs.checkpoint.CheckpointError": 2,

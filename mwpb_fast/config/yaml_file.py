@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mwpb_fast.config import ConfigError
+from mwpb_fast.config.schema import ConfigError
 
 _SCALARS = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),

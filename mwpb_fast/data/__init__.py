@@ -4,7 +4,7 @@ prepare("cifar10", dir=Path("data"))                download, check, convert
 images = load_split(config, "train")                uint8, channels-last, validated
 train_index, val_index = split_indices(images.labels, config)
 loader = make_loader(images, config, seed=0, device="cpu", train_index=train_index)
-for x, y, index in loader.epoch(1): ...
+for batch in loader.epoch(1): ...                   batch.x, batch.y, batch.index
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mwpb_fast.data.dataset import (
     Images,
     Loader,
     epoch_order,
+    smallest_batch,
     split_indices,
     split_validation,
     stratified_order,
@@ -54,6 +55,7 @@ __all__ = [
     "memory_budget",
     "prepare",
     "require_same",
+    "smallest_batch",
     "split_indices",
     "split_validation",
     "stratified_order",

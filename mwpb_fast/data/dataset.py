@@ -10,8 +10,9 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from mwpb_fast.method import Batch
 from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
@@ -150,14 +151,6 @@ def content_hash(images: Any, labels: Any) -> str:
     return digest.hexdigest()
 
 
-class Batch(NamedTuple):
-    """x: (B, C, H, W) float32, channels-last, in [0, 1]. y: (B,) int64. index: (B,) int64 in the split."""
-
-    x: Tensor
-    y: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nothing needs
-
-
 class Loader(Protocol):
     """Batches of a training split; `epoch(e, start)` begins at batch `start` of epoch `e`."""
 
@@ -210,6 +203,12 @@ def split_indices(labels: Tensor, config: Config) -> tuple[Tensor, Tensor]:
             raise DataError(f"subset is {config.subset}, but {config.name} has {len(train)} training images")
         train = train[stratified_order(labels[train])[: config.subset]].sort().values
     return train, val
+
+
+def smallest_batch(images: int, config: Config) -> int:
+    """How many images the smallest batch of an epoch of so many images has."""
+    rest = images % config.batch_size if config.last_batch == "keep" else 0
+    return rest or min(config.batch_size, images)
 
 
 class Plan:

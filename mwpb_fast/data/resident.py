@@ -41,7 +41,7 @@ class ResidentLoader:
         """The epoch's batches from batch `start` on."""
         indices = self.indices(epoch, start)
         key = self.key(epoch)
-        return (Batch(*self.gather(index, key), index) for index in indices)
+        return (self.gather(index, key) for index in indices)
 
     def indices(self, epoch: int, start: int = 0) -> tuple[Tensor, ...]:
         """The indices, (B,) int64 on the device, of each batch of the epoch from batch `start` on."""
@@ -54,11 +54,11 @@ class ResidentLoader:
         """The epoch's augmentation key, (1,) int64 on the device."""
         return self._plan.key(epoch).to(self._device)
 
-    def gather(self, index: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Images, augmented, and labels of the samples at `index`: device work alone, which can be captured."""
+    def gather(self, index: Tensor, key: Tensor) -> Batch:
+        """The samples at `index`, their images augmented: device work alone, which can be captured."""
         plan, mode = self._plan, self._plan.config.pad_mode
         x = ops.crop_flip(self._images, index, key, pad=plan.pad, pad_mode=mode, flip=plan.flip)
-        return x, self._labels[index]
+        return Batch(x, self._labels[index], index)
 
     def close(self) -> None:
         """Nothing to stop; here for the loaders' common interface."""

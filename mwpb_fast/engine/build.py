@@ -1,4 +1,4 @@
-"""What a configuration asks of the engine: the net that attacks run on, and the compiled training pass."""
+"""What a configuration asks of the engine: the model, the net that attacks run on, the compiled training pass."""
 
 from __future__ import annotations
 
@@ -7,10 +7,39 @@ from typing import Any
 import torch
 
 from mwpb_fast.config import Config, ConfigError
-from mwpb_fast.engine.net import EagerNet, Net
+from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.engine.trial import try_model
 from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import TwinNet, make_net
+from mwpb_fast.method import Method, Net
+from mwpb_fast.models import build_model
+
+
+def make_model(
+    name: str, classes: int, normalize: Any, sample: torch.Tensor, smallest: int, precision: Precision
+) -> torch.nn.Module:
+    """The model of that name, in the layout and on the device that it is to be trained on, and tried there.
+
+    normalize: mean and standard deviation of each channel, or None. sample: (B, C, H, W) float32 images on the
+    device. smallest: how many images the smallest batch has. Raises ConfigError, one line, where there is no such
+    model, or one that cannot be trained.
+    """
+    try:
+        model = build_model(name, num_classes=classes, channels=sample.shape[1], normalize=normalize)
+    except (ValueError, TypeError, AttributeError, ImportError, LookupError) as error:  # of the user's own code
+        raise ConfigError(f"model.name: {name}: {error}") from error
+    model = model.to(device=precision.device, memory_format=precision.memory_format)  # type: ignore[call-overload]
+    try_model(model, name, sample, classes, smallest, precision)
+    return model
+
+
+def make_method(config: Config) -> Method:
+    """The method of a configuration. Raises ConfigError where a module of the user's lacks something."""
+    try:
+        return Method.build(config)
+    except TypeError as error:
+        raise ConfigError(str(error)) from error
 
 
 def make_engine(

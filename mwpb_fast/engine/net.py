@@ -4,27 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import torch
 
 from mwpb_fast.engine.precision import Precision
-
-
-class Net(Protocol):
-    """What attacks ask of a model; images are float32 (B, C, H, W) in [0, 1]."""
-
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, classes), without a graph."""
-        ...
-
-    def input_grad(self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Gradient with respect to x, like x, of the loss whose gradient at the logits is dlogits(logits)."""
-        ...
-
-    def refresh(self) -> None:
-        """Follow the model's weights as they are now; to be called after every change of them."""
-        ...
 
 
 class EagerNet:

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import torch
 
 from mwpb_fast.engine.fold import UnfoldableError, fold, refresh
-from mwpb_fast.engine.net import EagerNet, Net, module_mode
+from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import Precision, full_float32
+from mwpb_fast.method import Net
 
 CHECKED = 8  # images in the comparison with the model that every new twin must pass
 TOLERANCE = 2e-2  # of it, for each image, relative: rounding gives up to 1e-3, a wrong rewrite 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.engine.net import Net
+    from mwpb_fast.method import Net
 
 Perturb = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 

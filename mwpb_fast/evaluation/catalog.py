@@ -24,7 +24,7 @@ from mwpb_fast.inner_losses import carlini_wagner, cross_entropy
 from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.inner_losses import Inner
+    from mwpb_fast.method import Inner
 
 
 def find_attack(name: str) -> Attack:

@@ -15,7 +15,7 @@ from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
-    from mwpb_fast.engine.net import Net
+    from mwpb_fast.method import Net
 
 
 def weighted(budget_config: Any, steps: int = 20) -> Attack:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mwpb_fast.config import axis_config, names
+from mwpb_fast.method import Inner, Notes, Objective, Weighable
 
 if TYPE_CHECKING:
     import torch
 
-    from mwpb_fast.inner_losses import Inner, Notes
 
-
-def base_objective(name: str, beta: float | None) -> Any:
+def base_objective(name: str, beta: float | None) -> Weighable:
     """The built objective `name`, with its own default beta where `beta` is None.
 
     Raises ValueError where there is no such objective, where it has no beta to set, and where its loss does not
-    come as `terms` (objectives/_terms.py), so that there is no robust term to weigh.
+    come in terms (`mwpb_fast.method.Weighable`), so that there is no robust term to weigh.
     """
     config = axis_config("objectives", name)
     if beta is not None:
@@ -27,17 +26,17 @@ def base_objective(name: str, beta: float | None) -> Any:
             raise ValueError(f"base {name} has no beta: leave it null")
         config = dataclasses.replace(config, beta=beta)
     base = config.build()
-    if not hasattr(base, "terms"):
-        fitting = [n for n in names("objectives") if hasattr(axis_config("objectives", n).build(), "terms")]
+    if not isinstance(base, Weighable):
+        fitting = [n for n in names("objectives") if isinstance(axis_config("objectives", n).build(), Weighable)]
         raise ValueError(f"base {name} does not give its loss in terms to weigh: take {' or '.join(fitting)}")
     return base
 
 
 @dataclass(frozen=True)
-class Reweighted(ABC):
+class Reweighted(Objective):
     """outer: rest + mean_i w_i weighted_i of the base's terms; inner: the base's."""
 
-    base: Any
+    base: Weighable
 
     @property
     def uses_clean(self) -> bool:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mwpb_fast.inner_losses import cross_entropy
-from mwpb_fast.objectives._terms import Terms
+from mwpb_fast.method import ObjectiveConfig, Terms, Weighable
 from mwpb_fast.system.lazy import torch
-
-if TYPE_CHECKING:
-    from mwpb_fast.inner_losses import Notes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     """AT has no parameters."""
 
     def build(self) -> AT:
@@ -22,22 +18,10 @@ class Config:
 
 
 @dataclass(frozen=True)
-class AT:
+class AT(Weighable):
     """outer: mean_i CE(f(x'_i), y_i); inner: cross-entropy."""
 
-    uses_clean = False
     inner = staticmethod(cross_entropy)
-
-    def outer(
-        self,
-        model: torch.nn.Module,
-        x: torch.Tensor,
-        x_adv: torch.Tensor,
-        y: torch.Tensor,
-        notes: Notes | None = None,
-    ) -> torch.Tensor:
-        """Scalar loss to descend; model in train mode."""
-        return self.terms(model, x, x_adv, y).loss()
 
     def terms(self, model: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> Terms:
         """The robust term is the cross-entropy; there is nothing else."""

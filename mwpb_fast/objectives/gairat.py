@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from mwpb_fast.method import Notes, Objective, ObjectiveConfig
 from mwpb_fast.objectives._weighted import Reweighted, base_objective
 from mwpb_fast.system.lazy import torch
 
-if TYPE_CHECKING:
-    from mwpb_fast.inner_losses import Notes
-
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     """base: the objective whose robust term is weighted. Lambda: -1 as published; the larger, the more equal the
     weights. beta: the base's, its own default where null. The attack must count: pgd with count_correct=true.
 
@@ -79,7 +77,7 @@ class GAIRAT(Reweighted):
         # (1 + tanh(u)) / 2 = sigmoid(2u), and w / mean(w) from log w: neither cancels, nor is there a 0 / 0
         return len(score) * torch.softmax(torch.nn.functional.logsigmoid(2 * score), dim=0)
 
-    def in_epoch(self, epoch: int) -> Any:
+    def in_epoch(self, epoch: int) -> Objective:
         """The base during the burn-in, then this with the epoch's Lambda; epoch: counted from 1."""
         if epoch <= self.config.burn_in_epochs:
             return self.base

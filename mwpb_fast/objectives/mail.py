@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
+from mwpb_fast.method import Notes, Objective, ObjectiveConfig
 from mwpb_fast.objectives._weighted import Reweighted, base_objective
 from mwpb_fast.system.lazy import ops, torch
 
-if TYPE_CHECKING:
-    from mwpb_fast.inner_losses import Notes
-
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     """base: the objective whose robust term is weighted. bias, slope: of the sigmoid; published: -0.5 and 10 on
     at, 0 and 2 on trades. beta: the base's, its own default where null; published: 5.
 
@@ -63,6 +61,6 @@ class MAIL(Reweighted):
             return len(score) * torch.softmax(torch.nn.functional.logsigmoid(score), dim=0)
         return 3 * torch.sigmoid(score)
 
-    def in_epoch(self, epoch: int) -> Any:
+    def in_epoch(self, epoch: int) -> Objective:
         """The base during the burn-in; epoch: counted from 1."""
         return self.base if epoch <= self.config.burn_in_epochs else self

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mwpb_fast.inner_losses import cross_entropy
-from mwpb_fast.objectives._terms import Terms
+from mwpb_fast.method import ObjectiveConfig, Terms, Weighable
 from mwpb_fast.system.lazy import ops, torch
-
-if TYPE_CHECKING:
-    from mwpb_fast.inner_losses import Notes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     """beta: weight of the KL term (5 in the ResNet-18 script of MART, 6 in the WideResNet one)."""
 
     beta: float = 5.0
@@ -28,7 +24,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class MART:
+class MART(Weighable):
     """outer: mean_i BCE_i + beta * mean_i KL_i * (1.0000001 - p_y(x_i)); inner: cross-entropy.
 
     BCE and the runner-up class are of the adversarial probabilities; KL_i = KL(p(x_i) || p(x'_i) + 1e-12);
@@ -36,19 +32,7 @@ class MART:
     """
 
     beta: float
-    uses_clean = False
     inner = staticmethod(cross_entropy)
-
-    def outer(
-        self,
-        model: torch.nn.Module,
-        x: torch.Tensor,
-        x_adv: torch.Tensor,
-        y: torch.Tensor,
-        notes: Notes | None = None,
-    ) -> torch.Tensor:
-        """Scalar loss to descend; model in train mode."""
-        return self.terms(model, x, x_adv, y).loss()
 
     def terms(self, model: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> Terms:
         """The robust term is the boosted cross-entropy; the rest is the weighted KL."""

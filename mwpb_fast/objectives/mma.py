@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mwpb_fast.attacks.anpgd import ascend_soft_margin
+from mwpb_fast.method import Notes, Objective, ObjectiveConfig
 from mwpb_fast.system.lazy import torch
-
-if TYPE_CHECKING:
-    from mwpb_fast.inner_losses import Notes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     """clean_weight: share of the natural cross-entropy (1/3 is the authors', 0 their OMMA). Needs attack anpgd."""
 
     clean_weight: float = 1 / 3
@@ -28,7 +26,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class MMA:
+class MMA(Objective):
     """outer: c * mean CE(x_i) + (1 - c) / B * [sum_{S+, d_i < d_max} CE(x'_i) + sum_{S-} CE(x_i)].
 
     The denominator stays B: samples of S+ with a margin of d_max or more add 0. The attack gives one batch of x'

@@ -4,18 +4,16 @@ adversarial robustness", ICLR 2023)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mwpb_fast.attacks.squeeze import pick, select
 from mwpb_fast.inner_losses import kl_to_clean
+from mwpb_fast.method import Notes, Objective, ObjectiveConfig
 from mwpb_fast.system.lazy import ops, torch
-
-if TYPE_CHECKING:
-    from mwpb_fast.inner_losses import Notes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     """beta: weight of the squeeze. The authors' script demands a value and has none for CIFAR-10; 6 is what their
     semi-supervised script is called with. Needs attack squeeze."""
 
@@ -31,7 +29,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class ST:
+class ST(Objective):
     """outer: mean CE(x_i) + beta * mean_i symKL(upper_i, lower_i), both of x, x_c and x_a, chosen once more.
 
     symKL = 1/2 [KL(sg(P_lower) || P_upper) + KL(sg(P_upper) || P_lower)], sg: no gradient flows through. x_c goes
@@ -42,7 +40,6 @@ class ST:
     """
 
     beta: float
-    uses_clean = False
     inner = staticmethod(kl_to_clean)  # between the two chosen points: P - P_other, twice symKL's gradient
 
     def outer(

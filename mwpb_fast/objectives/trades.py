@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mwpb_fast.inner_losses import kl_to_clean
-from mwpb_fast.objectives._terms import Terms
+from mwpb_fast.method import ObjectiveConfig, Terms, Weighable
 from mwpb_fast.system.lazy import ops, torch
-
-if TYPE_CHECKING:
-    from mwpb_fast.inner_losses import Notes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     """beta: weight of the KL term."""
 
     beta: float = 6.0
@@ -28,7 +24,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class TRADES:
+class TRADES(Weighable):
     """outer: mean CE(f(x), y) + beta * mean_i KL(p(x_i) || p(x'_i)), the target not detached; inner: KL.
 
     The natural and the adversarial images go through the model in two passes, so that each has its own batch
@@ -38,17 +34,6 @@ class TRADES:
     beta: float
     uses_clean = True
     inner = staticmethod(kl_to_clean)
-
-    def outer(
-        self,
-        model: torch.nn.Module,
-        x: torch.Tensor,
-        x_adv: torch.Tensor,
-        y: torch.Tensor,
-        notes: Notes | None = None,
-    ) -> torch.Tensor:
-        """Scalar loss to descend; model in train mode."""
-        return self.terms(model, x, x_adv, y).loss()
 
     def terms(self, model: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> Terms:
         """The robust term is beta times the KL; the rest is the natural cross-entropy."""

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mwpb_fast.inner_losses import cross_entropy, gradient_of, kl_to_clean
+from mwpb_fast.method import Inner, Notes, ObjectiveConfig
 from mwpb_fast.objectives._weighted import Reweighted, base_objective
 from mwpb_fast.system.lazy import ops, torch
 
-if TYPE_CHECKING:
-    from mwpb_fast.inner_losses import Inner, Notes
-
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ObjectiveConfig):
     """base: the objective whose robust term is weighted. alpha: how strongly the margin weighs; published: 0.5 on
     at, 2 on trades. beta: the base's, its own default where null; published on trades: 5."""
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from mwpb_fast.method import Perturbation, PerturbationConfig
 from mwpb_fast.perturbations.none import Nothing
 from mwpb_fast.system.lazy import ops, torch
 
@@ -15,7 +16,7 @@ LOSS_SCALE = 1024.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(PerturbationConfig):
     """gamma: length of the perturbation as a share of each weight tensor's own (.01 for AT, .005 for TRADES, both
     the authors'). warmup_epochs: so many first epochs without it (none; 10 for TRADES-AWP, 5 for AT-AWP on
     SVHN)."""
@@ -34,7 +35,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class AWP:
+class AWP(Perturbation):
     """perturb(model, loss) -> a context manager in which every weight tensor w stands at w + v.
 
     v = gamma * ||w|| * d / (||d|| + 1e-20) with d the gradient of the outer loss at w: one step of ascent, from
@@ -52,7 +53,7 @@ class AWP:
 
     config: Config
 
-    def in_epoch(self, epoch: int) -> AWP | Nothing:
+    def in_epoch(self, epoch: int) -> Perturbation:
         """What serves in the `epoch`th epoch, counted from 1."""
         return self if epoch > self.config.warmup_epochs else Nothing()
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mwpb_fast.method import Perturbation, PerturbationConfig
+
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(PerturbationConfig):
     """Nothing to set."""
 
     def build(self) -> Nothing:
@@ -20,7 +22,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Nothing:
+class Nothing(Perturbation):
     """perturb(model, loss) -> a context manager that leaves the weights alone."""
 
     def __call__(

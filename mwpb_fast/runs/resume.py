@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from mwpb_fast.config import Config, ConfigError, from_dict, to_dict
-from mwpb_fast.engine.net import Net
 from mwpb_fast.engine.tune import take
 from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.method import Net
 from mwpb_fast.optim import Average
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.runs.checkpoint import CheckpointError
@@ -31,8 +31,8 @@ FREE = {
 @dataclass
 class Position:
     """Where a run stands. epoch, batch: the next one, counted from 1 and 0. seconds, waited: of this epoch, spent
-    on its batches, and thereof in waiting for them. best: record of the best epoch. trace: (batches, 5) float32,
-    a row for each step of this epoch: loss; smallest, mean and largest radius; whether it was finite."""
+    on its batches, and thereof in waiting for them. best: record of the best epoch. trace: a row of runs/trace.py
+    for each step of this epoch."""
 
     trace: torch.Tensor
     epoch: int = 1
@@ -57,7 +57,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: Average | None
-    memory: dict[str, dict[str, torch.Tensor]]
+    memory: Mapping[str, Mapping[str, torch.Tensor]]
     net: Net
     choices: list[dict[str, Any]]
     device: torch.device

@@ -1,58 +1,32 @@
 """The whole outer step as one recorded graph a phase: gather and augment, attack, training pass, optimiser, EMA.
 
 What changes from step to step is fed through tensors of fixed place: the images (or their indices, where the
-images lie on the device), labels, keys, and the learning rate that the optimiser reads. The budget, the attack,
-the objective and the weight perturbation are recorded; where one of them changes, a new recording replaces the
-old. The eager step stays as it is, and a replay gives the same bits.
+images lie on the device), labels, keys, and the learning rate that the optimiser reads. The method is recorded;
+where it changes, a new recording replaces the old. The eager step stays as it is, and a replay gives its bits.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from mwpb_fast.config import ConfigError
 from mwpb_fast.engine.recorder import WARM_UP, Recorder, Watch, recorder_for
+from mwpb_fast.method import Batch, Method
+from mwpb_fast.step import Step, StepResult
 
-Gather = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
-class Capturable(Protocol):
-    """What a step must offer; `mwpb_fast.step.Step` does."""
-
-    objective: Any
-    optimizer: torch.optim.Optimizer
-    precision: Any
-    scaler: torch.amp.GradScaler
-
-    @property
-    def attack(self) -> Any: ...
-
-    @property
-    def perturb(self) -> Any: ...
-
-    def compute(self, x: Any, y: Any, index: Any, key: Any, budget: Any) -> Any:
-        """The step's work on the device; a named tuple of tensors."""
-        ...
-
-    def count(self) -> None:
-        """The host's part, after each step."""
-        ...
-
-    def state(self) -> Mapping[str, torch.Tensor]:
-        """Every tensor that outlives a step and is changed by it, by name."""
-        ...
+Gather = Callable[[torch.Tensor, torch.Tensor], Batch]
 
 
 class CapturedStep:
-    """captured(x, y, index, key, budget), as the step that it is made of; or captured.gathered(...).
+    """captured(batch, key, method), as the step that it is made of; or captured.gathered(...).
 
-    step: the eager step. gather: gather(index, order) -> (x, y), the images and labels of `index`, augmented by
-    the key `order`, where they lie on the device: then `gathered` records that too. make_recorder: what records,
-    a CUDA graph by default.
+    step: the eager step. gather: gather(index, order) -> the batch of `index`, augmented by the key `order`,
+    where the images lie on the device: then `gathered` records that too. make_recorder: what records, a CUDA graph
+    by default.
 
     The tensors of a result are overwritten by the next call. All calls must have tensors of the shapes of the
     first. Raises ConfigError, with the reason, for a step that cannot be captured: here where that can be known
@@ -61,7 +35,7 @@ class CapturedStep:
 
     def __init__(
         self,
-        step: Capturable,
+        step: Step,
         gather: Gather | None = None,
         make_recorder: Callable[[torch.device], Recorder] = recorder_for,
     ) -> None:
@@ -71,36 +45,39 @@ class CapturedStep:
         self._program: _Program | None = None
         self.captures = 0
 
-    def __call__(
-        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, key: torch.Tensor, budget: Any
-    ) -> Any:
+    def __call__(self, batch: Batch, key: torch.Tensor, method: Method) -> StepResult:
         """Arguments and result as the eager step's."""
-        return self._run(self._fed, (x, y, index, key), budget)
+        result = self._replay(self._fed, (*batch, key), method)
+        self.step.count()
+        return result
 
-    def gathered(self, index: torch.Tensor, order: torch.Tensor, key: torch.Tensor, budget: Any) -> Any:
+    def gathered(self, index: torch.Tensor, order: torch.Tensor, key: torch.Tensor, method: Method) -> StepResult:
         """The step on the images of `index`, (B,) int64. order, key: one-element int64 tensors, the seeds of the
         augmentation and of the attack's noise."""
-        return self._run(self._from_index, (index, order, key), budget)
+        result = self._replay(self._from_index, (index, order, key), method)
+        self.step.count()
+        return result
 
     def verify(self, *arguments: Any) -> list[str]:
         """Run the eager step and a replay from the same state; the names of results and state that differ in
         any bit. The state is left as it was.
 
-        arguments: those of a call (five), or of `gathered` (four).
+        arguments: those of a call (three), or of `gathered` (four).
         """
-        *inputs, budget = arguments
-        function: Callable[..., Any] = self._fed if len(inputs) == 4 else self._from_index
-        state = self.step.state()
+        *given, method = arguments
+        function: Callable[..., StepResult] = self._fed if len(given) == 2 else self._from_index
+        inputs = (*given[0], given[1]) if len(given) == 2 else tuple(given)
+        state = self.step.state(method)
         before = _copies(state)
 
-        def outcome(run: Callable[[], Any]) -> dict[str, torch.Tensor]:
+        def outcome(run: Callable[[], StepResult]) -> dict[str, torch.Tensor]:
             result = run()
             after = _copies({**state, **{f"result.{k}": v for k, v in result._asdict().items()}})
             _restore(state, before)
             return after
 
-        eager = outcome(lambda: function(*inputs, budget))
-        replayed = outcome(lambda: self._replay(function, tuple(inputs), budget))
+        eager = outcome(lambda: function(*inputs, method))
+        replayed = outcome(lambda: self._replay(function, inputs, method))
         return [name for name, value in eager.items() if not _same_bits(value, replayed[name])]
 
     def forget(self) -> None:
@@ -110,51 +87,46 @@ class CapturedStep:
             self._program.close()
             self._program = None
 
-    def _run(self, function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], budget: Any) -> Any:
-        result = self._replay(function, inputs, budget)
-        self.step.count()
-        return result
-
-    def _replay(self, function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], budget: Any) -> Any:
-        step = self.step
-        rates = [group["lr"] for group in step.optimizer.param_groups]  # other tensors after a load of its state
-        phase = [function, budget, step.attack, step.objective, step.perturb, *rates]
-        if self._program is None or not self._program.serves(phase):
+    def _replay(
+        self, function: Callable[..., StepResult], inputs: tuple[torch.Tensor, ...], method: Method
+    ) -> StepResult:
+        if self._program is None or not self._program.serves(function, method):
             self.forget()
-            check_capturable(step)
-            recorder = self._make_recorder(step.precision.device)
-            self._program = _Program(step, phase, lambda *fed: function(*fed, budget), inputs, recorder)
+            check_capturable(self.step, method)
+            self._program = _Program(
+                self.step, function, method, inputs, self._make_recorder(self.step.precision.device)
+            )
             self.captures += 1
         return self._program(inputs)
 
-    def _fed(self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, key: torch.Tensor, budget: Any) -> Any:
-        return self.step.compute(x, y, index, key, budget)
+    def _fed(self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, *rest: Any) -> StepResult:
+        return self.step.compute(Batch(x, y, index), *rest)
 
-    def _from_index(self, index: torch.Tensor, order: torch.Tensor, key: torch.Tensor, budget: Any) -> Any:
+    def _from_index(self, index: torch.Tensor, order: torch.Tensor, *rest: Any) -> StepResult:
         if self._gather is None:
             raise ValueError("this step was made without a gather function")
-        x, y = self._gather(index, order)
-        return self.step.compute(x, y, index, key, budget)
+        return self.step.compute(self._gather(index, order), *rest)
 
 
 class _Program:
-    """One recording: its inputs, its outputs, and the phase that it serves."""
+    """One recording: its inputs, its outputs, and the method that it serves."""
 
     def __init__(
         self,
-        step: Capturable,
-        phase: list[Any],
-        function: Callable[..., Any],
+        step: Step,
+        function: Callable[..., StepResult],
+        method: Method,
         inputs: tuple[torch.Tensor, ...],
         recorder: Recorder,
     ) -> None:
-        self.phase, self.recorder = phase, recorder
+        self.step, self.function, self.method, self.recorder = step, function, method, recorder
+        self.rates = _rates(step)
         self.inputs = [t.clone() for t in inputs]
-        state = step.state()
+        state = step.state(method)
         before = _copies(state)
 
         def run() -> None:
-            self.result = function(*self.inputs)
+            self.result: StepResult | None = function(*self.inputs, method)
 
         try:
             for number in range(WARM_UP):
@@ -167,10 +139,12 @@ class _Program:
         _drop_gradients(step)
         recorder.capture(run)
 
-    def serves(self, phase: list[Any]) -> bool:
-        return len(phase) == len(self.phase) and all(map(_same, phase, self.phase))
+    def serves(self, function: Callable[..., StepResult], method: Method) -> bool:
+        # a loaded optimiser has other tensors of its learning rates
+        same_rates = list(map(id, self.rates)) == list(map(id, _rates(self.step)))
+        return function == self.function and same_rates and method == self.method
 
-    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> Any:
+    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> StepResult:
         for mine, given in zip(self.inputs, inputs, strict=True):
             if (mine.shape, mine.dtype, mine.device) != (given.shape, given.dtype, given.device):
                 raise ValueError(
@@ -180,6 +154,7 @@ class _Program:
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given)
         self.recorder.replay()
+        assert self.result is not None  # not closed
         return self.result
 
     def close(self) -> None:
@@ -187,8 +162,9 @@ class _Program:
         self.recorder.close()
 
 
-def check_capturable(step: Capturable) -> None:
-    """Refuse a step of which it is known that it cannot be captured. Raises ConfigError with the reason."""
+def check_capturable(step: Step, method: Method | None = None) -> None:
+    """Refuse a step, or a method, of which it is known that it cannot be captured. Raises ConfigError with the
+    reason."""
 
     def refuse(reason: str) -> None:
         raise ConfigError(f"precision.capture: {reason}")
@@ -203,9 +179,9 @@ def check_capturable(step: Capturable) -> None:
         for parameter in group["params"]:
             if group.get("momentum") and step.optimizer.state[parameter].get("momentum_buffer") is None:
                 refuse("the optimiser allocates its momentum in the first step; allocate it before")
-    for axis in (step.attack, step.objective, step.perturb):
-        if reason := getattr(axis, "uncapturable", ""):
-            refuse(f"{type(axis).__name__}: {reason}")
+    for axis in method.axes.values() if method is not None else ():
+        if axis.uncapturable:
+            refuse(f"{type(axis).__name__}: {axis.uncapturable}")
 
 
 def check_batches(images: int, batch_size: int, last_batch: str) -> None:
@@ -217,16 +193,8 @@ def check_batches(images: int, batch_size: int, last_batch: str) -> None:
         )
 
 
-def _same(one: Any, other: Any) -> bool:
-    """The same object, or equal ones that hold nothing but values; tensors are compared by identity."""
-    if one is other:
-        return True
-    if isinstance(one, torch.Tensor) or type(one) is not type(other):
-        return False
-    try:
-        return hash(one) == hash(other) and bool(one == other)
-    except TypeError:  # it holds something that may change
-        return False
+def _rates(step: Step) -> list[Any]:
+    return [group["lr"] for group in step.optimizer.param_groups]
 
 
 def _copies(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -245,7 +213,7 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other)))
 
 
-def _drop_gradients(step: Capturable) -> None:
+def _drop_gradients(step: Step) -> None:
     step.optimizer.zero_grad(set_to_none=True)
     if hasattr(step.optimizer, "found_inf"):
         del step.optimizer.found_inf

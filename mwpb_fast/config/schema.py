@@ -1,0 +1,158 @@
+"""One run's whole configuration: frozen classes of plain values, each of which checks itself.
+
+A method is a point in budget x attack x objective x weight perturbation; each of those is the `Config` of one
+module, found by the module's name. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from mwpb_fast.config.radius import check_linf
+from mwpb_fast.method import AttackConfig, BudgetConfig, ObjectiveConfig, PerturbationConfig
+
+AXES = {
+    "warmup": "budgets",
+    "budget": "budgets",
+    "attack": "attacks",
+    "objective": "objectives",
+    "perturbation": "perturbations",
+}  # option of a run: folder of the modules that it names
+
+
+class ConfigError(ValueError):
+    """What is wrong with a configuration, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """name: model file and its numbers, such as resnet-18, preactresnet-18, wrn-34-10, smallresnet-16.
+    normalize: put the data set's mean and standard deviation into the model as its first layer."""
+
+    name: str = "resnet-18"
+    normalize: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """SGD with the learning rate divided by 10 at the start of each epoch in `drops` (counted from 1).
+
+    ema: decay of an averaged copy of the weights, which is then validated and kept; 0 for none.
+    fused: "apex" asks for NVIDIA apex's FusedSGD, "torch" for PyTorch's own fused SGD.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    drops: tuple[int, ...] = (80, 90)
+    drop_factor: float = 0.1
+    ema: float = 0.0
+    fused: str = "torch"
+
+    def __post_init__(self) -> None:
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
+            raise ValueError("lr must be positive and finite, weight_decay must be finite and not negative")
+        if not (0 <= self.momentum < 1 and 0 <= self.ema < 1 and 0 < self.drop_factor <= 1):
+            raise ValueError("momentum and ema must be in [0, 1), drop_factor in (0, 1]")
+        if self.fused not in ("torch", "apex"):
+            raise ValueError(f"fused must be torch or apex, not {self.fused}")
+        if list(self.drops) != sorted(self.drops) or any(epoch < 1 for epoch in self.drops):
+            raise ValueError(f"drops must be rising epochs counted from 1, not {self.drops}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32 (not TF32), bf16, fp16.
+    attack_dtype: of the attack alone: auto (as dtype), fp32 or bf16.
+    engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in, auto
+    the twin where that is known to change nothing that counts (float32 on the CPU).
+    tune: for each convolution of the twin, time the plain call and those that fuse what follows it, and take the
+    fastest; on CUDA cuDNN measures its algorithms, too.
+    compile: compile the training pass with torch.compile.
+    capture: record the whole step as one CUDA graph for each phase and replay it.
+    oracle: fp32, eager, contiguous, reference ops and deterministic algorithms: the truth to compare with."""
+
+    device: str = "auto"
+    engine: str = "auto"
+    dtype: str = "auto"
+    attack_dtype: str = "auto"
+    tune: bool = False
+    compile: bool = False
+    capture: bool = False
+    channels_last: bool = True
+    oracle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", "fp32", "bf16", "fp16"):
+            raise ValueError(f"dtype must be auto, fp32, bf16 or fp16, not {self.dtype}")
+        if self.attack_dtype not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"attack_dtype must be auto, fp32 or bf16, not {self.attack_dtype}")
+        if self.engine not in ("auto", "eager", "twin"):
+            raise ValueError(f"engine must be auto, eager or twin, not {self.engine}")
+        for dtype in (self.dtype, self.attack_dtype):
+            if self.oracle and dtype not in ("auto", "fp32"):
+                raise ValueError(f"the oracle computes in fp32, not {dtype}")
+        if self.tune and self.engine != "twin":
+            raise ValueError("tune chooses among the twin's convolutions: it needs engine=twin")
+        if self.oracle and (self.capture or self.compile):
+            raise ValueError("the oracle runs eagerly, without capture or compile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """attacks: of natural, fgsm, pgdN, pgdNxR, cwN, cwNxR, aa, aa-l2, apgd-ce, apgd-t, fab, square, spsa, spsaN; N
+    steps (pairs for spsa), R starts; pgd20@6/255 has a radius of its own, aa-l2 has 128/255 by itself. eps,
+    step_size: of the others, the latter of pgd and cw, in the units of images in [0, 1]; since these attacks are
+    linf, at most 1. subset: attack only so many test images, stratified by class (results are then labelled a
+    preview); 0 for all. costly_subset: the same for spsa alone. validate_every: epochs between validations by
+    PGD-10."""
+
+    attacks: tuple[str, ...] = ("natural", "pgd20", "cw20")
+    eps: Fraction = Fraction(8, 255)
+    step_size: Fraction = Fraction(1, 255)
+    batch_size: int = 250
+    subset: int = 0
+    costly_subset: int = 1000
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.subset < 0 or self.costly_subset < 0 or self.validate_every < 1:
+            raise ValueError("batch_size and validate_every must be at least 1, subset not negative")
+        check_linf("eps", self.eps)
+        check_linf("step_size", self.step_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run. epochs: in all; the first `warmup_epochs` use the `warmup` budget, the others `budget`.
+
+    attack_mode: how batch normalisation runs while margins and attacks are computed: eval; train; or batch, as
+    train but leaving the running statistics alone.
+    The axes hold the `Config` of the modules that they name; data is `mwpb_fast.data.dataset.Config`.
+    """
+
+    recipe: str
+    data: Any
+    budget: BudgetConfig
+    attack: AttackConfig
+    objective: ObjectiveConfig
+    warmup: BudgetConfig
+    perturbation: PerturbationConfig
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = 0
+    epochs: int = 110
+    warmup_epochs: int = 0
+    attack_mode: str = "eval"
+    max_bad_steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.warmup_epochs < 0 or self.max_bad_steps < 0:
+            raise ValueError("epochs, warmup_epochs and max_bad_steps must not be negative")
+        if self.attack_mode not in ("eval", "train", "batch"):
+            raise ValueError(f"attack_mode must be eval, train or batch, not {self.attack_mode}")

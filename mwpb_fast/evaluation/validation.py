@@ -1,0 +1,56 @@
+"""What a run looks at besides its steps: the accuracy on held-out images, and the radii of the training images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import mwpb_kernels as ops
+import torch
+
+from mwpb_fast.attacks import pgd
+from mwpb_fast.engine.net import EagerNet, module_mode
+from mwpb_fast.engine.precision import Precision
+from mwpb_fast.evaluation.accuracy import correct
+from mwpb_fast.inner_losses import cross_entropy
+from mwpb_fast.method import Batch, Budget
+
+Batches = Callable[[], Iterable[Batch]]
+
+
+def accuracies(
+    model: torch.nn.Module,
+    batches: Batches,
+    eps: float,
+    epoch: int,
+    precision: Precision,
+    tick: Callable[..., None],
+) -> dict[str, float]:
+    """Natural and PGD-10 accuracy in % on images in [0, 1], each of which has its own noise in each epoch.
+
+    batches: gives them anew at each call. tick: called after each batch. Modes and random generators are left as
+    they were.
+    """
+    net, device = EagerNet(model, precision), precision.device
+    attack = pgd.Config(start="uniform").build()
+    key = torch.tensor([ops.derive_seed(0, epoch)], device=device)
+
+    def perturb(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return attack(net, x, y, None, torch.full(y.shape, eps, device=device), cross_entropy, key, index)
+
+    # whatever the model draws here, training goes on as if there had been no validation, or a part of one
+    with module_mode(model, training=False), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        natural = correct(net, batches(), tick=tick)
+        robust = correct(net, batches(), perturb, tick)
+    return {"natural": 100 * natural.float().mean().item(), "robust": 100 * robust.float().mean().item()}
+
+
+def radii(
+    model: torch.nn.Module, batches: Batches, budget: Budget, precision: Precision, tick: Callable[..., None]
+) -> torch.Tensor:
+    """The radius that a budget gives each image, (N,) on the CPU. Arguments as those of `accuracies`."""
+    net, found = EagerNet(model, precision), []
+    with module_mode(model, training=False):
+        for x, y, _ in batches():
+            tick()
+            found.append(budget(net.logits(x), y).cpu())
+    return torch.cat(found)
