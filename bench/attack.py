@@ -49,6 +49,7 @@ from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.inner_losses import cross_entropy
+from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
 
 REFERENCE = "mwpb eager fp32"
@@ -91,7 +92,7 @@ def ours(
         if twin:
             net.refresh()
         x = x.contiguous(memory_format=torch.channels_last)
-        return attack(net, x, y, None, radius, cross_entropy, key, index)
+        return attack(net, Batch(x, y, index), None, radius, cross_entropy, key)
 
     return run
 
