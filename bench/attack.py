@@ -49,6 +49,7 @@ from mwpb_fast.engine.recorder import WARM_UP, recorder_for
 from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.inner_losses import cross_entropy
+from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
 
 PLAIN = "not compiled"  # the part of the results that needs no compiler
@@ -79,7 +80,7 @@ def ours(
         if twin:
             net.refresh()
         x = x.contiguous(memory_format=torch.channels_last)
-        return attack(net, x, y, None, radius, cross_entropy, key, index)
+        return attack(net, Batch(x, y, index), None, radius, cross_entropy, key)
 
     return run
 

@@ -38,7 +38,7 @@ from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.inner_losses import cross_entropy
-from mwpb_fast.method import Net
+from mwpb_fast.method import Batch, Net
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 
 # least share of mass, least ratio of losses, greatest difference of robust accuracy in points
@@ -156,7 +156,7 @@ def attack_rows(weights: str, nets: dict[str, Net], x: Tensor, y: Tensor, eps: f
         for clean, labels, index in batches(x, y):
             radius = torch.full((len(clean),), eps / 255, device=x.device)
             with surroundings(net):
-                images.append(attack(net, clean, labels, None, radius, cross_entropy, key, index))
+                images.append(attack(net, Batch(clean, labels, index), None, radius, cross_entropy, key))
             with as_oracle(x.device):
                 logits = reference.logits(images[-1])
             losses.append(F.cross_entropy(logits, labels, reduction="none"))

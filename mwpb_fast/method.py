@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -52,22 +52,6 @@ class Net(Protocol):
         ...
 
 
-class Terms(NamedTuple):
-    """An outer loss taken apart, so that its samples may be weighted: loss = rest + mean_i weighted_i.
-
-    rest: scalar, what is never re-weighted. weighted: (B,), the robust term of each sample. logits: (B, classes)
-    float32, of the adversarial images, with their graph.
-    """
-
-    rest: Tensor
-    weighted: Tensor
-    logits: Tensor
-
-    def loss(self) -> Tensor:
-        """The plain objective's scalar."""
-        return self.rest + self.weighted.mean()
-
-
 # the axes --------------------------------------------------------------------------------------------------------
 class Axis(Protocol):
     """What every axis may say of itself. memory: what it keeps between steps, by name, a row for each training
@@ -90,34 +74,27 @@ class Budget(Axis, Protocol):
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
         """The radius of each sample, (B,) float32, detached. logits: (B, classes), natural. y: (B,) int64."""
 
-    def in_epoch(self, epoch: int) -> Budget:
-        """What serves in the `epoch`th epoch, counted from 1: the same, or an equal one, throughout a phase."""
-        return self
-
 
 class Attack(Axis, Protocol):
     @abstractmethod
     def __call__(
         self,
         net: Net,
-        x: Tensor,
-        y: Tensor,
+        batch: Batch,
         clean: Tensor | None,
         radius: Tensor,
         inner: Inner,
         key: Tensor,
-        index: Tensor,
         notes: Notes | None = None,
     ) -> Tensor:
-        """The adversarial images, a new tensor like x, in each sample's ball and in [0, 1].
+        """The adversarial images, a new tensor like batch.x, in each sample's ball and in [0, 1].
 
-        x: (B, C, H, W) float32 in [0, 1]. y, index: (B,) int64. clean: logits of x or None. radius: (B,) float32.
-        inner: the loss to ascend. key: one-element int64 tensor, the seed of all noise. notes: takes what the
-        attack notes.
+        clean: the natural images' logits, (B, classes), or None. radius: (B,) float32. inner: the loss to ascend.
+        key: one-element int64 tensor, the seed of all noise. notes: takes what the attack notes.
         """
 
     def in_epoch(self, epoch: int) -> Attack:
-        """As a budget's."""
+        """What serves in the `epoch`th epoch, counted from 1: the same, or an equal one, throughout a phase."""
         return self
 
 
@@ -140,23 +117,8 @@ class Objective(Axis, Protocol):
         """Scalar loss to descend; model in train mode. x, x_adv: (B, C, H, W). y: (B,) int64."""
 
     def in_epoch(self, epoch: int) -> Objective:
-        """As a budget's."""
+        """As an attack's."""
         return self
-
-
-@runtime_checkable
-class Weighable(Objective, Protocol):
-    """An objective whose loss is known in terms, so that another may weigh its samples."""
-
-    @abstractmethod
-    def terms(self, model: torch.nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Terms:
-        """Arguments as outer's."""
-
-    def outer(
-        self, model: torch.nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, notes: Notes | None = None
-    ) -> Tensor:
-        """Scalar loss to descend; model in train mode."""
-        return self.terms(model, x, x_adv, y).loss()
 
 
 class Perturbation(Axis, Protocol):
@@ -166,7 +128,7 @@ class Perturbation(Axis, Protocol):
         as they are, a scalar."""
 
     def in_epoch(self, epoch: int) -> Perturbation:
-        """As a budget's."""
+        """As an attack's."""
         return self
 
 
@@ -261,10 +223,8 @@ class Method:
 
     def in_epoch(self, epoch: int) -> Method:
         """The method as it is in the `epoch`th epoch, counted from 1; equal throughout a phase."""
-        warming = self.warmup is not None and epoch <= self.warmup_epochs
-        budget = self.warmup if warming and self.warmup is not None else self.budget
         return Method(
-            budget=budget.in_epoch(epoch),
+            budget=self.warmup if self.warmup is not None and epoch <= self.warmup_epochs else self.budget,
             attack=self.attack.in_epoch(epoch),
             objective=self.objective.in_epoch(epoch),
             perturb=self.perturb.in_epoch(epoch),

@@ -18,6 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from mwpb_fast import data
 from mwpb_fast.config import (
     AXES,
     Config,
@@ -35,6 +36,8 @@ from mwpb_fast.config import (
 )
 from mwpb_fast.config.option_values import check
 from mwpb_fast.config.option_values import word as read_word
+from mwpb_fast.evaluation.catalog import find_attack
+from mwpb_fast.models import parse_name
 
 FIELDS = [field.name for field in dataclasses.fields(Config) if field.name != "recipe"]
 NAME = r"[\w-]+(\.[\w-]+)*"
@@ -220,8 +223,6 @@ def _unknown(name: str, config: Config) -> str:
 
 def check_attacks(config: EvaluationConfig | None) -> None:
     """Refuse an attack that there is not."""
-    from mwpb_fast.evaluation.catalog import find_attack
-
     for name in config.attacks if config else ():
         find_attack(name)
 
@@ -229,12 +230,9 @@ def check_attacks(config: EvaluationConfig | None) -> None:
 def check_needs(config: Config) -> None:
     """Refuse what would end the evaluation of a run that is yet to be trained: an attack whose package is not
     installed or that needs more classes than there are, and a test split that is not there."""
-    from mwpb_fast.data import load_split
-    from mwpb_fast.evaluation.catalog import find_attack
-
     if not config.evaluation.attacks:
         raise ConfigError("evaluation.attacks is empty: there would be nothing to evaluate; or take --no-evaluate")
-    classes = load_split(config.data, "test").num_classes
+    classes = data.load_split(config.data, "test").num_classes
     for name in config.evaluation.attacks:
         find_attack(name).needs(classes)
 
@@ -258,14 +256,11 @@ def _check_finite(config: Config) -> None:
 
 
 def _check_names(config: Config) -> None:
-    from mwpb_fast.data.prepare import find_set
-    from mwpb_fast.models import parse_name
-
     try:
         parse_name(config.model.name)
     except ValueError as error:
         raise ConfigError(f"model.name: {error}") from error
-    find_set(config.data.name)
+    data.find_set(config.data.name)
     check_axes(config)
     check_attacks(config.evaluation)
 

@@ -68,7 +68,7 @@ class Step:
         with crafting(model, self.attack_mode):
             clean: Any = self.net.logits(x) if method.uses_clean else None  # then nothing looks at it
             radius = method.budget(clean, y)
-            x_adv = method.attack(self.net, x, y, clean, radius, method.objective.inner, key, index, notes)
+            x_adv = method.attack(self.net, Batch(x, y, index), clean, radius, method.objective.inner, key, notes)
 
         model.train()
         self.statistics.save()

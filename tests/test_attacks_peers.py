@@ -28,6 +28,7 @@ from mwpb_fast.attacks import pgd
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.inner_losses import cross_entropy
+from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 
 EPS, STEP, STEPS = Fraction(8, 255), Fraction(2, 255), 10
@@ -94,7 +95,7 @@ def ours(
     eps, step = (EPS, STEP) if norm == "linf" else (L2_EPS, L2_STEP)
     attack = pgd.Config(norm=norm, steps=steps, step_size=step, start=start).build()
     radius, key, index = torch.full(y.shape, float(eps)), torch.tensor([5]), torch.arange(len(y))
-    x_adv = attack(EagerNet(model, FP32), x, y, None, radius, cross_entropy, key, index)
+    x_adv = attack(EagerNet(model, FP32), Batch(x, y, index), None, radius, cross_entropy, key)
     return attack.start(x, radius, key, index), x_adv
 
 

@@ -169,12 +169,12 @@ def test_memory_of_an_attack_is_part_of_the_state() -> None:
         def __init__(self) -> None:
             self.memory = {"radius": torch.zeros(1000)}
 
-        def __call__(self, net: Any, x: Any, y: Any, clean: Any, radius: Any, inner: Any, key: Any, index: Any,
+        def __call__(self, net: Any, batch: Batch, clean: Any, radius: Any, inner: Any, key: Any,
                      notes: Any = None) -> torch.Tensor:  # fmt: skip
-            grown = self.memory["radius"][index] + radius
-            self.memory["radius"].index_copy_(0, index, grown)
+            grown = self.memory["radius"][batch.index] + radius
+            self.memory["radius"].index_copy_(0, batch.index, grown)
             notes["radius"] = grown
-            return x
+            return batch.x
 
     eager, other, (one, two) = make_step(), make_step(), [method(attack=Remembering()) for _ in range(2)]
     captured = capture(other)

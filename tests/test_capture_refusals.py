@@ -12,7 +12,7 @@ from method_cases import Crafted, method
 from mwpb_fast.capture import CapturedStep, check_batches
 from mwpb_fast.config import ConfigError, PrecisionConfig
 from mwpb_fast.engine.precision import Precision, make_precision
-from mwpb_fast.method import Method
+from mwpb_fast.method import Batch, Method
 from mwpb_fast.perturbations import none
 
 
@@ -20,8 +20,8 @@ def hooked(f: Any) -> Method:
     """A method whose attack's result goes through f(x, y)."""
     attack = AT.attack
 
-    def attacked(net: Any, x: torch.Tensor, y: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return f(attack(net, x, y, *rest), y)
+    def attacked(net: Any, batch: Batch, *rest: Any) -> torch.Tensor:
+        return f(attack(net, batch, *rest), batch.y)
 
     return method(attack=Crafted(attacked))
 

@@ -14,6 +14,7 @@ from mwpb_fast.config import PrecisionConfig
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.inner_losses import cross_entropy
+from mwpb_fast.method import Batch
 
 CPU = make_precision(PrecisionConfig(device="cpu"))
 KEY = torch.tensor([ops.derive_seed(1, 2)])
@@ -51,7 +52,7 @@ def look(
     notes: dict[str, torch.Tensor] = {}
     index = torch.arange(len(x)) if index is None else index
     budget = torch.full((len(x),), 8 / 255)
-    x_adv = attack(EagerNet(Half(), CPU), x, y, None, budget, cross_entropy, KEY, index, notes)
+    x_adv = attack(EagerNet(Half(), CPU), Batch(x, y, index), None, budget, cross_entropy, KEY, notes)
     return x_adv, 255 * notes["radius"]
 
 
@@ -115,10 +116,10 @@ def test_probes_and_training_attack_start_apart() -> None:
     plain = attack.pgd
 
     class Recorder:
-        def __call__(self, net: Any, x: torch.Tensor, y: Any, clean: Any, radius: torch.Tensor, *rest: Any) -> Any:
-            start = plain.start(x, torch.full_like(radius, 4 / 255), rest[1], rest[2])
-            starts.append((start - x, radius.clone()))
-            return plain(net, x, y, clean, radius, *rest)
+        def __call__(self, net: Any, batch: Batch, clean: Any, radius: torch.Tensor, *rest: Any) -> Any:
+            start = plain.start(batch.x, torch.full_like(radius, 4 / 255), rest[1], batch.index)
+            starts.append((start - batch.x, radius.clone()))
+            return plain(net, batch, clean, radius, *rest)
 
     attack.pgd = Recorder()  # type: ignore[assignment]
     x = images(8, 5, 3, -1)
@@ -141,10 +142,10 @@ def test_the_memory_belongs_to_the_image_in_whatever_order() -> None:
     net, budget = EagerNet(Half(), CPU), torch.full((6,), 8 / 255)
     whole, parts = attack_of(4), attack_of(4)
     for _ in range(3):
-        whole(net, x, y, None, budget, cross_entropy, KEY, index)
+        whole(net, Batch(x, y, index), None, budget, cross_entropy, KEY)
         order = torch.randperm(6)
         for part in (order[:2], order[2:]):
-            parts(net, x[part], y[part], None, budget[part], cross_entropy, KEY, index[part])
+            parts(net, Batch(x[part], y[part], index[part]), None, budget[part], cross_entropy, KEY)
     assert torch.equal(whole.memory["radius"], parts.memory["radius"])
 
 
@@ -156,7 +157,8 @@ def test_the_probes_ascend_the_objectives_loss() -> None:
 
     notes: dict[str, torch.Tensor] = {}
     y = torch.zeros(1, dtype=torch.int64)
-    attack_of(4)(EagerNet(Half(), CPU), images(3), y, None, torch.ones(1), still, KEY, torch.zeros_like(y), notes)
+    batch = Batch(images(3), y, index=torch.zeros_like(y))
+    attack_of(4)(EagerNet(Half(), CPU), batch, None, torch.ones(1), still, KEY, notes)
     assert 255 * notes["radius"].item() == pytest.approx(4.19, abs=1e-4)
 
 

@@ -76,7 +76,8 @@ def test_defaults_of_several_axes_are_those_of_the_page(axes: dict[str, str]) ->
     row = next(line for line in DOC.splitlines() if line.startswith("|") and all(w in line for w in words))
     stated = re.findall(r"`(\w+)` ([\d./]+)", row.split(" | ")[-1])
     configs = [axis_config(kind, name) for kind, name in axes.items()]
-    assert len(stated) == sum(len(dataclasses.fields(c)) for c in configs) - ("step_size" in dir(configs[-1]))
+    options = [field.name for config in configs for field in dataclasses.fields(config)]
+    assert len(stated) == len(options) - ("step_size" in options)
     for field, value in stated:
         numerator, _, denominator = value.partition("/")
         (own,) = {getattr(c, field) for c in configs if hasattr(c, field)}

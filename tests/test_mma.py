@@ -13,6 +13,7 @@ from mwpb_fast.attacks import anpgd, pgd
 from mwpb_fast.config import PrecisionConfig
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.method import Batch
 from mwpb_fast.objectives import mma
 
 CPU = make_precision(PrecisionConfig(device="cpu"))
@@ -85,7 +86,7 @@ def test_margins_of_a_linear_model_are_exact_to_the_bisections_bound() -> None:
     notes: dict[str, torch.Tensor] = {}
     index = torch.arange(len(x))
     for _ in range(2):  # from the floor, and from what was remembered
-        x_adv = attack(net, x, y, None, d_max, ops.ce_grad, KEY, index, notes)
+        x_adv = attack(net, Batch(x, y, index), None, d_max, ops.ce_grad, KEY, notes)
         found = notes["radius"]
         reach = margins.clamp(max=1.05 * D_MAX)
         plus = margins > 0
@@ -109,7 +110,9 @@ def test_each_halving_halves_the_error() -> None:
     for steps in (1, 4, 16):
         attack = attack_of(search_steps=steps)
         notes: dict[str, torch.Tensor] = {}
-        attack(EagerNet(model, CPU), x, y, None, torch.full((40,), D_MAX), None, KEY, torch.arange(40), notes)
+        attack(
+            EagerNet(model, CPU), Batch(x, y, torch.arange(40)), None, torch.full((40,), D_MAX), None, KEY, notes
+        )
         error = (notes["radius"] - margins)[keep].abs().max()
         assert error <= 1.05 * D_MAX / 2**steps + 1e-6
         assert steps == 16 or error > 0.05 * D_MAX / 2**steps
@@ -120,13 +123,13 @@ def test_d_max_may_differ_from_sample_to_sample() -> None:
     model, x, y, margins = half()
     d_max = torch.where(torch.arange(40) % 2 == 0, 0.03, 0.2)
     notes: dict[str, torch.Tensor] = {}
-    attack_of()(EagerNet(model, CPU), x, y, None, d_max, None, KEY, torch.arange(40), notes)
+    attack_of()(EagerNet(model, CPU), Batch(x, y, torch.arange(40)), None, d_max, None, KEY, notes)
     plus = margins > 0
     assert torch.equal(notes["counted"], ~plus | (margins < d_max))
     assert notes["counted"][margins < 0].all()
     reach = torch.minimum(margins, 1.05 * d_max)
     assert ((notes["radius"] - reach)[plus].abs() <= 1.05 * d_max[plus] / 2**10 + 1e-6).all()
-    attack_of()(EagerNet(model, CPU), x, y, None, torch.zeros(40), None, KEY, torch.arange(40), notes)
+    attack_of()(EagerNet(model, CPU), Batch(x, y, torch.arange(40)), None, torch.zeros(40), None, KEY, notes)
     assert torch.equal(notes["counted"], ~plus)  # no ball at all: S- is learnt still
 
 
@@ -136,10 +139,8 @@ def test_images_stay_in_the_pixel_range() -> None:
     x = torch.full((4, 3, 4, 4), 0.99)
     x[0], x[1] = 0.5, 0.999
     notes: dict[str, torch.Tensor] = {}
-    x_adv = attack_of()(
-        EagerNet(model, CPU), x, torch.zeros(4, dtype=torch.int64), None, torch.full((4,), 0.5), None, KEY,
-        torch.arange(4), notes,
-    )  # fmt: skip
+    images = Batch(x, torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    x_adv = attack_of()(EagerNet(model, CPU), images, None, torch.full((4,), 0.5), None, KEY, notes)
     assert x_adv.max() <= 1
     assert x_adv.min() >= 0
     assert (x_adv[1:] == 1).any()
@@ -151,9 +152,9 @@ class Recorder:
     def __init__(self, plain: pgd.PGD) -> None:
         self.plain, self.radii = plain, torch.empty(0)
 
-    def __call__(self, net: Any, x: Any, y: Any, clean: Any, radius: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def __call__(self, net: Any, batch: Batch, clean: Any, radius: torch.Tensor, *rest: Any) -> torch.Tensor:
         self.radii = radius.clone()
-        return self.plain(net, x, y, clean, radius, *rest)
+        return self.plain(net, batch, clean, radius, *rest)
 
 
 def test_the_memory_belongs_to_the_image_and_serves_its_next_look() -> None:
@@ -162,17 +163,17 @@ def test_the_memory_belongs_to_the_image_and_serves_its_next_look() -> None:
     net, d_max, index = EagerNet(model, CPU), torch.full((40,), D_MAX), torch.arange(100, 140)
     attack, shuffled = attack_of(200), attack_of(200)
     attack.pgd = recorder = Recorder(attack.pgd)  # type: ignore[assignment]
-    attack(net, x, y, None, d_max, None, KEY, index)
+    attack(net, Batch(x, y, index), None, d_max, None, KEY)
     assert (recorder.radii == torch.tensor(0.005)).all()
     order = torch.randperm(40)
     for part in (order[:15], order[15:]):
-        shuffled(net, x[part], y[part], None, d_max[part], None, KEY, index[part])
+        shuffled(net, Batch(x[part], y[part], index[part]), None, d_max[part], None, KEY)
     torch.testing.assert_close(attack.memory["radius"], shuffled.memory["radius"], rtol=0, atol=1e-6)
     remembered = attack.memory["radius"][index]
-    attack(net, x[order], y[order], None, d_max, None, KEY, index[order])
+    attack(net, Batch(x[order], y[order], index[order]), None, d_max, None, KEY)
     torch.testing.assert_close(recorder.radii, remembered[order].clamp(0.005, 1.05 * D_MAX), rtol=1e-6, atol=0)
     assert (recorder.radii[margins[order] < 0] == torch.tensor(0.005)).all()
-    attack(net, x, y, None, torch.full((40,), 0.01), None, KEY, index)
+    attack(net, Batch(x, y, index), None, torch.full((40,), 0.01), None, KEY)
     assert recorder.radii.max() <= 0.0105 * (1 + 1e-6)
 
 
@@ -187,7 +188,7 @@ def test_an_image_that_is_not_finite_leaves_the_memory_finite() -> None:
     x = x.clone()
     x[7] = torch.nan
     attack = attack_of()
-    attack(EagerNet(model, CPU), x, y, None, torch.full((40,), D_MAX), None, KEY, torch.arange(40))
+    attack(EagerNet(model, CPU), Batch(x, y, torch.arange(40)), None, torch.full((40,), D_MAX), None, KEY)
     assert attack.memory["radius"].isfinite().all()
     assert attack.memory["radius"][7] == 0
 

@@ -29,6 +29,7 @@ from mwpb_fast.evaluation.autoattack import COMPONENTS
 from mwpb_fast.evaluation.model_checks import weights_frozen
 from mwpb_fast.evaluation.spsa import SPSA
 from mwpb_fast.inner_losses import cross_entropy
+from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -79,7 +80,7 @@ def model(images: dict[str, Images]) -> nn.Module:
         batch, labels = x[chosen], y[chosen]
         radius = torch.full((64,), float(EPS))
         net = EagerNet(model.eval(), PRECISION)
-        x_adv = attack(net, batch, labels, None, radius, cross_entropy, key + step, chosen)
+        x_adv = attack(net, Batch(batch, labels, chosen), None, radius, cross_entropy, key + step)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model.train()(x_adv), labels).backward()
         optimizer.step()

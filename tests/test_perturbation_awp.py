@@ -93,13 +93,18 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return x, y, torch.arange(12), torch.tensor([1])
 
 
-def shift(net: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+def shift(x: torch.Tensor) -> torch.Tensor:
     """An attack that gives the same image in float32 and float64."""
     return (x * 0.75 + 0.125).flip(3)
 
 
 def shifted(objective: Any, perturb: Any) -> Method:
-    return method(objective, attack=Crafted(shift), perturb=perturb, budget=fixed.Config().build())
+    return method(
+        objective,
+        attack=Crafted(lambda net, batch, *rest: shift(batch.x)),
+        perturb=perturb,
+        budget=fixed.Config().build(),
+    )
 
 
 def make_step() -> Step:
@@ -132,7 +137,7 @@ def test_two_steps_are_those_of_a_proxy_model_in_float64(
         assert step(Batch(x, y, index), key, asked).finite
 
     model = net().double().train()
-    x, x_adv = x.double(), shift(None, x.double())
+    x, x_adv = x.double(), shift(x.double())
     momentum = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for number in range(2):
         proxy = copy.deepcopy(model)

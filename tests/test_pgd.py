@@ -14,6 +14,7 @@ from mwpb_fast import inner_losses
 from mwpb_fast.attacks import pgd
 from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
 
 SHAPE = (3, 5, 7)
@@ -37,7 +38,7 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, radius: Tensor, **options: An
     net = EagerNet(model, options.pop("precision", precision()))
     seed, index = options.pop("key", key()), options.pop("index", torch.arange(len(x)))
     clean = net.logits(x)
-    return pgd.Config(**options).build()(net, x, y, clean, radius, loss, seed, index)
+    return pgd.Config(**options).build()(net, Batch(x, y, index), clean, radius, loss, seed)
 
 
 def downhill(model: nn.Module, y: Tensor) -> Tensor:

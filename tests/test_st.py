@@ -157,8 +157,8 @@ def test_the_pair_is_that_of_the_published_loop(mode: str) -> None:
     starts_of = squeeze.Config(steps=0).build()
     with crafting(model, mode):
         net, notes = EagerNet(model, CPU), {}
-        starts = [starts_of(net, x, y, None, radius, st.ST.inner, KEY, index, notes), notes["second"]]
-        x_a = attack(net, x, y, None, radius, st.ST.inner, KEY, index, notes)
+        starts = [starts_of(net, Batch(x, y, index), None, radius, st.ST.inner, KEY, notes), notes["second"]]
+        x_a = attack(net, Batch(x, y, index), None, radius, st.ST.inner, KEY, notes)
         a, c = plain_pair(model, x, y, radius, starts, 3)
     # a gradient that rounds to the other side of zero moves one pixel by a step
     for ours, theirs in ((x_a, a), (notes["second"], c)):
@@ -176,7 +176,9 @@ def test_the_pair_is_squeezed_apart() -> None:
     notes: dict[str, torch.Tensor] = {}
     with module_mode(model, training=False):
         net = EagerNet(model, CPU)
-        x_a = squeeze.Config().build()(net, x, y, None, torch.full((32,), 4 * EPS), st.ST.inner, KEY, index, notes)
+        x_a = squeeze.Config().build()(
+            net, Batch(x, y, index), None, torch.full((32,), 4 * EPS), st.ST.inner, KEY, notes
+        )
         p, high, low = (net.logits(t).softmax(1).gather(1, y[:, None]) for t in (x, x_a, notes["second"]))
     assert (high < p).float().mean() > 0.9
     assert (low > p).float().mean() > 0.9
@@ -188,7 +190,7 @@ def test_the_starts_are_two_and_belong_to_the_image() -> None:
 
     def starts(order: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         notes: dict[str, torch.Tensor] = {}
-        x_a = attack(net, x, y, None, torch.full((8,), EPS), st.ST.inner, key, index[order], notes)
+        x_a = attack(net, Batch(x, y, index[order]), None, torch.full((8,), EPS), st.ST.inner, key, notes)
         return x_a - 0.5, notes["second"] - 0.5
 
     plain = torch.arange(8)
@@ -210,7 +212,9 @@ def test_the_folded_twin_gives_the_same_pair() -> None:
     with module_mode(model, training=False):
         for net in (EagerNet(model, CPU), TwinNet(model, CPU, x)):
             notes: dict[str, torch.Tensor] = {}
-            results.append((attack(net, x, y, None, radius, st.ST.inner, KEY, index, notes), notes["second"]))
+            results.append(
+                (attack(net, Batch(x, y, index), None, radius, st.ST.inner, KEY, notes), notes["second"])
+            )
     for eager, twin in zip(*results, strict=True):
         assert ((eager - twin).abs() > 1e-6).float().mean() < 0.005
 

@@ -177,21 +177,21 @@ def test_pgd_counts_the_iterates_that_are_still_right() -> None:
 
     y = net.logits(x).argmax(1)  # right at the start, so that there is something to lose
     notes: dict[str, torch.Tensor] = {}
-    x_adv = attack(net, x, y, None, torch.full((8,), 0.1), inner, key, index, notes)
+    x_adv = attack(net, Batch(x, y, index), None, torch.full((8,), 0.1), inner, key, notes)
     assert len(seen) == 4
     assert torch.equal(notes["hits"], torch.stack(seen).float().sum(0) / 4)
     assert 0 < notes["hits"].sum() < 8
     plain = pgd.Config(steps=4).build()
-    assert torch.equal(plain(net, x, y, None, torch.full((8,), 0.1), inner, key, index, notes), x_adv)
+    assert torch.equal(plain(net, Batch(x, y, index), None, torch.full((8,), 0.1), inner, key, notes), x_adv)
 
 
 def test_the_step_reports_the_radii_that_the_attack_found() -> None:
     step, (*images, key) = make_step(), batch()
     found = torch.arange(8) / 255
 
-    def attack(net: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def attack(net: Any, batch: Batch, *rest: Any) -> torch.Tensor:
         rest[-1]["radius"] = found
-        return x
+        return batch.x
 
     assert step(Batch(*images), key, method(attack=Crafted(attack))).radius is found
 

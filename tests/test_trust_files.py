@@ -18,7 +18,7 @@ from evaluate_cases import (
 from test_trust import verdicts
 
 from mwpb_fast import cli
-from mwpb_fast.config import ConfigError, EvaluationConfig
+from mwpb_fast.config import ConfigError, EvaluationConfig, recipe
 from mwpb_fast.evaluation import sharded
 from mwpb_fast.evaluation.request import Request
 from mwpb_fast.evaluation.trust import judge, plan, trust_run
@@ -114,6 +114,13 @@ def test_control_is_that_of_its_present_checkpoint(folder: Path) -> None:
     control(beside, accuracy=33.0)
     report = trust_run(Request(folder, SMALL, show=False), without=without, control=beside)
     assert report["control"]["attacks"]["natural"]["accuracy"] == 33
+
+
+def test_a_run_is_judged_at_its_own_radius_unless_another_is_asked_for(folder: Path) -> None:
+    own = recipe("digits.mwpb_at").evaluation
+    report = trust_run(Request(folder, show=False), without=[name for name in plan(own) if name != "natural"])
+    assert (Fraction(report["eps"]), Fraction(report["step_size"])) == (own.eps, own.step_size)
+    assert list(report["attacks"]) == ["natural", "weighted", "gradients"]
 
 
 def test_refusals_come_before_work(folder: Path) -> None:

@@ -30,6 +30,7 @@ from mwpb_fast.engine.layers import EPILOGUE, FUSED, PLAIN, FoldedConv, FoldedLi
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.inner_losses import gradient_of
+from mwpb_fast.method import Batch
 
 
 @pytest.fixture(params=MODELS)
@@ -209,7 +210,7 @@ def test_pgd_with_twin_equals_pgd_with_model() -> None:
     key = torch.tensor([7])
     adversarial, losses = [], []
     for net in (EagerNet(model, CPU32), TwinNet(model, CPU32, x)):
-        adversarial.append(attack(net, x, y, None, radius, inner, key, index))
+        adversarial.append(attack(net, Batch(x, y, index), None, radius, inner, key))
         losses.append(F.cross_entropy(EagerNet(model, CPU32).logits(adversarial[-1]), y))
     # gradients near zero may take the other sign in rounding: a few pixels of a thousand
     assert ((adversarial[0] - adversarial[1]).abs() > 1e-4).float().mean() <= 5e-3

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks._noise import other_key
-from mwpb_fast.method import Attack, AttackConfig, Inner, Net, Notes
+from mwpb_fast.method import Attack, AttackConfig, Batch, Inner, Net, Notes
 from mwpb_fast.system.lazy import torch
 
 
@@ -45,7 +45,7 @@ class Config(AttackConfig):
 
 
 class Adaptive(Attack):
-    """attack(net, x, y, clean, radius, inner, key, index, notes) -> x_adv, in [0, 1].
+    """attack(net, batch, clean, radius, inner, key, notes) -> x_adv, in [0, 1].
 
     After the warm-up: with e the radius remembered for the sample and g the growth, PGD in e and in e + g tells
     whether the sample withstands them. The new radius is e + g if it withstands the larger; else e if it
@@ -83,16 +83,15 @@ class Adaptive(Attack):
     def __call__(
         self,
         net: Net,
-        x: torch.Tensor,
-        y: torch.Tensor,
+        batch: Batch,
         clean: torch.Tensor | None,
         radius: torch.Tensor,
         inner: Inner,
         key: torch.Tensor,
-        index: torch.Tensor,
         notes: Notes | None = None,
     ) -> torch.Tensor:
         """Arguments and result as pgd's; radius is that of the warm-up."""
+        x, y, index = batch
         with torch.no_grad():
             natural = right(net.logits(x) if clean is None else clean, y)
             if self.warm:
@@ -101,14 +100,14 @@ class Adaptive(Attack):
                 before = self.memory["radius"][index]
 
                 def withstands(e: torch.Tensor, number: int) -> torch.Tensor:
-                    probe = self.pgd(net, x, y, clean, e, inner, other_key(key, number), index)
+                    probe = self.pgd(net, batch, clean, e, inner, other_key(key, number))
                     return right(net.logits(probe), y)
 
                 growth = float(self.config.growth)
                 current, larger = withstands(before, 1), withstands(before + growth, 2)
                 found = self.updated(before, natural, current, larger)
             self.memory["radius"][index] = found
-            x_adv = self.pgd(net, x, y, clean, found, inner, key, index)
+            x_adv = self.pgd(net, batch, clean, found, inner, key)
         if notes is not None:
             notes["radius"] = found
         return x_adv

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from mwpb_fast.attacks import pgd
-from mwpb_fast.method import Attack, AttackConfig, Inner, Net, Notes
+from mwpb_fast.method import Attack, AttackConfig, Batch, Inner, Net, Notes
 from mwpb_fast.system.lazy import torch
 
 ABOVE = 1.05  # the search goes so far beyond d_max, so that what reaches it is told from what does not
@@ -37,7 +37,7 @@ class Config(AttackConfig):
 
 
 class ANPGD(Attack):
-    """attack(net, x, y, clean, d_max, inner, key, index, notes) -> x_adv, in [0, 1].
+    """attack(net, batch, clean, d_max, inner, key, notes) -> x_adv, in [0, 1].
 
     S+ are the samples with SLM(x) < 0, SLM being the soft logit margin below. For them PGD ascends SLM in the
     radius remembered for the sample, which gives a direction u, and bisection finds the d in [0, 1.05 d_max] at
@@ -71,21 +71,20 @@ class ANPGD(Attack):
     def __call__(
         self,
         net: Net,
-        x: torch.Tensor,
-        y: torch.Tensor,
+        batch: Batch,
         clean: torch.Tensor | None,
         radius: torch.Tensor,
         inner: Inner,
         key: torch.Tensor,
-        index: torch.Tensor,
         notes: Notes | None = None,
     ) -> torch.Tensor:
         """Arguments as pgd's; radius is d_max, `inner` is not asked: this attack has its own loss."""
+        x, y, index = batch
         with torch.no_grad():
             plus = soft_margin(net.logits(x) if clean is None else clean, y) < 0
             most = ABOVE * radius
             before = torch.minimum(self.memory["radius"][index].clamp_min(float(self.config.floor)), most)
-            x_adv = self.pgd(net, x, y, None, before, ascend_soft_margin, key, index)
+            x_adv = self.pgd(net, batch, None, before, ascend_soft_margin, key)
             direction = (x_adv - x) / (column(before, x) + 1e-12)
             margin = torch.where(plus, self.bisect(net, x, y, direction, before, most), 0.0)
             x_adv = torch.where(column(plus, x), (x + column(margin, x) * direction).clamp(0, 1), x)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from mwpb_fast.method import Attack, AttackConfig, Inner, Net, Notes
+from mwpb_fast.method import Attack, AttackConfig, Batch, Inner, Net, Notes
 from mwpb_fast.system.lazy import ops, torch
 
 
@@ -44,25 +44,22 @@ class Config(AttackConfig):
 
 @dataclass(frozen=True)
 class PGD(Attack):
-    """attack(net, x, y, clean, radius, inner, key, index, notes) -> x_adv, in each sample's ball and in [0, 1]."""
+    """attack(net, batch, clean, radius, inner, key, notes) -> x_adv, in each sample's ball and in [0, 1]."""
 
     config: Config
 
     def __call__(
         self,
         net: Net,
-        x: torch.Tensor,
-        y: torch.Tensor,
+        batch: Batch,
         clean: torch.Tensor | None,
         radius: torch.Tensor,
         inner: Inner,
         key: torch.Tensor,
-        index: torch.Tensor,
         notes: Notes | None = None,
     ) -> torch.Tensor:
-        """x: (B, C, H, W) float32 in [0, 1]. y, index: (B,) int64. clean: logits of x or None. radius: (B,)
-        float32. key: one-element int64 tensor, the seed of the start's noise. notes: takes "hits", (B,) float32.
-        Returns a new tensor like x."""
+        """Arguments and result as `mwpb_fast.method.Attack` has them. notes: takes "hits", (B,) float32."""
+        x, y, index = batch
         hits = torch.zeros(y.shape, device=y.device)
 
         def dlogits(logits: torch.Tensor) -> torch.Tensor:

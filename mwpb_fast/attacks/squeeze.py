@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.attacks._noise import other_key
-from mwpb_fast.method import Attack, AttackConfig, Inner, Net, Notes
+from mwpb_fast.method import Attack, AttackConfig, Batch, Inner, Net, Notes
 from mwpb_fast.system.lazy import ops, torch
 
 
@@ -40,7 +40,7 @@ class Config(AttackConfig):
 
 @dataclass(frozen=True)
 class Squeeze(Attack):
-    """attack(net, x, y, clean, radius, inner, key, index, notes) -> x_a; notes "second": x_c, like x.
+    """attack(net, batch, clean, radius, inner, key, notes) -> x_a; notes "second": x_c, like x.
 
     Every step looks at x, x_c and x_a, takes for each sample the one with the lowest label probability ("upper")
     and the one with the highest ("lower"), and moves both along the sign of their own gradient of
@@ -62,16 +62,15 @@ class Squeeze(Attack):
     def __call__(
         self,
         net: Net,
-        x: torch.Tensor,
-        y: torch.Tensor,
+        batch: Batch,
         clean: torch.Tensor | None,
         radius: torch.Tensor,
         inner: Inner,
         key: torch.Tensor,
-        index: torch.Tensor,
         notes: Notes | None = None,
     ) -> torch.Tensor:
         """Arguments and result as pgd's; `clean` is not asked."""
+        x, y, index = batch
         with torch.no_grad():
             x_a = self.pgd.start(x, radius, key, index)
             x_c = self.pgd.start(x, radius, other_key(key, 1), index)

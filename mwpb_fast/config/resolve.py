@@ -101,7 +101,7 @@ def _parse(start: Config, overrides: list[dict[str, Any]], arguments: list[str])
     import jsonargparse
     from jsonargparse.typing import register_type
 
-    # an axis' options inherit from `mwpb_fast.method`, yet are read as what they are, not as one of several
+    # an axis' options inherit from `mwpb_fast.method`, and are yet not to be read as one of several classes
     jsonargparse.set_parsing_settings(subclasses_disabled=[dataclasses.is_dataclass])
     register_type(Fraction, str, parse_radius, fail_already_registered=False)
     parser = jsonargparse.ArgumentParser(exit_on_error=False, prog="mwpb-fast", add_help=False)

@@ -21,6 +21,7 @@ from mwpb_fast.evaluation.autoattack import COMPONENTS, STANDARD, autoattack, de
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome, check_ball, survivors
 from mwpb_fast.evaluation.spsa import SPSA
 from mwpb_fast.inner_losses import carlini_wagner, cross_entropy
+from mwpb_fast.method import Batch
 from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def descent(
             if radius_of is not None:
                 radius = radius_of(net, x, y)
                 radii.append(radius.cpu())
-            x_adv = attack(net, x, y, None, radius, inner, key, index)
+            x_adv = attack(net, Batch(x, y, index), None, radius, inner, key)
             check_ball(x_adv, x, setting, None if radius_of is None else radius)
             return x_adv
 

@@ -35,7 +35,7 @@ def accuracies(
     key = torch.tensor([ops.derive_seed(0, epoch)], device=device)
 
     def perturb(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return attack(net, x, y, None, torch.full(y.shape, eps, device=device), cross_entropy, key, index)
+        return attack(net, Batch(x, y, index), None, torch.full(y.shape, eps, device=device), cross_entropy, key)
 
     # whatever the model draws here, training goes on as if there had been no validation, or a part of one
     with module_mode(model, training=False), torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mwpb_fast.config import axis_config, names
-from mwpb_fast.method import Inner, Notes, Objective, Weighable
+from mwpb_fast.method import Inner, Notes, Objective
+from mwpb_fast.objectives._terms import Weighable
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,7 @@ def base_objective(name: str, beta: float | None) -> Weighable:
     """The built objective `name`, with its own default beta where `beta` is None.
 
     Raises ValueError where there is no such objective, where it has no beta to set, and where its loss does not
-    come in terms (`mwpb_fast.method.Weighable`), so that there is no robust term to weigh.
+    come in terms (objectives/_terms.py), so that there is no robust term to weigh.
     """
     config = axis_config("objectives", name)
     if beta is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mwpb_fast.inner_losses import kl_to_clean
-from mwpb_fast.method import ObjectiveConfig, Terms, Weighable
+from mwpb_fast.method import ObjectiveConfig
+from mwpb_fast.objectives._terms import Terms, Weighable
 from mwpb_fast.system.lazy import ops, torch
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from mwpb_fast import options
 from mwpb_fast.config import AXES, Config, ConfigError, EvaluationConfig, axis_name, from_dict
 from mwpb_fast.config.dependence import FREE, dependence
+from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.reproduce.tables import Row, Table
 from mwpb_fast.runs.log import read_records
 
@@ -158,8 +159,6 @@ def _scaled(start: Config, chosen: Config, epochs: int, overrides: Sequence[str]
 def _evaluations(
     config: EvaluationConfig, last: str, long_subset: int
 ) -> tuple[tuple[str, EvaluationConfig], ...]:
-    from mwpb_fast.evaluation.catalog import find_attack
-
     long = [name for name in config.attacks if find_attack(name).long]
     cheap = [name for name in config.attacks if name not in long]
     together = long_subset in (0, config.subset) or 0 < config.subset < long_subset
@@ -224,8 +223,6 @@ def result_key(attack: str, evaluation: EvaluationConfig) -> str:
 
 def test_images(attack: str, evaluation: EvaluationConfig) -> int:
     """How many test images an attack is run on, 0 for all; see EvaluationConfig for the costly ones."""
-    from mwpb_fast.evaluation.catalog import find_attack
-
     limits = [evaluation.subset, evaluation.costly_subset if find_attack(attack).costly else 0]
     return min((limit for limit in limits if limit), default=0)
 

@@ -1,4 +1,4 @@
-"""Whatever is there by its file's name alone: every value of every axis trains, embedded sets are data sets."""
+"""What is there by its file's name alone: every value of every axis trains, every embedded set is a data set."""
 
 from __future__ import annotations
 
