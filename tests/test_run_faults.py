@@ -201,7 +201,7 @@ def test_a_model_that_gives_no_logits_is_not_evaluated() -> None:
 def test_trying_a_model_leaves_it_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(model(tmp_path, monkeypatch), "--precision.engine=eager")
     tried = train.Trainer(config, tmp_path / "a", None, quiet=True)  # type: ignore[arg-type]
-    monkeypatch.setattr(train, "try_model", lambda *words: None)
+    monkeypatch.setattr("mwpb_fast.engine.build.try_model", lambda *words: None)
     untried = train.Trainer(config, tmp_path / "b", None, quiet=True)  # type: ignore[arg-type]
     one, other = tried.state(), untried.state()
     assert all(torch.equal(one["model"][name], value) for name, value in other["model"].items())
