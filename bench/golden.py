@@ -47,6 +47,17 @@ def compare(base: Record, here: Record) -> tuple[list[str], list[str]]:
     return differing, new
 
 
+def holes(done: Record) -> list[str]:
+    """What no case has run: modules refused in all combinations, recipes and evaluations that were refused."""
+    ran: dict[str, bool] = {}
+    for name, entry in done.items():
+        kind, *parts = name.split("/")
+        for place, part in enumerate(parts):
+            key = f"{kind} {place} {part}" if kind == "train" else name
+            ran[key] = ran.get(key, False) or entry["status"] == 0
+    return [f"{key}: in no case that runs" for key, good in ran.items() if not good]
+
+
 def short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 90 else text[:87] + "..."
@@ -147,11 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"golden: {error}", file=sys.stderr)
             return 2 if isinstance(error, LookupError) else 1
     differing, new = compare(base, here)
-    for line in (*new, *differing):
+    missed = holes(here) if given.only == "*" else []
+    for line in (*new, *differing, *missed):
         print(line)
     refused = sum(entry["status"] == 2 for entry in base.values())
     print(f"{len(base)} cases, {refused} of them refused; {len(differing)} differences from {given.base}")
-    return 1 if differing else 0
+    return 1 if differing or missed else 0
 
 
 if __name__ == "__main__":

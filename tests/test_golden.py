@@ -85,6 +85,23 @@ def test_what_is_compared() -> None:
     assert golden.compare(base, here) == (["a: loss: ['0x1p0'] -> ['0x1.8p0']", "b: status: 2 -> 0"], [])
 
 
+def test_what_no_case_has_run_is_told() -> None:
+    good, bad = {"status": 0}, {"status": 2}
+    done = {"train/at/pgd": good, "train/at/anpgd": bad, "train/mma/pgd": bad, "train/mma/anpgd": good}
+    assert golden.holes(done | {"recipe/small.at": good, "evaluate/eager": good}) == []
+    told = golden.holes(done | {"train/new/pgd": bad, "recipe/small.at": bad})
+    assert told == ["train 0 new: in no case that runs", "recipe/small.at: in no case that runs"]
+
+
+def test_what_is_refused_by_default_runs_with_what_it_needs(tmp_path: Path) -> None:
+    """The recipes too: an entry for each value."""
+    found = dict(cases.cases())
+    entry = found["train/gairat/fixed/pgd/none/eager"](tmp_path / "a")
+    assert (entry["status"], entry["with"]) == (0, "--attack.count_correct=true")
+    entry = found["recipe/table1.mwpb_at"](tmp_path / "b")
+    assert (entry["status"], entry["budget.alpha"], entry["optim.lr"]) == (0, "0.58", "0.1")
+
+
 def test_an_unknown_revision_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert golden.main(["no-such-revision"]) == 2
     assert "golden: no revision 'no-such-revision' here" in capsys.readouterr().err
