@@ -29,6 +29,7 @@ FLOORS = (
     ("data", "budgets", "inner_losses", "optim", "engine"),
     ("runs", "attacks", "step", "perturbations"),
     ("capture", "evaluation", "objectives"),
+    ("choice",),
     ("options", "recipes", "train"),
     ("reproduce",),
     ("cli", "package"),

@@ -64,6 +64,12 @@ class CapturedStep:
 
         arguments: those of a call (three), or of `gathered` (four).
         """
+        eager, replayed = self.outcomes(*arguments)
+        return [name for name, value in eager.items() if not same_bits(value, replayed[name])]
+
+    def outcomes(self, *arguments: Any, eager: int = 1) -> list[dict[str, torch.Tensor]]:
+        """Results and state, by name, after so many eager steps and a replay, each from the same state. Arguments
+        and state as in `verify`."""
         *given, method = arguments
         function: Callable[..., StepResult] = self._fed if len(given) == 2 else self._from_index
         inputs = (*given[0], given[1]) if len(given) == 2 else tuple(given)
@@ -76,9 +82,8 @@ class CapturedStep:
             _restore(state, before)
             return after
 
-        eager = outcome(lambda: function(*inputs, method))
-        replayed = outcome(lambda: self._replay(function, inputs, method))
-        return [name for name, value in eager.items() if not _same_bits(value, replayed[name])]
+        found = [outcome(lambda: function(*inputs, method)) for _ in range(eager)]
+        return [*found, outcome(lambda: self._replay(function, inputs, method))]
 
     def forget(self) -> None:
         """Free what was recorded; the next call records anew."""
@@ -207,7 +212,8 @@ def _restore(values: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tens
         value.copy_(before[name])
 
 
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have the same shape, type and bits."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other)))

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import mwpb_kernels as ops
 import torch
 
-from mwpb_fast import capture, data
+from mwpb_fast import data
+from mwpb_fast.choice.engine import Engine
+from mwpb_fast.choice.start import choose
 from mwpb_fast.config import Config, check_axes, to_dict, yaml_file
 from mwpb_fast.engine.build import compiled, make_engine, make_method, make_model
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluation import validation
-from mwpb_fast.method import Method
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from mwpb_fast.runs import checkpoint, resume, trace
 from mwpb_fast.runs.folder import clear, sweep, training_lock
 from mwpb_fast.runs.log import RunLog, Waits, environment, epoch_line, note, progress
-from mwpb_fast.step import Step, StepResult
+from mwpb_fast.step import Step
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.memory import keep_freed_memory
 from mwpb_fast.system.signals import Interrupted, StopRequest, stop_requests
@@ -76,7 +76,7 @@ class Trainer:
         self.ema = Average(self.model, config.optim.ema) if config.optim.ema else None
         self.method = make_method(config)
         self.method.remember(len(self.images), device)
-        net, choices = make_engine(self.model, config, self.precision.attack, sample)
+        net, layers = make_engine(self.model, config, self.precision.attack, sample)
         self.step = Step(
             model=compiled(self.model, device) if config.precision.compile else self.model,
             net=net,
@@ -85,15 +85,24 @@ class Trainer:
             attack_mode=config.attack_mode,
             average=self.ema,
         )
-        self.captured = self._capture() if config.precision.capture else None
+        self.engine = Engine(
+            config,
+            self.model,
+            self.step,
+            self.method,
+            self.loader,
+            sample,
+            images=len(self.train_index),
+            layers=layers,
+            folder=folder,
+        )
         self.parts = resume.Parts(
             model=self.model,
             optimizer=self.step.optimizer,
             scaler=self.step.scaler,
             ema=self.ema,
             memory=self.method.memory,
-            net=net,
-            choices=choices,
+            engine=self.engine,
             device=device,
         )
         self.at = resume.Position(torch.zeros(len(self.loader), trace.COLUMNS, device=device))
@@ -102,12 +111,6 @@ class Trainer:
         """A batch of training images, without augmentation."""
         index = self.train_index[: self.config.data.batch_size]
         return next(data.eval_batches(self.images, self.precision.device, len(index), index)).x
-
-    def _capture(self) -> capture.CapturedStep:
-        capture.check_capturable(self.step, self.method)
-        capture.check_batches(len(self.train_index), self.config.data.batch_size, self.config.data.last_batch)
-        gather = self.loader.gather if isinstance(self.loader, data.ResidentLoader) else None
-        return capture.CapturedStep(self.step, gather)
 
     # the run --------------------------------------------------------------------------------------------------
     def train(self) -> dict[str, Any]:
@@ -128,21 +131,20 @@ class Trainer:
         finally:
             log.close()
             self.loader.close()
-            if self.captured is not None:
-                self.captured.forget()
+            self.engine.forget()
         return record
 
     def _train_epoch(self) -> dict[str, Any]:
         epoch, config = self.at.epoch, self.config
         rate = learning_rate(config.optim, epoch)
         set_learning_rate(self.step.optimizer, rate)
-        method = self.method.in_epoch(epoch)
-        key = torch.tensor([ops.derive_seed(config.seed, epoch)], device=self.precision.device)
+        key = self._key(epoch)
+        method = self.engine.begin(epoch, self.at.batch, key)
         started, first, stopped = time.monotonic(), self.at.batch, False
         size = config.data.batch_size
         with progress(len(self.loader) * size, f"epoch {epoch}/{config.epochs}", done=first * size) as bar:
             looked = started
-            take_step, feed = self._feed()
+            take_step, feed = self.engine.feed(epoch, first)
             batches = Waits(feed)
             for batch in batches:
                 result = take_step(batch, key, method)
@@ -176,14 +178,9 @@ class Trainer:
             "bad_batches": bad,
         }
 
-    def _feed(self) -> tuple[Callable[[Any, torch.Tensor, Method], StepResult], Iterator[Any]]:
-        """The step, and what it takes of each batch that is left of the epoch."""
-        if self.captured is None or not isinstance(self.loader, data.ResidentLoader):
-            return self.captured or self.step, self.loader.epoch(self.at.epoch, start=self.at.batch)
-        order = self.loader.key(self.at.epoch)  # the recorded step gathers and augments the images itself
-        gathered = self.captured.gathered
-        indices = iter(self.loader.indices(self.at.epoch, self.at.batch))
-        return lambda index, key, method: gathered(index, order, key, method), indices
+    def _key(self, epoch: int) -> torch.Tensor:
+        """The seed of the epoch's noise."""
+        return torch.tensor([ops.derive_seed(self.config.seed, epoch)], device=self.precision.device)
 
     def _check_finite(self) -> tuple[torch.Tensor, list[int]]:
         """The epoch's trace so far, and the batches whose steps were bad."""
@@ -256,10 +253,10 @@ class Trainer:
                 config["epochs"] = done  # what the folder holds
             elif done < self.config.epochs and not self.quiet:
                 print(f"resuming from {path.name}", flush=True)
+            self.engine.write()
         else:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-        if self.choices:
-            write_atomically(self.folder / "engine.json", to_json(self.choices, indent=1).encode())
+            choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.quiet)
         write_atomically(self.folder / "config.yaml", yaml_file.write(config))
         about = to_json(environment(self.precision.device), indent=1)
         write_atomically(self.folder / "environment.json", about.encode())
@@ -267,7 +264,7 @@ class Trainer:
     @property
     def choices(self) -> list[dict[str, Any]]:
         """What was chosen for each layer of the twin, by measurement."""
-        return self.parts.choices
+        return self.engine.record.layers
 
     def _tick(self, images: int = 0) -> None:
         if self.request.number:

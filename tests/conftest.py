@@ -54,6 +54,12 @@ def _watched() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the choices of engines that the user's own runs keep."""
+    monkeypatch.setenv("MWPB_CACHE", str(tmp_path_factory.getbasetemp() / "no-cache"))
+
+
+@pytest.fixture(autouse=True)
 def _seeds() -> None:
     """Each test starts from the same state of every generator, so its order among others does not matter."""
     random.seed(0)

@@ -10,8 +10,8 @@ from mwpb_fast.config.registry import axis_name
 from mwpb_fast.config.resolve import to_dict
 from mwpb_fast.config.schema import AXES, Config
 
-# Neither the weights nor the choice of the best epoch depend on these; both loaders give the same batches. That
-# choice is made at evaluation.eps.
+# Neither the weights nor the choice of the best epoch, which is made at evaluation.eps, depend on these: both
+# loaders give the same batches, a captured step the eager one's bits, and what a pin said is in the checkpoint.
 FREE = frozenset(
     {
         "recipe",
@@ -19,6 +19,8 @@ FREE = frozenset(
         "data.loader",
         "data.threads",
         "precision.device",
+        "precision.capture",
+        "precision.pin",
         "evaluation.attacks",
         "evaluation.step_size",
         "evaluation.batch_size",

@@ -34,7 +34,7 @@ def check(key: str, hint: Any, value: Any) -> Any:
         raise ConfigError(f"{key} has no value")
     if isinstance(value, str):
         return _text(key, hint, value)
-    if isinstance(value, bool) and hint is not bool:
+    if isinstance(value, bool) and not _truth(hint):
         raise ConfigError(f"{key}: {str(value).lower()} is not {_kind(hint)}")
     if isinstance(value, int) and abs(value) > LARGEST:
         raise ConfigError(f"{key}: {value} is too large")
@@ -62,7 +62,7 @@ def word(key: str, hint: Any, text: str) -> str:
 def _text(key: str, hint: Any, text: str) -> Any:
     known = {int: _WHOLE, float: _NUMBER}
     inner = [kind for kind in typing.get_args(hint) if kind is not type(None)] if allows_null(hint) else [hint]
-    if hint is bool and text.lower() in (*_TRUE, *_FALSE):
+    if _truth(hint) and text.lower() in (*_TRUE, *_FALSE):
         return text.lower() in _TRUE
     if len(inner) == 1 and inner[0] in known:
         if not known[inner[0]].fullmatch(text):
@@ -72,9 +72,19 @@ def _text(key: str, hint: Any, text: str) -> Any:
         if not math.isfinite(number) or abs(number) > LARGEST:
             raise ConfigError(f"{key}: {text} is too large")
         return number
-    if hint is bool:
+    if _truth(hint) and text not in _words(hint):
         raise ConfigError(f"{key}: {text} is not {_kind(hint)}")
     return text
+
+
+def _truth(hint: Any) -> bool:
+    """Whether true and false are values of the type, alone or beside words."""
+    return hint is bool or bool in typing.get_args(hint)
+
+
+def _words(hint: Any) -> list[str]:
+    """The words that are values of a type beside true and false."""
+    return [word for kind in typing.get_args(hint) for word in typing.get_args(kind)]
 
 
 def allows_null(hint: Any) -> bool:
@@ -93,6 +103,8 @@ _KINDS = {
 
 
 def _kind(hint: Any) -> str:
+    if _truth(hint) and (words := _words(hint)):
+        return f"true, false or {' or '.join(words)}"
     return _KINDS.get(hint, "a value of this option")
 
 

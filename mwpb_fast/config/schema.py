@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from mwpb_fast.config.radius import check_linf
 from mwpb_fast.method import AttackConfig, BudgetConfig, ObjectiveConfig, PerturbationConfig
@@ -68,11 +68,14 @@ class PrecisionConfig:
     """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32 (not TF32), bf16, fp16.
     attack_dtype: of the attack alone: auto (as dtype), fp32 or bf16.
     engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in, auto
-    the twin where that is known to change nothing that counts (float32 on the CPU).
+    the fastest that is right: a run that is long enough tries all of them on its first batch, another takes the
+    twin on the CPU in float32, the model itself elsewhere.
     tune: for each convolution of the twin, time the plain call and those that fuse what follows it, and take the
     fastest; on CUDA cuDNN measures its algorithms, too.
     compile: compile the training pass with torch.compile.
-    capture: record the whole step as one CUDA graph for each phase and replay it.
+    capture: record the whole step as one CUDA graph for each phase and replay it: true, false, or auto, where a
+    trial shows that it is right and faster.
+    pin: an engine.json of another run, whose choice is taken without a trial.
     oracle: fp32, eager, contiguous, reference ops and deterministic algorithms: the truth to compare with."""
 
     device: str = "auto"
@@ -81,7 +84,8 @@ class PrecisionConfig:
     attack_dtype: str = "auto"
     tune: bool = False
     compile: bool = False
-    capture: bool = False
+    capture: bool | Literal["auto"] = "auto"
+    pin: str = ""
     channels_last: bool = True
     oracle: bool = False
 
@@ -95,10 +99,14 @@ class PrecisionConfig:
         for dtype in (self.dtype, self.attack_dtype):
             if self.oracle and dtype not in ("auto", "fp32"):
                 raise ValueError(f"the oracle computes in fp32, not {dtype}")
-        if self.tune and self.engine != "twin":
-            raise ValueError("tune chooses among the twin's convolutions: it needs engine=twin")
-        if self.oracle and (self.capture or self.compile):
+        if self.tune and self.engine == "eager":
+            raise ValueError("tune chooses among the twin's convolutions: it needs engine=twin or auto")
+        if self.capture not in (True, False, "auto"):
+            raise ValueError(f"capture must be auto, true or false, not {self.capture}")
+        if self.oracle and (self.capture is True or self.compile):
             raise ValueError("the oracle runs eagerly, without capture or compile")
+        if self.pin and (self.oracle or self.engine != "auto" or self.capture != "auto"):
+            raise ValueError("pin says which engine is taken: leave engine and capture at auto, and oracle off")
 
 
 @dataclass(frozen=True, kw_only=True)

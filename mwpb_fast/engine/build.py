@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,20 +46,42 @@ def make_method(config: Config) -> Method:
 def make_engine(
     model: torch.nn.Module, config: Config, precision: Precision, sample: torch.Tensor
 ) -> tuple[Net, list[dict[str, Any]]]:
-    """The net that attacks run on, and what was chosen for its layers by measurement, as `tune` records it.
+    """The net that attacks run on where nothing is tried, and what was chosen for its layers by measurement, as
+    `tune` records it.
 
     precision: the attack's. sample: (B, C, H, W) float32 images on the model's device, as many as a batch has.
     """
-    folded = config.precision.engine == "twin"
-    if config.precision.engine == "auto":
-        # where the equivalence ledger (docs/performance.md) holds it to the model itself, and it can be folded
-        in_bounds = precision.device.type == "cpu" and precision.dtype == torch.float32
-        folded = in_bounds and config.attack_mode == "eval"
-    if not folded:
+    if by_rule(config, precision) != "twin":
         return EagerNet(model, precision), []
     with precision.mode():  # so that what is measured is what will run
         net = make_net(model, precision, sample)
         return net, tune(net, sample) if config.precision.tune and isinstance(net, TwinNet) else []
+
+
+def by_rule(config: Config, precision: Precision) -> str:
+    """The name in `NETS` of what is asked for, and for auto of what needs no trial. precision: the attack's."""
+    if config.precision.engine != "auto":
+        return config.precision.engine
+    # where the equivalence ledger (docs/performance.md) holds it to the model itself, and it can be folded
+    in_bounds = precision.device.type == "cpu" and precision.dtype == torch.float32
+    return "twin" if in_bounds and config.attack_mode == "eval" else "eager"
+
+
+# What an attack may run on, by name, in the order in which they are preferred where none is clearly faster. Each
+# is made of the model, the attack's precision and a batch of images, and raises where it cannot be.
+NETS: dict[str, Callable[[torch.nn.Module, Precision, torch.Tensor], Net]] = {
+    "twin": TwinNet,
+    "eager": lambda model, precision, sample: EagerNet(model, precision),
+}
+
+
+def build_net(
+    name: str, tuned: bool, model: torch.nn.Module, precision: Precision, sample: torch.Tensor
+) -> tuple[Net, list[dict[str, Any]]]:
+    """The net of that name in `NETS`, and what was chosen for its layers where it is `tuned`. Raises where it
+    cannot be built, or its kernels do not compile."""
+    net = NETS[name](model, precision, sample)
+    return net, tune(net, sample) if tuned and isinstance(net, TwinNet) else []
 
 
 def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from mwpb_fast.config import Config, ConfigError, from_dict
 from mwpb_fast.config.dependence import FREE, LATER, dependence
-from mwpb_fast.engine.tune import take
-from mwpb_fast.engine.twin import TwinNet
-from mwpb_fast.method import Net
 from mwpb_fast.optim import Average
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.runs.checkpoint import CheckpointError
@@ -39,18 +36,29 @@ class Position:
         self.trace = torch.zeros_like(self.trace)
 
 
+class Chosen(Protocol):
+    """What keeps what was chosen for a run, so that it goes on with the same."""
+
+    def state(self) -> dict[str, Any]:
+        """In plain types, by name."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take what is in a checkpoint's state; the weights are loaded."""
+        ...
+
+
 @dataclass
 class Parts:
     """What changes in the course of a run and is saved with it, besides its position. memory: of each axis.
-    choices: what the twin's layers were tuned to."""
+    engine: what the twin's layers were tuned to, and which engine was chosen."""
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: Average | None
     memory: Mapping[str, Mapping[str, torch.Tensor]]
-    net: Net
-    choices: list[dict[str, Any]]
+    engine: Chosen
     device: torch.device
 
     def state(self, position: Position) -> dict[str, Any]:
@@ -67,7 +75,7 @@ class Parts:
             "scaler": self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "memory": self.memory,
-            "choices": self.choices,
+            **self.engine.state(),
             "averaged": 0 if self.ema is None else self.ema.steps,
             "random": checkpoint.random_state(self.device),
         }
@@ -112,9 +120,7 @@ class Parts:
         for name, memory in self.memory.items():
             for key, values in memory.items():
                 values.copy_(state["memory"][name][key])
-        self.choices = state.get("choices", [])
-        if self.choices and isinstance(self.net, TwinNet):
-            take(self.net, self.choices)
+        self.engine.load(state)
         position.epoch, position.batch, position.best = state["epoch"], state["batch"], state["best"]
         position.seconds, position.waited = state["seconds"], state["waited"]
         position.trace = state["trace"].to(self.device)

@@ -1,0 +1,243 @@
+"""What a run's steps go through, looked at again from time to time; where it fails, the next best goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mwpb_fast import capture
+from mwpb_fast.choice.candidates import DTYPES, Candidate, candidates, preferred
+from mwpb_fast.choice.ledger import BOUNDS, Ledger
+from mwpb_fast.choice.proof import flaw
+from mwpb_fast.choice.record import Record, read_pin, read_record
+from mwpb_fast.choice.trial import Inputs, reason, release
+from mwpb_fast.config import Config, ConfigError
+from mwpb_fast.data import ResidentLoader
+from mwpb_fast.data.dataset import Loader
+from mwpb_fast.engine.build import build_net
+from mwpb_fast.engine.net import EagerNet
+from mwpb_fast.engine.tune import take
+from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.method import Method, Net
+from mwpb_fast.runs.log import note
+from mwpb_fast.step import Step, StepResult
+from mwpb_fast.system.files import to_json, write_atomically
+
+EVERY = 5  # epochs between two looks at the sign share
+
+
+class Engine:
+    """net and captured step of a run, and the record of why they are these.
+
+    model: as it is trained, not compiled. step: over it, with the net that `make_engine` made. layers: what was
+    measured for that. sample: (B, C, H, W) training images, as many as a batch has. images: that are trained on.
+    Raises ConfigError where a capture that was asked for cannot be, or the pin is no engine.json.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: torch.nn.Module,
+        step: Step,
+        method: Method,
+        loader: Loader,
+        sample: torch.Tensor,
+        images: int,
+        layers: list[dict[str, Any]],
+        folder: Path,
+    ) -> None:
+        self.config, self.model, self.step, self.method = config, model, step, method
+        self.loader, self.sample, self.images, self.folder = loader, sample, images, folder
+        self.precision = step.precision.attack
+        self.pinned = read_pin(Path(config.precision.pin)) if config.precision.pin else None
+        chosen, by_option = preferred(config, self.precision), config.precision.engine != "auto"
+        how, why = ("option", "as the options say") if by_option else ("rule", "nothing was tried")
+        if chosen.net != "eager" and type(step.net) is EagerNet:
+            chosen, why = (
+                Candidate("eager", chosen.dtype, chosen.captured),
+                f"{chosen.net} cannot be made of the model",
+            )
+        self.record = Record(chosen, how, why, layers=layers)
+        self.captured = self.capture() if chosen.captured else None
+        self._proved: Method | None = None
+
+    def follow(self, record: Record, how: str, why: str) -> None:
+        """Take what a record says. Raises ConfigError where that cannot be."""
+        try:
+            self._take(record.chosen, record.layers)
+        except Exception as error:
+            raise ConfigError(f"{record.chosen}: {reason(error)}") from error
+        tried = [dataclasses.replace(t) for t in record.tried]
+        self.record = dataclasses.replace(
+            record, how=how, why=why, fallbacks=[], tried=tried, layers=self.record.layers
+        )
+
+    # a run that goes on ------------------------------------------------------------------------------------------
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, in plain types."""
+        kept = self.record.proven or self.record.fallbacks
+        return {"choices": self.record.layers, "engine": self.record.plain() if kept else {}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on with what a checkpoint has kept; nothing is measured."""
+        layers = state.get("choices", [])
+        if not state.get("engine"):
+            self.record.layers = layers
+            if layers and isinstance(self.step.net, TwinNet):
+                take(self.step.net, layers)
+            return
+        record = read_record(state["engine"])
+        try:
+            self._take(record.chosen, layers)
+            self.record = record
+        except Exception as error:  # on another machine than the run was begun on
+            note(f"engine: {record.chosen} fails here ({reason(error)}); {self.record.chosen} goes on")
+
+    @property
+    def judged(self) -> bool:
+        """Whether the net is the ledger's to judge: what the user has named is taken at his word."""
+        return self.config.precision.engine == "auto"
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a captured step gathers its images itself."""
+        return isinstance(self.loader, ResidentLoader)
+
+    # epochs ------------------------------------------------------------------------------------------------------
+    def begin(self, epoch: int, start: int, key: torch.Tensor) -> Method:
+        """The method of the epoch, before its batch `start`; what is to be looked at then is."""
+        method = self.method.in_epoch(epoch)
+        due = (epoch - 1) % EVERY == 0 or method != self.method.in_epoch(epoch - 1)
+        fresh = epoch == 1 and self.record.how == "trial"
+        if start == 0 and due and not fresh and self.record.proven and self.judged:
+            self._look_again(epoch, key, method)
+        while self.captured is not None and self.config.precision.capture is not True and self._proved != method:
+            wrong = self._flaw(self.captured, epoch, start, key, method)
+            if wrong:
+                self._fall_back(f"cannot be captured: {wrong}", epoch, same_values=True)
+            else:
+                self._proved = method
+        return method
+
+    def feed(
+        self, epoch: int, start: int
+    ) -> tuple[Callable[[Any, torch.Tensor, Method], StepResult], Iterator[Any]]:
+        """The step, and what it takes of each batch that is left of the epoch."""
+        if self.captured is None or not isinstance(self.loader, ResidentLoader):
+            return self.captured or self.step, self.loader.epoch(epoch, start=start)
+        order = self.loader.key(epoch)  # the recorded step gathers and augments the images itself
+        gathered = self.captured.gathered
+        indices = iter(self.loader.indices(epoch, start))
+        return lambda index, key, method: gathered(index, order, key, method), indices
+
+    def _look_again(self, epoch: int, key: torch.Tensor, method: Method) -> None:
+        while True:
+            try:
+                with self.precision.mode():
+                    share = self.ledger(self.inputs(epoch, 0, key, method)).share(self.step.net)
+                wrong = (
+                    ""
+                    if share >= BOUNDS["mass_agreeing"]
+                    else (f"mass agreeing {share:.4f}, less than {BOUNDS['mass_agreeing']}")
+                )
+            except Exception as error:
+                wrong = reason(error)
+            if not wrong or not self._fall_back(wrong, epoch, same_values=False):
+                return
+
+    def _flaw(
+        self, captured: capture.CapturedStep, epoch: int, start: int, key: torch.Tensor, method: Method
+    ) -> str:
+        try:
+            return flaw(captured, *self.inputs(epoch, start, key, method).arguments)
+        except Exception as error:
+            return reason(error)
+
+    def _fall_back(self, why: str, epoch: int, same_values: bool) -> bool:
+        """Go on with the next best; whether there is one. same_values: also with one that computes the same."""
+        failed = self.record.chosen
+        self.record.refuse(failed, why, same_values)
+        for candidate in self._next(failed, same_values):
+            try:
+                self.forget()
+                release(self.precision.device)
+                self._take(candidate, [])
+            except Exception as error:
+                note(f"engine: {candidate}: {reason(error)}")
+                self.record.refuse(candidate, reason(error), same_values=True)
+                continue
+            note(f"engine: {failed}: {why}; {candidate} goes on")
+            self.record.fallbacks.append({"epoch": epoch, "from": str(failed), "why": why, "to": str(candidate)})
+            self.write()
+            return True
+        note(f"engine: {failed}: {why}; it goes on, as there is nothing else")
+        return False
+
+    def _next(self, failed: Candidate, same_values: bool) -> list[Candidate]:
+        """What may take the place of one that failed, the best first."""
+        found = self.record.next()
+        known = [t.candidate for t in self.record.tried]
+        first, last = candidates(self.config, self.precision)
+        plain = Candidate("eager", preferred(self.config, self.precision).dtype)
+        more = [*first, *last, *([plain] if self.judged else [])]
+        found += [candidate for candidate in more if candidate not in known]
+        if same_values:  # whatever else was refused, what fails as a graph can be run without one
+            return [*found, dataclasses.replace(failed, captured=False)]
+        return [candidate for candidate in found if candidate.computes != failed.computes]
+
+    # parts -------------------------------------------------------------------------------------------------------
+    def build(self, candidate: Candidate, tuned: bool = True) -> tuple[Net, list[dict[str, Any]]]:
+        precision = dataclasses.replace(self.precision, dtype=DTYPES[candidate.dtype])
+        with precision.mode():  # so that what is measured is what will run
+            return build_net(candidate.net, candidate.tuned and tuned, self.model, precision, self.sample)
+
+    def _take(self, candidate: Candidate, layers: list[dict[str, Any]]) -> None:
+        net, measured = self.build(candidate, tuned=not layers)
+        if layers and isinstance(net, TwinNet):
+            take(net, layers)
+        before = self.step.net
+        self.step.net = net
+        try:
+            captured = self.capture() if candidate.captured else None
+        except BaseException:
+            self.step.net = before
+            raise
+        self.forget()
+        self.captured, self._proved = captured, None
+        self.record.chosen, self.record.layers = candidate, layers or measured
+
+    def capture(self) -> capture.CapturedStep:
+        capture.check_capturable(self.step, self.method)
+        capture.check_batches(self.images, self.config.data.batch_size, self.config.data.last_batch)
+        gather = self.loader.gather if isinstance(self.loader, ResidentLoader) else None
+        return capture.CapturedStep(self.step, gather)
+
+    def ledger(self, inputs: Inputs) -> Ledger:
+        eps = float(self.config.evaluation.eps)
+        return Ledger(self.model, self.step.precision, inputs.batch, eps, self.step.attack_mode)
+
+    def inputs(self, epoch: int, start: int, key: torch.Tensor, method: Method) -> Inputs:
+        """Of the epoch's step on batch `start`."""
+        loader = self.loader
+        if not isinstance(loader, ResidentLoader):
+            batches = loader.epoch(epoch, start)
+            batch = next(batches)
+            with contextlib.suppress(AttributeError):
+                batches.close()  # type: ignore[attr-defined]
+            return Inputs(batch, key, method)
+        index, order = loader.indices(epoch, start)[0], loader.key(epoch)
+        return Inputs(loader.gather(index, order), key, method, (index, order), loader.gather)
+
+    def forget(self) -> None:
+        """Free what was recorded."""
+        if self.captured is not None:
+            self.captured.forget()
+
+    def write(self) -> None:
+        """The record into engine.json."""
+        write_atomically(self.folder / "engine.json", to_json(self.record.plain(), indent=1).encode())

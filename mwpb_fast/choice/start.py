@@ -1,0 +1,115 @@
+"""The engine of a run that is begun: what is pinned, else what an earlier start chose, else what a trial shows."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from mwpb_fast.choice import cache
+from mwpb_fast.choice.candidates import Candidate, candidates
+from mwpb_fast.choice.circumstances import circumstances
+from mwpb_fast.choice.engine import Engine
+from mwpb_fast.choice.ledger import operations
+from mwpb_fast.choice.record import Record, Tried
+from mwpb_fast.choice.trial import LATE, Trial
+from mwpb_fast.config import ConfigError
+from mwpb_fast.method import Net
+from mwpb_fast.runs.log import note
+
+LIMIT, TUNED = 10.0, 30.0  # seconds of a trial, without and with the tuning of layers
+WORTH = 20  # a run must be expected to take so many times that limit, or there is no trial
+RATE = {"cpu": 2e11, "cuda": 5e13}  # operations a second, for what a run is expected to take
+PASSES, LEAST = 24, 0.01  # forward passes of a step of ten attack steps; seconds of the smallest one
+
+
+def choose(engine: Engine, epoch: int, key: torch.Tensor, quiet: bool) -> None:
+    """Let `engine` take what is right and fast, and record why. epoch, key: that the run begins with.
+
+    Raises ConfigError where what is pinned cannot be had here.
+    """
+    first, last = candidates(engine.config, engine.precision)
+    if engine.pinned is not None:
+        try:
+            engine.follow(engine.pinned, "pin", f"as {engine.config.precision.pin} says")
+        except ConfigError as error:
+            raise ConfigError(f"precision.pin: {error}") from error
+    elif len(first) > 1:
+        if reason := too_short(engine):
+            engine.record.why = reason
+        elif not _remembered(engine, [*first, *last]):
+            _try_all(engine, first, last, epoch, key)
+    if engine.record.proven and not quiet:
+        print(f"engine: {engine.record.chosen}: {engine.record.why}", flush=True)
+    engine.write()
+
+
+def too_short(engine: Engine) -> str:
+    """Why a trial would take too long for this run; empty where it would not. It is judged by how much there is to
+    compute, not by the clock, so that two starts of a run agree."""
+    steps, rate = engine.config.epochs * len(engine.loader), RATE[engine.precision.device.type]
+    of_step = PASSES * len(engine.sample) * operations(engine.model, engine.sample) / rate
+    expected = steps * max(LEAST, of_step)
+    if expected >= WORTH * _limit(engine):
+        return ""
+    return f"by rule: too short for a trial, with {steps} steps in about {expected:.0f} s"
+
+
+def _limit(engine: Engine) -> float:
+    return TUNED if engine.config.precision.tune else LIMIT
+
+
+def _remembered(engine: Engine, allowed: list[Candidate]) -> bool:
+    """Whether an earlier start's choice is taken."""
+    found = cache.read(_circumstances(engine))
+    if found is None or found.chosen not in allowed:
+        return False
+    try:
+        engine.follow(found, "cache", f"as an earlier start found: {found.why}")
+    except ConfigError as error:
+        note(f"engine: what an earlier start found fails now: {error}; a trial is made")
+        return False
+    return True
+
+
+def _circumstances(engine: Engine) -> dict[str, Any]:
+    return circumstances(engine.config, engine.precision, engine.sample, engine.gathers)
+
+
+def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoch: int, key: torch.Tensor) -> None:
+    started, layers = time.monotonic(), dict[Candidate, list[dict[str, Any]]]()
+
+    def make(candidate: Candidate) -> Net:
+        net, layers[candidate] = engine.build(candidate)
+        return net
+
+    inputs = engine.inputs(epoch, 0, key, engine.method.in_epoch(epoch))
+    ledger = engine.ledger(inputs) if engine.judged else None
+    trial = Trial(engine.step, inputs, make, engine.capture, ledger, _limit(engine))
+    with engine.precision.mode():
+        tried, best, timed = trial.run(first, last)
+    taken = time.monotonic() - started
+    for t in tried:
+        if t.refused:
+            note(f"engine: {t.candidate}: {t.refused}")
+    if best is None:
+        engine.record.tried, engine.record.why = tried, "by rule: nothing passed its trial"
+        note(f"engine: nothing passed its trial; {engine.record.chosen} goes on")
+        return
+    found = Record(best.candidate, "trial", _why(best, tried, taken), tried, timed, [], taken)
+    found.circumstances = _circumstances(engine)
+    found.layers = next((v for c, v in layers.items() if c.computes == best.candidate.computes), [])
+    engine.follow(found, "trial", found.why)
+    if not any(t.refused == LATE for t in tried):
+        cache.write(found)
+
+
+def _why(best: Tried, tried: list[Tried], taken: float) -> str:
+    passed = [t for t in tried if not t.refused]
+    shares = [
+        f"; {best.milliseconds / t.milliseconds:.2f} of {t.candidate}'s time"
+        for t in passed
+        if t is not best and t.milliseconds and best.milliseconds
+    ]
+    return f"best of {len(passed)} that passed of {len(tried)}, in {taken:.1f} s{''.join(shares)}"

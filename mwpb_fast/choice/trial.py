@@ -1,0 +1,199 @@
+"""Candidates built, held to the ledger, proven and timed on one batch, which leaves no trace in the run."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from mwpb_fast.capture import CapturedStep
+from mwpb_fast.choice.candidates import Candidate, graphs
+from mwpb_fast.choice.ledger import Ledger, breach
+from mwpb_fast.choice.proof import flaw
+from mwpb_fast.choice.record import Tried, fastest
+from mwpb_fast.choice.untouched import untouched
+from mwpb_fast.method import Batch, Method, Net
+from mwpb_fast.runs.log import progress
+from mwpb_fast.step import Step
+
+STEPS = 20  # that are timed, fewer where they take longer than
+SECONDS = 1.0
+ROUNDS = 5  # of a gradient each, in turn; the least counts, because a neighbour on the machine only adds
+LATE = "not tried: the time was up"
+STEP, GRADIENT = "a training step", "a gradient of the ledger's images"
+
+
+class Inputs(NamedTuple):
+    """What a step is given. gathered: what a captured one is given where it gathers the images itself: index and
+    order, as `CapturedStep.gathered` takes them. gather: makes the batch of these."""
+
+    batch: Batch
+    key: torch.Tensor
+    method: Method
+    gathered: tuple[torch.Tensor, torch.Tensor] | None = None
+    gather: Callable[[torch.Tensor, torch.Tensor], Batch] | None = None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of the captured step's `verify`, and of the captured step or its `gathered`."""
+        given = (self.batch,) if self.gathered is None else self.gathered
+        return (*given, self.key, self.method)
+
+
+@dataclass
+class Trial:
+    """make: from a candidate to its net. capture: makes a captured step of `step`. ledger: None where the user has
+    named the net, which is then not judged. limit: seconds, in half of which candidates are begun and timed, once
+    one has passed; the other half is for the whole ledger of the fastest."""
+
+    step: Step
+    inputs: Inputs
+    make: Callable[[Candidate], Net]
+    capture: Callable[[], CapturedStep]
+    ledger: Ledger | None
+    limit: float
+    nets: dict[tuple[str, str], Net] = field(default_factory=dict)
+
+    def run(self, first: list[Candidate], last: list[Candidate]) -> tuple[list[Tried], Tried | None, str]:
+        """What came of the candidates, by preference; the one that is to be taken, None where all are refused; and
+        what their times are of. last: tried where none of the first are right."""
+        self.until = time.monotonic() + self.limit / 2
+        before, tried, best = self.step.net, list[Tried](), None
+        try:
+            for candidates in (first, last):
+                tried += (tier := [Tried(candidate) for candidate in candidates])
+                if best := self._best(tier):
+                    break
+        finally:
+            self.step.net = before
+            self.nets.clear()
+        return tried, best, STEP if self._whole else GRADIENT
+
+    @property
+    def _whole(self) -> bool:
+        """Whether steps are timed; else gradients, where a step takes seconds and only attacks are compared."""
+        return graphs(self.step.precision.device)
+
+    def _best(self, tier: list[Tried]) -> Tried | None:
+        with progress(len(tier), "engine", unit="candidates") as bar:
+            for number, t in enumerate(tier):
+                if time.monotonic() > self.until and any(not other.refused for other in tier[:number]):
+                    t.refused = LATE
+                else:
+                    # all start from the weights with which the ledger's reference was computed
+                    with untouched(self.step, self.inputs.method):
+                        t.refused = self._attempt(self._prove, t)
+                release(self.step.precision.device)
+                bar.advance(1, str(t.candidate))
+        with untouched(self.step, self.inputs.method):
+            for number in range(0 if self._whole or len(tier) < 2 else ROUNDS):
+                if number and time.monotonic() > self.until:
+                    break
+                for t in tier:
+                    t.refused = t.refused or self._attempt(self._time_gradient, t)
+            while best := fastest(tier):
+                wrong = self._attempt(self._judge, best) if self.ledger is not None else ""
+                if not wrong:
+                    return best
+                for t in tier:
+                    if t.candidate.computes == best.candidate.computes:
+                        t.refused, t.ledger = t.refused or wrong, best.ledger
+        return None
+
+    @staticmethod
+    def _attempt(what: Callable[[Tried], str], t: Tried) -> str:
+        """What is wrong with a candidate; also what it raises: a compiler, a library or the model's own code may
+        raise anything, and nothing of it is a reason for a run to end."""
+        try:
+            return what(t)
+        except Exception as error:
+            return reason(error)
+
+    def _net(self, candidate: Candidate) -> Net:
+        if candidate.computes not in self.nets:
+            self.nets[candidate.computes] = self.make(candidate)
+        return self.nets[candidate.computes]
+
+    def _judge(self, t: Tried) -> str:
+        """The whole ledger."""
+        assert self.ledger is not None
+        t.ledger = self.ledger.row(self._net(t.candidate))
+        return breach(t.ledger)
+
+    def _prove(self, t: Tried) -> str:
+        """Build it; the quick part of the ledger; where steps are timed, the graph's proof and the time."""
+        net = self._net(t.candidate)
+        if self.ledger is not None:
+            t.ledger = {"mass_agreeing": self.ledger.share(net)}
+            if wrong := breach(t.ledger):
+                return wrong
+        if not self._whole:
+            return ""
+        self.step.net = net
+        if not t.candidate.captured:
+            t.milliseconds = self._time_steps(self._eager)
+            return ""
+        captured = self.capture()
+        try:
+            if wrong := flaw(captured, *self.inputs.arguments):
+                return wrong
+            run = captured if self.inputs.gathered is None else captured.gathered
+            t.milliseconds = self._time_steps(lambda: run(*self.inputs.arguments))
+        finally:
+            captured.forget()
+        return ""
+
+    def _eager(self) -> object:
+        inputs = self.inputs
+        batch = inputs.batch
+        if inputs.gather is not None and inputs.gathered is not None:
+            batch = inputs.gather(*inputs.gathered)
+        return self.step(batch, inputs.key, inputs.method)
+
+    def _time_steps(self, step: Callable[[], object]) -> float:
+        """Milliseconds of one, as the run will take them."""
+        device = self.step.precision.device
+        step()
+        once = seconds(step, 1, device)
+        count = max(2, min(STEPS, int(SECONDS / max(once, 1e-6))))
+        return 1e3 * seconds(step, count, device) / count
+
+    def _time_gradient(self, t: Tried) -> str:
+        """The least time of those so far."""
+        assert self.ledger is not None  # a net that the user has named has no rival without graphs
+        work = partial(self.ledger.gradient, self._net(t.candidate))
+        taken = 1e3 * seconds(work, 1, self.step.precision.device)
+        t.milliseconds = taken if t.milliseconds is None else min(t.milliseconds, taken)
+        return ""
+
+
+def seconds(work: Callable[[], object], count: int, device: torch.device) -> float:
+    """That so many calls take, the device's work included."""
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(count):
+        work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def release(device: torch.device) -> None:
+    """Give back what a failure or a recording held."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def reason(error: BaseException) -> str:
+    """An error in a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

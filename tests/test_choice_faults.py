@@ -1,0 +1,297 @@
+"""Faults injected into trials, and later: each is named in a line, the next best goes on, no run dies of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from capture_cases import batch, make_step
+from choice_cases import clock, config, failing, graphs, of_eager, record, state, tried
+from fake_recorder import FakeRecorder
+from test_train import StopAfter, assert_same
+from twin_cases import CPU32
+
+from mwpb_fast import capture, train
+from mwpb_fast.capture import CapturedStep
+from mwpb_fast.choice import cache, candidates, engine, proof, start, trial
+from mwpb_fast.choice.ledger import Ledger, breach
+from mwpb_fast.config import ConfigError
+from mwpb_fast.engine import build
+from mwpb_fast.engine.net import EagerNet
+from mwpb_fast.engine.twin import TwinNet
+
+FIXTURES = (graphs, tried)
+MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+pytestmark = pytest.mark.usefixtures("tried")
+
+
+def begun(folder: Path, *options: str) -> train.Trainer:
+    """A trainer whose engine is chosen."""
+    trainer = train.Trainer(config(*options), folder, StopAfter(10**9), quiet=True)  # type: ignore[arg-type]
+    trainer._claim_folder()
+    return trainer
+
+
+def refusals(folder: Path) -> dict[str, str]:
+    return {t["name"]: t["refused"] for t in record(folder)["tried"]}
+
+
+# at the start -------------------------------------------------------------------------------------------------
+def test_a_net_out_of_bounds_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share = Ledger.share
+    monkeypatch.setattr(Ledger, "share", lambda self, net: 0.98 if isinstance(net, TwinNet) else share(self, net))
+    assert isinstance(begun(tmp_path).step.net, EagerNet)
+    assert refusals(tmp_path) == {"twin fp32": "mass agreeing 0.9800, less than 0.995", "eager fp32": ""}
+    assert "engine: twin fp32: mass agreeing 0.9800, less than 0.995\n" in capsys.readouterr().err
+
+
+def test_the_fastest_is_only_taken_with_its_whole_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its signs agree, yet what it finds in ten steps does not: the one that was less fast is taken."""
+    clock(monkeypatch, of_eager)
+    row = Ledger.row
+    broken = {"mass_agreeing": 1.0, "loss_ratio": 0.9, "logits_apart": 0.0}
+    monkeypatch.setattr(Ledger, "row", lambda self, net: broken if isinstance(net, EagerNet) else row(self, net))
+    assert isinstance(begun(tmp_path).step.net, TwinNet)
+    assert refusals(tmp_path)["eager fp32"] == "loss ratio 0.9000, less than 0.99"
+
+
+def test_what_is_no_number_is_out_of_bounds() -> None:
+    good = {"mass_agreeing": 1.0, "loss_ratio": 1.0, "logits_apart": 0.0}
+    assert breach(good) == ""
+    for name in good:
+        assert breach(good | {name: float("nan")}).startswith(name.replace("_", " ").split()[0])
+    assert breach(good | {"logits_apart": 0.2}) == "logits 0.200 of their norm apart, more than 0.1"
+
+
+def test_a_kernel_that_does_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A net that is added to the registry is a candidate; if it cannot be made, the others are."""
+    nets = {"fused": failing(RuntimeError("ptxas: too many registers\n...")), **build.NETS}
+    for module in (build, candidates):
+        monkeypatch.setattr(module, "NETS", nets)
+    assert isinstance(begun(tmp_path).step.net, TwinNet)
+    assert refusals(tmp_path)["fused fp32"] == "ptxas: too many registers"
+
+
+def test_a_net_that_fails_when_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails(EagerNet):
+        calls = 0
+
+        def input_grad(self, *arguments: Any) -> torch.Tensor:
+            Fails.calls += 1
+            if Fails.calls > 1:
+                raise MEMORY
+            return super().input_grad(*arguments)
+
+    nets = {"fused": lambda model, precision, sample: Fails(model, precision), **build.NETS}
+    for module in (build, candidates):
+        monkeypatch.setattr(module, "NETS", nets)
+    assert isinstance(begun(tmp_path).step.net, TwinNet)
+    assert refusals(tmp_path)["fused fp32"] == "CUDA out of memory. Tried to allocate 2 GiB."
+
+
+def test_nothing_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Ledger, "share", failing(ValueError()))
+    train.run(config("--epochs=1"), tmp_path / "tried", quiet=True)
+    assert record(tmp_path / "tried")["why"] == "by rule: nothing passed its trial"
+    assert "nothing passed its trial; twin fp32 goes on" in capsys.readouterr().err
+    assert not cache.folder().exists()
+    train.run(config("--epochs=1", "--precision.engine=twin"), tmp_path / "named", quiet=True)
+    assert_same(state(tmp_path / "tried"), state(tmp_path / "named"))
+
+
+def test_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "LIMIT", 0.0)
+    assert isinstance(begun(tmp_path).step.net, TwinNet)
+    assert refusals(tmp_path) == {"twin fp32": "", "eager fp32": trial.LATE}
+    assert not cache.folder().exists()  # another start has more time, perhaps
+
+
+def test_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MWPB_CACHE", str(tmp_path / "file"))
+    begun(tmp_path)
+    assert "engine: the choice is not kept for the next start" in capsys.readouterr().err
+
+
+# capture ------------------------------------------------------------------------------------------------------
+class Faulty(FakeRecorder):
+    """captures: how many are right before one fails."""
+
+    error: Exception = MEMORY
+    captures = 0
+
+    def capture(self, function: Callable[[], object]) -> None:
+        if Faulty.captures <= 0:
+            raise Faulty.error
+        Faulty.captures -= 1
+        super().capture(function)
+
+
+def faulty(monkeypatch: pytest.MonkeyPatch, captures: int, error: Exception = MEMORY) -> None:
+    monkeypatch.setattr(Faulty, "captures", captures)
+    monkeypatch.setattr(Faulty, "error", error)
+    monkeypatch.setattr(capture, "CapturedStep", lambda *a: CapturedStep(*a, make_recorder=Faulty))
+
+
+@pytest.mark.parametrize("error", [MEMORY, ConfigError("precision.capture: aten::nonzero waits"), KeyError("x")])
+def test_a_capture_that_fails_at_the_start(
+    tmp_path: Path, graphs: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    clock(monkeypatch, lambda work: False)
+    faulty(monkeypatch, 0, error)
+    trainer = begun(tmp_path)
+    assert trainer.engine.captured is None
+    assert isinstance(trainer.step.net, TwinNet)
+    found = refusals(tmp_path)
+    assert found["twin fp32, captured"] == found["eager fp32, captured"] == str(error).splitlines()[0]
+    assert found["twin fp32"] == found["eager fp32"] == ""
+
+
+def test_a_capture_that_fails_later(
+    tmp_path: Path, graphs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two in the trial and one in the first phase are right; in the second phase the memory does not suffice."""
+    clock(monkeypatch, lambda work: getattr(work, "__name__", "") != "_eager")
+    faulty(monkeypatch, 3)
+    train.run(config(), tmp_path / "tried", quiet=True)
+    told = record(tmp_path / "tried")
+    assert [f["epoch"] for f in told["fallbacks"]] == [2, 2]
+    assert {f["why"] for f in told["fallbacks"]} == {
+        "cannot be captured: CUDA out of memory. Tried to allocate 2 GiB."
+    }
+    assert [f["to"] for f in told["fallbacks"]] == ["eager fp32, captured", "twin fp32"]
+    assert told["chosen"]["name"] == "twin fp32"
+    assert "; twin fp32 goes on" in capsys.readouterr().err
+
+
+def test_a_replay_that_differs(tmp_path: Path, graphs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, lambda work: getattr(work, "__name__", "") != "_eager")
+
+    class Wrong(FakeRecorder):
+        def replay(self) -> None:
+            super().replay()
+            assert self.log is not None
+            for t in self.log.calls[-1][1]:
+                if isinstance(t, torch.Tensor) and t.is_floating_point():
+                    t.mul_(1.5)
+
+    monkeypatch.setattr(capture, "CapturedStep", lambda *a: CapturedStep(*a, make_recorder=Wrong))
+    trainer = begun(tmp_path)
+    assert trainer.engine.captured is None
+    assert "a replay differs from the eager step in" in refusals(tmp_path)["twin fp32, captured"]
+
+
+class Outcomes:
+    """A captured step with the outcomes that a test wants."""
+
+    def __init__(self, *values: float, count: int = 0) -> None:
+        self.found = [{"model.w": torch.tensor([v, 1.0]), "model.n": torch.tensor(count)} for v in values]
+
+    def outcomes(self, *arguments: Any, eager: int) -> list[dict[str, torch.Tensor]]:
+        assert eager == 2
+        return self.found
+
+
+def test_bits_where_eager_repeats_them_and_bounds_where_it_does_not() -> None:
+    def wrong(*values: float) -> str:
+        return proof.flaw(Outcomes(*values))  # type: ignore[arg-type]
+
+    assert wrong(1.0, 1.0, 1.0) == ""
+    assert wrong(1.0, 1.0, 1.000001) == "a replay differs from the eager step in model.w and 0 more"
+    assert wrong(1.0, 1.001, 1.002) == ""
+    assert wrong(1.0, 1.001, 1.02) != ""
+    assert wrong(1.0, 2.0, 1.5) != ""  # what is not even near itself proves nothing
+    assert wrong(1.0, 1.001, float("nan")) != ""
+
+
+# in a later epoch ---------------------------------------------------------------------------------------------
+def test_a_breach_in_a_later_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the start all are right; in the second phase the twin is not, and the run goes on as eager from there."""
+    clock(monkeypatch, lambda work: False)
+    share, later = Ledger.share, {"on": False}
+
+    def shares(self: Ledger, net: Any) -> float:
+        return 0.9 if later["on"] and isinstance(net, TwinNet) else share(self, net)
+
+    trainer = begun(tmp_path)
+    monkeypatch.setattr(Ledger, "share", shares)
+    begin = engine.Engine.begin
+
+    def begins(self: engine.Engine, epoch: int, *rest: Any) -> Any:
+        later["on"] = epoch == 2
+        return begin(self, epoch, *rest)
+
+    monkeypatch.setattr(engine.Engine, "begin", begins)
+    assert isinstance(trainer.step.net, TwinNet)
+    trainer.train()
+    assert isinstance(trainer.step.net, EagerNet)
+    told = record(tmp_path)
+    assert told["chosen"]["name"] == "eager fp32"
+    assert [f["epoch"] for f in told["fallbacks"]] == [2]
+    line = "engine: twin fp32: mass agreeing 0.9000, less than 0.995; eager fp32 goes on"
+    assert line in capsys.readouterr().err
+
+
+def test_when_it_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each phase and every few epochs, never in the middle of one: so a run that was stopped goes on alike."""
+    trainer = begun(tmp_path, "--epochs=12", "--warmup_epochs=7")
+    looks: list[int] = []
+    monkeypatch.setattr(engine.Engine, "_look_again", lambda self, epoch, *rest: looks.append(epoch))
+    for epoch in range(1, 13):
+        for first in (0, 1):
+            trainer.engine.begin(epoch, first, trainer._key(epoch))
+    assert looks == [6, 8, 11]
+    trainer.engine.record.how = "pin"
+    trainer.engine.begin(1, 0, trainer._key(1))
+    assert looks[-1] == 1
+    trainer.engine.record.how = "rule"
+    trainer.engine.begin(1, 0, trainer._key(1))
+    assert looks == [6, 8, 11, 1]
+
+
+def test_when_there_is_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = begun(tmp_path)
+    monkeypatch.setattr(Ledger, "share", lambda self, net: 0.5)
+    trainer.engine.begin(6, 0, trainer._key(6))
+    assert "it goes on, as there is nothing else" in capsys.readouterr().err
+    assert trainer.engine.record.chosen.net == "eager"
+
+
+def test_going_on_where_the_choice_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a machine without the GPU that the run was begun on."""
+    clock(monkeypatch, of_eager)
+    train.run(config("--epochs=1"), tmp_path, quiet=True)
+    monkeypatch.setitem(build.NETS, "eager", failing(RuntimeError("no such device")))
+    train.run(config("--epochs=2"), tmp_path, quiet=True)
+    assert "engine: eager fp32 fails here (no such device); twin fp32 goes on" in capsys.readouterr().err
+
+
+def test_the_reference_is_the_model_itself() -> None:
+    step = make_step()
+    ledger = Ledger(step.model, CPU32, batch(0)[0], 8 / 255, "eval")
+    row = ledger.row(EagerNet(step.model, CPU32))
+    assert breach(row) == ""
+    assert row["mass_agreeing"] == pytest.approx(1)
+
+    class Against(EagerNet):
+        def input_grad(self, *arguments: Any) -> torch.Tensor:
+            return -super().input_grad(*arguments)
+
+    wrong = ledger.row(Against(step.model, CPU32))
+    assert wrong["mass_agreeing"] < 0.01
+    assert wrong["loss_ratio"] < row["loss_ratio"]
