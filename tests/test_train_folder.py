@@ -141,7 +141,8 @@ def test_run_that_cannot_begin_leaves_the_old_one(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("old")
     train.run(tiny("--seed=9"), tmp_path, resume=False, quiet=True)
-    assert not set(RESULTS) & files(tmp_path)
+    assert set(RESULTS) & files(tmp_path) == {"engine.json"}  # which the new run has written, too
+    assert (tmp_path / "engine.json").read_text() != "old"
     assert set(MINE) <= files(tmp_path)
     found = checkpoint.read_newest(tmp_path / "checkpoints", "last")
     assert found is not None

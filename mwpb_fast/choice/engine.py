@@ -54,7 +54,8 @@ class Engine:
         self.config, self.model, self.step, self.method = config, model, step, method
         self.loader, self.sample, self.images, self.folder = loader, sample, images, folder
         self.precision = step.precision.attack
-        self.pinned = read_pin(Path(config.precision.pin)) if config.precision.pin else None
+        pin = config.precision.pin
+        self.pinned = None if pin == "none" else read_pin(Path(pin).expanduser())
         chosen, by_option = preferred(config, self.precision), config.precision.engine != "auto"
         how, why = ("option", "as the options say") if by_option else ("rule", "nothing was tried")
         if chosen.net != "eager" and type(step.net) is EagerNet:

@@ -75,7 +75,7 @@ class PrecisionConfig:
     compile: compile the training pass with torch.compile.
     capture: record the whole step as one CUDA graph for each phase and replay it: true, false, or auto, where a
     trial shows that it is right and faster.
-    pin: an engine.json of another run, whose choice is taken without a trial.
+    pin: an engine.json of another run, whose choice is taken without a trial; or none.
     oracle: fp32, eager, contiguous, reference ops and deterministic algorithms: the truth to compare with."""
 
     device: str = "auto"
@@ -85,7 +85,7 @@ class PrecisionConfig:
     tune: bool = False
     compile: bool = False
     capture: bool | Literal["auto"] = "auto"
-    pin: str = ""
+    pin: str = "none"
     channels_last: bool = True
     oracle: bool = False
 
@@ -105,7 +105,7 @@ class PrecisionConfig:
             raise ValueError(f"capture must be auto, true or false, not {self.capture}")
         if self.oracle and (self.capture is True or self.compile):
             raise ValueError("the oracle runs eagerly, without capture or compile")
-        if self.pin and (self.oracle or self.engine != "auto" or self.capture != "auto"):
+        if self.pin != "none" and (self.oracle or self.engine != "auto" or self.capture != "auto"):
             raise ValueError("pin says which engine is taken: leave engine and capture at auto, and oracle off")
 
 
