@@ -131,7 +131,7 @@ class Trainer:
         finally:
             log.close()
             self.loader.close()
-            self.engine.forget()
+            self.engine.close()
         return record
 
     def _train_epoch(self) -> dict[str, Any]:
@@ -201,8 +201,8 @@ class Trainer:
             return {}
         model = self.model if self.ema is None else self.ema.module
         try:
-            eps = float(evaluation.eps)
-            return validation.accuracies(model, batches, eps, epoch, self.precision, self._tick)
+            looks = (model, batches, float(evaluation.eps), epoch, self.precision, self._tick)
+            return self.engine.with_room(lambda: validation.accuracies(*looks))
         except Interrupted:
             self._save("last")
             raise

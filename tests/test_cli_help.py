@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from mwpb_fast import cli
+from mwpb_fast.choice import cache
+from mwpb_fast.choice.candidates import Candidate
+from mwpb_fast.choice.record import Record
 from mwpb_fast.cli import commands, doctor
 from mwpb_fast.config import all_recipes
 from mwpb_fast.system.optional import Attempt
@@ -93,6 +96,17 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert report["ops"]["margin"] == {d: ops.implementation("margin", d) for d in ("cpu", "cuda")}
     assert set(report["ops"]) == set(ops.OPS)
+
+
+def test_doctor_shows_the_choices_that_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MWPB_CACHE", str(tmp_path))
+    assert [f.detail for f in doctor.choices()] == [f"0 choices in {tmp_path / 'engine'}"]
+    about = {"model": {"name": "resnet-18"}, "images": [128, 3, 32, 32], "device": "A processor"}
+    cache.write(Record(Candidate("twin", "bf16"), "trial", "why", circumstances=about))
+    (tmp_path / "engine" / "damaged.json").write_text("{")
+    found = [f.detail for f in doctor.choices()]
+    assert found[0].startswith("1 choices")
+    assert found[1] == "twin bf16 for resnet-18 on batches [128, 3, 32, 32], A processor"
 
 
 def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

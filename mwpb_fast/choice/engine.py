@@ -16,11 +16,13 @@ from mwpb_fast.choice.ledger import BOUNDS, Ledger
 from mwpb_fast.choice.proof import flaw
 from mwpb_fast.choice.record import Record, read_pin, read_record
 from mwpb_fast.choice.trial import Inputs, reason, release
+from mwpb_fast.choice.untouched import untouched
 from mwpb_fast.config import Config, ConfigError
 from mwpb_fast.data import ResidentLoader
 from mwpb_fast.data.dataset import Loader
 from mwpb_fast.engine.build import build_net
 from mwpb_fast.engine.net import EagerNet
+from mwpb_fast.engine.precision import full_float32
 from mwpb_fast.engine.tune import take
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.method import Method, Net
@@ -36,7 +38,7 @@ class Engine:
 
     model: as it is trained, not compiled. step: over it, with the net that `make_engine` made. layers: what was
     measured for that. sample: (B, C, H, W) training images, as many as a batch has. images: that are trained on.
-    Raises ConfigError where a capture that was asked for cannot be, or the pin is no engine.json.
+    Raises ConfigError where a capture that was asked for cannot be, or what is pinned cannot be had.
     """
 
     def __init__(
@@ -54,23 +56,25 @@ class Engine:
         self.config, self.model, self.step, self.method = config, model, step, method
         self.loader, self.sample, self.images, self.folder = loader, sample, images, folder
         self.precision = step.precision.attack
-        pin = config.precision.pin
-        self.pinned = None if pin == "none" else read_pin(Path(pin).expanduser())
-        chosen, by_option = preferred(config, self.precision), config.precision.engine != "auto"
-        how, why = ("option", "as the options say") if by_option else ("rule", "nothing was tried")
+        self._modes = contextlib.ExitStack()
+        chosen = preferred(config, self.precision)
+        how, why = ("rule", "by rule: nothing was tried") if self.judged else ("option", "as the options say")
         if chosen.net != "eager" and type(step.net) is EagerNet:
-            chosen, why = (
-                Candidate("eager", chosen.dtype, chosen.captured),
-                f"{chosen.net} cannot be made of the model",
-            )
-        self.record = Record(chosen, how, why, layers=layers)
+            why = f"{chosen.net} cannot be made of the model"
+            chosen = Candidate("eager", chosen.dtype, chosen.captured)
+        self.record = self._ruled = Record(chosen, how, why, layers=layers)
         self.captured = self.capture() if chosen.captured else None
         self._proved: Method | None = None
+        if (pin := config.precision.pin) != "none":
+            try:
+                self.follow(read_pin(Path(pin).expanduser()), "pin", f"as {pin} says")
+            except ConfigError as error:
+                raise ConfigError(f"precision.pin: {error}") from error
 
     def follow(self, record: Record, how: str, why: str) -> None:
         """Take what a record says. Raises ConfigError where that cannot be."""
         try:
-            self._take(record.chosen, record.layers)
+            self.take(record.chosen, record.layers)
         except Exception as error:
             raise ConfigError(f"{record.chosen}: {reason(error)}") from error
         tried = [dataclasses.replace(t) for t in record.tried]
@@ -88,13 +92,16 @@ class Engine:
         """Go on with what a checkpoint has kept; nothing is measured."""
         layers = state.get("choices", [])
         if not state.get("engine"):
+            if self.record is not self._ruled:  # a pin is for runs that are begun with it
+                self.record = self._ruled
+                self.take(self.record.chosen, layers)
             self.record.layers = layers
             if layers and isinstance(self.step.net, TwinNet):
                 take(self.step.net, layers)
             return
         record = read_record(state["engine"])
         try:
-            self._take(record.chosen, layers)
+            self.take(record.chosen, layers)
             self.record = record
         except Exception as error:  # on another machine than the run was begun on
             note(f"engine: {record.chosen} fails here ({reason(error)}); {self.record.chosen} goes on")
@@ -139,7 +146,7 @@ class Engine:
     def _look_again(self, epoch: int, key: torch.Tensor, method: Method) -> None:
         while True:
             try:
-                with self.precision.mode():
+                with self.precision.mode(), untouched(self.step, method):
                     share = self.ledger(self.inputs(epoch, 0, key, method)).share(self.step.net)
                 wrong = (
                     ""
@@ -167,7 +174,7 @@ class Engine:
             try:
                 self.forget()
                 release(self.precision.device)
-                self._take(candidate, [])
+                self.take(candidate, [])
             except Exception as error:
                 note(f"engine: {candidate}: {reason(error)}")
                 self.record.refuse(candidate, reason(error), same_values=True)
@@ -197,7 +204,9 @@ class Engine:
         with precision.mode():  # so that what is measured is what will run
             return build_net(candidate.net, candidate.tuned and tuned, self.model, precision, self.sample)
 
-    def _take(self, candidate: Candidate, layers: list[dict[str, Any]]) -> None:
+    def take(self, candidate: Candidate, layers: list[dict[str, Any]]) -> None:
+        """Go on with a candidate, and what was measured for its layers; measured now where that is empty. Raises
+        what its making raises; then all is as before."""
         net, measured = self.build(candidate, tuned=not layers)
         if layers and isinstance(net, TwinNet):
             take(net, layers)
@@ -209,6 +218,10 @@ class Engine:
             self.step.net = before
             raise
         self.forget()
+        if (
+            DTYPES[candidate.dtype] == torch.float32 != self.precision.dtype
+        ):  # the run's own mode does not see to it
+            self._modes.enter_context(full_float32())
         self.captured, self._proved = captured, None
         self.record.chosen, self.record.layers = candidate, layers or measured
 
@@ -235,9 +248,27 @@ class Engine:
         return Inputs(loader.gather(index, order), key, method, (index, order), loader.gather)
 
     def forget(self) -> None:
-        """Free what was recorded."""
+        """Free what was recorded; it is recorded anew at the next step."""
+        self._proved = None
         if self.captured is not None:
             self.captured.forget()
+
+    def close(self) -> None:
+        """At the end of a run."""
+        self.forget()
+        self._modes.close()
+
+    def with_room(self, work: Callable[[], Any]) -> Any:
+        """The result of what else a run has to do, also where its memory is taken up by what is recorded."""
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            if self.captured is None:
+                raise
+            note(f"engine: {reason(error)}; what was recorded is freed, and recorded anew afterwards")
+        self.forget()
+        release(self.precision.device)
+        return work()
 
     def write(self) -> None:
         """The record into engine.json."""

@@ -25,19 +25,13 @@ PASSES, LEAST = 24, 0.01  # forward passes of a step of ten attack steps; second
 
 
 def choose(engine: Engine, epoch: int, key: torch.Tensor, quiet: bool) -> None:
-    """Let `engine` take what is right and fast, and record why. epoch, key: that the run begins with.
-
-    Raises ConfigError where what is pinned cannot be had here.
-    """
+    """Let `engine`, of a run that begins with `epoch` and its `key`, take what is right and fast; record why."""
     first, last = candidates(engine.config, engine.precision)
-    if engine.pinned is not None:
-        try:
-            engine.follow(engine.pinned, "pin", f"as {engine.config.precision.pin} says")
-        except ConfigError as error:
-            raise ConfigError(f"precision.pin: {error}") from error
-    elif len(first) > 1:
+    if len(first) > 1 and not engine.record.proven:
         if reason := too_short(engine):
             engine.record.why = reason
+            if engine.record.chosen.tuned and not engine.record.layers:
+                engine.take(engine.record.chosen, engine.record.layers)
         elif not _remembered(engine, [*first, *last]):
             _try_all(engine, first, last, epoch, key)
     if engine.record.proven and not quiet:

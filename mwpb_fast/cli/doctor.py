@@ -33,7 +33,7 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Everything that is looked at, in the order of the report."""
-    return [*machine(), *kernels(), *packages()]
+    return [*machine(), *kernels(), *choices(), *packages()]
 
 
 def report(as_json: bool = False) -> str:
@@ -132,6 +132,18 @@ def kernels() -> Iterator[Finding]:
         yield Finding("triton", status, ops.triton_problem.removeprefix("Triton "), cost)
     if forced := os.environ.get("MWPB_IMPL"):
         yield Finding("MWPB_IMPL", NOTE, forced, "every op runs as plain PyTorch until this variable is unset")
+
+
+def choices() -> Iterator[Finding]:
+    """The engines that runs have chosen here, which the next ones like them take without a trial."""
+    from mwpb_fast.choice import cache
+
+    kept = list(cache.kept())
+    yield Finding("engine cache", OK, f"{len(kept)} choices in {cache.folder()}")
+    for record in kept[:3]:
+        about = record.circumstances
+        model, size = about.get("model", {}).get("name"), about.get("images")
+        yield Finding("engine", OK, f"{record.chosen} for {model} on batches {size}, {about.get('device')}")
 
 
 def packages() -> Iterator[Finding]:

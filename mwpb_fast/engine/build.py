@@ -55,7 +55,10 @@ def make_engine(
         return EagerNet(model, precision), []
     with precision.mode():  # so that what is measured is what will run
         net = make_net(model, precision, sample)
-        return net, tune(net, sample) if config.precision.tune and isinstance(net, TwinNet) else []
+        measured = (
+            config.precision.tune and config.precision.engine != "auto"
+        )  # else once it is known what is taken
+        return net, tune(net, sample) if measured and isinstance(net, TwinNet) else []
 
 
 def by_rule(config: Config, precision: Precision) -> str:
