@@ -113,6 +113,16 @@ def test_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert not cache.folder().exists()  # another start has more time, perhaps
 
 
+def test_the_time_is_up_before_the_whole_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest was not looked at, so what would be taken without a trial goes on."""
+    clock(monkeypatch, of_eager)
+    late = iter([0.0] * 6 + [99.0] * 99)
+    monkeypatch.setattr(trial.Spent, "seconds", property(lambda self: next(late)))
+    monkeypatch.setattr(Ledger, "row", failing(AssertionError("the whole ledger")))
+    assert isinstance(begun(tmp_path).step.net, TwinNet)
+    assert [t["milliseconds"] for t in record(tmp_path)["tried"]] == pytest.approx([100, 50])
+
+
 def test_a_cache_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,7 +95,8 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
     found.circumstances = _circumstances(engine)
     found.layers = next((v for c, v in layers.items() if c.computes == best.candidate.computes), [])
     engine.follow(found, "trial", found.why)
-    if not any(t.refused == LATE for t in tried):
+    late = any(t.refused == LATE for t in tried)
+    if not late or sum(t.milliseconds is not None for t in tried) > 1:  # else another start may come farther
         cache.write(found)
 
 

@@ -24,6 +24,7 @@ from mwpb_fast.step import Step
 STEPS = 20  # that are timed, fewer where they take longer than
 SECONDS = 1.0
 ROUNDS = 5  # of a gradient each, in turn; the least counts, because a neighbour on the machine only adds
+PATIENCE = 4  # times the limit that a start may take on a CPU that other programs are at work on
 LATE = "not tried: the time was up"
 STEP, GRADIENT = "a training step", "a gradient of the ledger's images"
 
@@ -48,8 +49,9 @@ class Inputs(NamedTuple):
 @dataclass
 class Trial:
     """make: from a candidate to its net. capture: makes a captured step of `step`. ledger: None where the user has
-    named the net, which is then not judged. limit: seconds, in half of which candidates are begun and timed, once
-    one has passed; the other half is for the whole ledger of the fastest."""
+    named the net, which is then not judged. limit: seconds, after which no candidate is begun once one has passed.
+    Where gradients are timed, half of them are kept for the whole ledger of the fastest; if they do not suffice,
+    the most preferred one of those that passed is taken."""
 
     step: Step
     inputs: Inputs
@@ -62,7 +64,7 @@ class Trial:
     def run(self, first: list[Candidate], last: list[Candidate]) -> tuple[list[Tried], Tried | None, str]:
         """What came of the candidates, by preference; the one that is to be taken, None where all are refused; and
         what their times are of. last: tried where none of the first are right."""
-        self.until = time.monotonic() + self.limit / 2
+        self.spent = Spent(graphs(self.step.precision.device))
         before, tried, best = self.step.net, list[Tried](), None
         try:
             for candidates in (first, last):
@@ -79,10 +81,14 @@ class Trial:
         """Whether steps are timed; else gradients, where a step takes seconds and only attacks are compared."""
         return graphs(self.step.precision.device)
 
+    @property
+    def _late(self) -> bool:
+        return self.spent.seconds > (self.limit if self._whole else self.limit / 2)
+
     def _best(self, tier: list[Tried]) -> Tried | None:
         with progress(len(tier), "engine", unit="candidates") as bar:
             for number, t in enumerate(tier):
-                if time.monotonic() > self.until and any(not other.refused for other in tier[:number]):
+                if self._late and any(not other.refused for other in tier[:number]):
                     t.refused = LATE
                 else:
                     # all start from the weights with which the ledger's reference was computed
@@ -92,10 +98,12 @@ class Trial:
                 bar.advance(1, str(t.candidate))
         with untouched(self.step, self.inputs.method):
             for number in range(0 if self._whole or len(tier) < 2 else ROUNDS):
-                if number and time.monotonic() > self.until:
+                if number and self._late:
                     break
                 for t in tier:
                     t.refused = t.refused or self._attempt(self._time_gradient, t)
+            if not self._whole and self.spent.seconds > self.limit:
+                return next((t for t in tier if not t.refused), None)
             while best := fastest(tier):
                 wrong = self._attempt(self._judge, best) if self.ledger is not None else ""
                 if not wrong:
@@ -170,6 +178,20 @@ class Trial:
         taken = 1e3 * seconds(work, 1, self.step.precision.device)
         t.milliseconds = taken if t.milliseconds is None else min(t.milliseconds, taken)
         return ""
+
+
+class Spent:
+    """seconds: that went by since; on a CPU that this process has worked with all its threads, and at least a
+    quarter of those that went by. So two starts come equally far, also beside other programs."""
+
+    def __init__(self, by_the_clock: bool) -> None:
+        self.patience = 1 if by_the_clock else PATIENCE
+        self.wall, self.own = time.monotonic(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        own = (time.process_time() - self.own) / torch.get_num_threads()
+        return max(own, (time.monotonic() - self.wall) / self.patience)
 
 
 def seconds(work: Callable[[], object], count: int, device: torch.device) -> float:
