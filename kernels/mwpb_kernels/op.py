@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.native import one_line
 from mwpb_kernels.transforms import carries_derivative, transformed
@@ -36,9 +37,7 @@ except (Exception, SystemExit) as error:  # absent, or broken in any way: the de
             del sys.modules[name]
         sys.modules["triton"] = None  # type: ignore[assignment]  # missing, from now on
     triton = SimpleNamespace(
-        jit=lambda f: f,
-        cdiv=lambda a, b: -(-a // b),
-        next_power_of_2=lambda n: 1 << max(n - 1, 0).bit_length(),
+        jit=lambda f: f, cdiv=lambda a, b: -(-a // b), next_power_of_2=lambda n: 1 << max(n - 1, 0).bit_length()
     )
     tl = SimpleNamespace(constexpr=None)
 else:
@@ -169,10 +168,10 @@ def has_float64(args: tuple[Any, ...]) -> bool:
     return any(t.dtype == torch.float64 for t in tensors_in(args))
 
 
-def tensors_in(args: Iterable[Any]) -> Iterator[torch.Tensor]:
+def tensors_in(args: Iterable[Any]) -> Iterator[Tensor]:
     """The tensors among the arguments, and in lists among them."""
     for a in args:
-        if isinstance(a, torch.Tensor):
+        if isinstance(a, Tensor):
             yield a
         elif isinstance(a, (list, tuple)):
             yield from tensors_in(a)
@@ -218,12 +217,16 @@ def implementation(name: str, device: torch.device | str = "cpu") -> str:
     return "reference"
 
 
-def in_layout_of(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def in_layout_of(x: Tensor, values: Tensor) -> Tensor:
     """A copy of `values` with the strides and type of a new tensor like x; as they are within a transform."""
     return values.to(x.dtype) if transformed() else torch.empty_like(x).copy_(values)
 
 
-def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
+def writes_in_place(*operands: Any) -> None:
+    """The fake of an op that writes into its operands: nothing new."""
+
+
+def check_logits(logits: Tensor, labels: Tensor) -> None:
     """Refuse what the logit ops cannot take, from metadata alone (no synchronisation)."""
     check_tensors(logits=logits, labels=labels)
     if logits.dim() != 2 or logits.shape[1] < 2:
@@ -240,22 +243,22 @@ def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
 def check_tensors(**named: Any) -> None:
     """Refuse what is no dense tensor."""
     for name, value in named.items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
         if value.layout != torch.strided:
             raise TypeError(f"{name} must be dense, not {value.layout}")
 
 
-def check_device(first: torch.Tensor, *others: torch.Tensor) -> None:
+def check_device(first: Tensor, *others: Tensor) -> None:
     """Refuse tensors on different devices."""
     for other in others:
         if other.device != first.device:
             raise ValueError(f"tensors on different devices: {first.device} and {other.device}")
 
 
-def number(value: float | torch.Tensor, name: str) -> float:
+def number(value: float | Tensor, name: str) -> float:
     """A scalar argument as float: any real number (int, float, Fraction, NumPy's), or a 0-d tensor on the CPU."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         if value.dim() or value.device.type != "cpu" or value.dtype == torch.bool or value.is_complex():
             kind = f"a {value.dtype} tensor {tuple(value.shape)} on {value.device}"
             raise TypeError(f"{name} must be a number or a 0-d real tensor on the CPU, not {kind}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -11,7 +12,7 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def carries_derivative(t: torch.Tensor) -> bool:
+def carries_derivative(t: Tensor) -> bool:
     """Whether a forward-mode tangent or a gradient of torch.func is being computed through this tensor.
 
     Ordinary reverse mode does not count: there the result says itself that it requires no grad.
