@@ -22,8 +22,8 @@ def names(kind: str) -> list[str]:
 def load(kind: str, name: str) -> ModuleType:
     """The module `mwpb_fast.<kind>.<name>`, or the one that a dotted `name` gives.
 
-    Raises ConfigError, naming what there is, where it does not exist, or where its underscore says that it is there
-    for the others of its folder.
+    Raises ConfigError, naming what there is, where it does not exist, or where an underscore before its own name
+    says that it is there for the others of its folder.
     """
     path = name if "." in name else f"mwpb_fast.{kind}.{name}"
     try:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.evaluation.autoattack import square_warning
-from mwpb_fast.runs.log import table
+from mwpb_fast.system import text_tables
 
 if TYPE_CHECKING:
     from mwpb_fast.evaluation.contract import AttackSetting
@@ -106,7 +106,7 @@ def format_table(result: dict[str, Any]) -> str:
             entry = result[key]
             which = "these" if len(entry["of"]) == len(result["attacks"]) else ", ".join(entry["of"])
             rows.append([*_row(title.format(which, n=entry.get("n")), entry), ""])
-    lines = list(table(["attack", "accuracy", "95 % interval", "ball"], rows))
+    lines = list(text_tables.plain(["attack", "accuracy", "95 % interval", "ball"], rows))
     what = f"{result['n']} images, {result['norm']} eps {result['eps']}, step {result['step_size']}"
     lines.append(what + (", a preview: not the whole test set" if result["preview"] else ""))
     for name, attack in result["attacks"].items():

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -227,11 +227,3 @@ class Progress:
             left = (self.total - self.done) / max(self.rate, 1e-9)
             line = f"{self.label}: {self.done}/{self.total}, {text}, {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)
-
-
-def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """Lines of a plain text table, columns aligned."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in (header, ["-" * w for w in widths], *rows):
-        cells = zip(row, widths, strict=True)
-        yield "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(cells))
