@@ -35,7 +35,7 @@ def crop_flip_reference(
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     if reflect:
         rows, columns = reflected(rows, height), reflected(columns, width)
-    if count == 0:  # no image to look up, and then no batch either but for unknown indices on a GPU
+    if count == 0:  # There is no image to look up, and so no batch either but for unknown indices on a GPU.
         unknown = images.new_full((len(index), height, width, images.shape[1]), torch.nan, dtype=dtype)
         return unknown.permute(0, 3, 1, 2)
     picked = images[
@@ -44,7 +44,7 @@ def crop_flip_reference(
         rows.clamp(0, height - 1)[:, :, None],
         columns.clamp(0, width - 1)[:, None, :],
     ]  # (B, H, W, C)
-    # a divisor on the device: by a number, CUDA would multiply with its rounded reciprocal
+    # The divisor is a tensor on the device: by a number, CUDA would multiply with its rounded reciprocal.
     scaled = picked.to(torch.float32) / torch.full((), 255.0, device=images.device)
     if not reflect:
         scaled = torch.where(inside[..., None], scaled, 0.0)
@@ -94,7 +94,7 @@ def _crop_flip_kernel(
     pixel = tl.load(images_ptr + image * stride_n + source, mask=inside & known, other=0)
     value = tl.div_rn(pixel.to(tl.float32), 255.0)
     if out_ptr.dtype.element_ty == tl.bfloat16:
-        # rounded here, to nearest even: Triton's interpreter would truncate
+        # The value is rounded here, to nearest even, because Triton's interpreter would truncate it.
         bits = value.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         value = bits.to(tl.float32, bitcast=True)
@@ -103,7 +103,8 @@ def _crop_flip_kernel(
 
 
 # launcher ----------------------------------------------------------------------------------------------------
-CROP_BLOCK = 1024  # divides a 32x32 or 64x64 image of three channels
+# It divides a 32x32 and a 64x64 image of three channels, so that no program is partly idle there.
+CROP_BLOCK = 1024
 
 
 def crop_flip_triton(

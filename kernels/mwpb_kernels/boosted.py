@@ -114,8 +114,8 @@ def boosted_ce_triton(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def boosted_ce_backward_triton(grad: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    extra = dict(grad_ptr=grad, grad_stride=grad.stride(0), CONSTANT=REST)
-    return run_rows(_boosted_ce_backward_kernel, like_fake(logits), logits, labels, **extra)
+    own = dict(grad_ptr=grad, grad_stride=grad.stride(0), CONSTANT=REST)
+    return run_rows(_boosted_ce_backward_kernel, like_fake(logits), logits, labels, **own)
 
 
 # registration ------------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ L2_STEP = Op(
     fake=writes_in_place,
     triton=l2_step_triton,
     mutates=(0,),
-    # in l2 units: from samples that are projected to samples that stay inside
+    # An l2 length sums over all pixels; with these factors some samples are projected and some stay inside.
     samples=lambda device: ((*s[:3], 20 * s[3], 10 * s[4], *s[5:]) for s in step_samples(device)),
     bytes_moved=step_bytes,
     compiles=tuple(

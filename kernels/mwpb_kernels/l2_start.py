@@ -78,7 +78,7 @@ def _l2_start_kernel(
         tl.store(square_ptr + tl.program_id(0).to(tl.int64), square)
     else:
         word, _, _, _ = philox_block(tl.load(seed_ptr), STREAM_RADIUS, index, index * 0)
-        u = ((word >> 8) + 1).to(tl.float32) * 5.9604644775390625e-8  # 2**-24
+        u = ((word >> 8) + 1).to(tl.float32) * 5.9604644775390625e-8  # This is 2**-24.
         length = tl.load(radius_ptr + sample * radius_stride) * tl.exp(tl.log(u) / n)
         scale = length / tl.where(square == 0.0, 1.0, tl.sqrt(square))
         x_at = x_ptr + sample * x_b + offset_of(element, size_1, size_2, x_0, x_1, x_2, FLAT, WIDE)

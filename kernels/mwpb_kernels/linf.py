@@ -89,7 +89,7 @@ def linf_step_triton(
         step_stride=step_size.stride(0),
         lo=lo,
         hi=hi,
-        num_warps=8,  # four elements a thread: one vector load of each operand
+        num_warps=8,  # A thread then holds four elements: one vector load of each operand.
         **arguments,
     )
     if target.data_ptr() != x_adv.data_ptr():

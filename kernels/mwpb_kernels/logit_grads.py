@@ -159,8 +159,8 @@ def kl_grad_triton(logits: Tensor, target_logits: Tensor) -> Tensor:
 
 
 def cw_grad_triton(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
-    extra = dict(confidence=confidence, LOSS="cw")
-    return run_rows(_margin_loss_grad_kernel, like_fake(logits), logits, labels, **extra)
+    own = dict(confidence=confidence, LOSS="cw")
+    return run_rows(_margin_loss_grad_kernel, like_fake(logits), logits, labels, **own)
 
 
 def dlr_grad_triton(logits: Tensor, labels: Tensor) -> Tensor:

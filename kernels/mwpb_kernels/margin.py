@@ -88,7 +88,7 @@ def _radius_kernel(
     own, valid = load_labels(labels_ptr, row, column, label_stride, batch, classes)
     e, total, _ = softmax_rows(z, inside)
     if SCORE == "deviation_radius":
-        # both correctly rounded, so that they cancel exactly at the uniform distribution
+        # Both quotients are rounded correctly, so that they cancel exactly at the uniform distribution.
         count = tl.zeros((ROWS, BLOCK), tl.float32) + classes
         mean = tl.div_rn(tl.full((ROWS, BLOCK), 1.0, tl.float32), count)
         p = tl.div_rn(e, tl.broadcast_to(total[:, None], (ROWS, BLOCK)))
@@ -143,8 +143,8 @@ def deviation_radius_triton(logits: Tensor, labels: Tensor, eps: float, alpha: f
 
 
 def margin_backward_triton(grad: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    extra = dict(grad_ptr=grad, grad_stride=grad.stride(0))
-    return run_rows(_margin_backward_kernel, like_fake(logits), logits, labels, **extra)
+    own = dict(grad_ptr=grad, grad_stride=grad.stride(0))
+    return run_rows(_margin_backward_kernel, like_fake(logits), logits, labels, **own)
 
 
 # registration ------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from mwpb_kernels.transforms import carries_derivative, transformed
 try:
     import triton
     import triton.language as tl
-except (Exception, SystemExit) as error:  # absent, or broken in any way: the decorated kernels are never launched
+except (Exception, SystemExit) as error:  # It is absent or broken: the decorated kernels are never launched.
     absent = isinstance(error, ModuleNotFoundError) and error.name == "triton"
     reason = "is not installed" if absent else f"does not import ({type(error).__name__}: {one_line(error)})"
     triton_problem = f"Triton {reason}"
@@ -46,12 +46,13 @@ HAS_TRITON = not triton_problem
 
 LIBRARY = torch.library.Library("mwpb", "DEF")
 OPS: dict[str, Op] = {}
-# kind of device -> why its ops run as the reference, until that is said at the first of them
+# By kind of device, why its ops run as the reference; an entry goes once that was said, at the first of them.
 unsaid: dict[str, str] = {"cuda": triton_problem} if triton_problem else {}
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 IMAGE_DTYPES = (torch.float32, torch.float64)
 
-IMPLEMENTATIONS = ("reference",)  # what MWPB_IMPL may be; empty is as unset
+# MWPB_IMPL may be one of these; empty, it counts as unset.
+IMPLEMENTATIONS = ("reference",)
 if (_asked := os.environ.get("MWPB_IMPL", "")) and _asked not in IMPLEMENTATIONS:
     raise ImportError(f"MWPB_IMPL={_asked!r}: the only value is 'reference'; leave it unset for the fastest")
 _forced_reference = _asked == "reference"
@@ -106,7 +107,7 @@ class Op:
             torch.library.register_autograd(
                 f"mwpb::{self.name}", self.backward_once, setup_context=self.setup_context, lib=LIBRARY
             )
-        else:  # constants of the attack: no gradient flows, and dispatch stays out of Python
+        else:  # The result is a constant of the attack: no gradient flows, and dispatch stays out of Python.
             LIBRARY.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
         object.__setattr__(self, "dispatched", getattr(torch.ops.mwpb, self.name).default)
         object.__setattr__(self, "takes", tuple(a.name for a in self.dispatched._schema.arguments))

@@ -125,7 +125,7 @@ def philox_block(seed, stream, index, group):
 @triton.jit
 def uniform_block(word):
     """Triton: a uint32 word as float32 in [0, 1), exactly."""
-    return (word >> 8).to(tl.float32) * 5.9604644775390625e-8  # 2**-24
+    return (word >> 8).to(tl.float32) * 5.9604644775390625e-8  # This is 2**-24.
 
 
 @triton.jit
@@ -139,7 +139,7 @@ def normal_block(a, b):
     radius = tl.sqrt(-2.0 * tl.log(u))
     turn = uniform_block(b)
     quarter = tl.floor(turn * 4.0 + 0.5)
-    x = (turn - quarter * 0.25) * 6.283185307179586  # in [-pi/4, pi/4]; the difference is exact
+    x = (turn - quarter * 0.25) * 6.283185307179586  # It lies in [-pi/4, pi/4], and the difference is exact.
     z = x * x
     sine = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * x + x
     cosine = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0

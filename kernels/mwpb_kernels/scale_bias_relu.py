@@ -24,7 +24,8 @@ from mwpb_kernels.op import (
     triton,
 )
 
-TILE = 2048  # elements of a program: 16 a thread
+# A program holds so many elements, 16 for each thread of its four warps.
+TILE = 2048
 
 
 # reference ---------------------------------------------------------------------------------------------------

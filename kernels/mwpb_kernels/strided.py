@@ -15,7 +15,8 @@ from torch import Tensor
 from mwpb_kernels.op import IMAGE_DTYPES, check_device, check_tensors, number, tl, triton
 
 MAX_DIMS = 3
-MAX_TILE = 4096  # elements that one program holds: 8 a thread, as more would spill in the strided kernels
+# One program holds at most so many elements, 8 a thread: with more the strided kernels would spill registers.
+MAX_TILE = 4096
 
 
 # checks ------------------------------------------------------------------------------------------------------

@@ -16,9 +16,12 @@ from torch import Tensor
 from mwpb_kernels.op import IMAGE_DTYPES, Compile, check_device, check_tensors, tl, triton
 
 BLOCK = 1024
-MOST_PARTS = 1024  # programs a tensor is spread over: as many partial sums as one program adds up at once
-LEAST_BLOCKS = 8  # blocks a program, so that small tensors do not cost more in launches than in work
-TABLE_ENTRIES = 128  # addresses an argument list may hold
+# A tensor is spread over at most so many programs: one program adds up all their partial sums at once.
+MOST_PARTS = 1024
+# A program walks at least so many blocks, so that small tensors do not cost more in launches than in work.
+LEAST_BLOCKS = 8
+# One launch takes so many addresses: 1 KiB of the 4 KiB that a kernel's arguments may fill on every GPU.
+TABLE_ENTRIES = 128
 
 
 # checks ------------------------------------------------------------------------------------------------------
@@ -70,7 +73,7 @@ def part_of(layout_ptr, owner_ptr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     part = tl.program_id(0).to(tl.int64)
     owner = tl.load(owner_ptr + part)
     numel = tl.load(layout_ptr + owner * 4)
-    if ALIGNED:  # with the addresses' alignment, what lets loads and stores be four elements wide
+    if ALIGNED:  # Together with aligned addresses this lets loads and stores be four elements wide.
         numel = tl.multiple_of(numel, 16)
     blocks = tl.load(layout_ptr + owner * 4 + 1)
     first = tl.load(layout_ptr + owner * 4 + 2)

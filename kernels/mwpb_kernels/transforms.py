@@ -22,8 +22,8 @@ def carries_derivative(t: Tensor) -> bool:
     if not (torch._C._are_functorch_transforms_active() and torch.is_grad_enabled()):
         return False
     if torch.compiler.is_compiling():
-        return t.view_as(t).requires_grad  # the tracer knows it of results alone
-    while torch._C._functorch.is_functorch_wrapped_tensor(t):  # one wrapper a nested transform
+        return t.view_as(t).requires_grad  # The tracer knows it of results alone.
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):  # Each nested transform adds a wrapper.
         if torch._C._functorch.is_gradtrackingtensor(t) and t.requires_grad:
             return True
         t = torch._C._functorch.get_unwrapped(t)

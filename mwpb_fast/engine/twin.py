@@ -17,8 +17,10 @@ from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import Precision, full_float32
 from mwpb_fast.method import Net
 
-CHECKED = 8  # images in the comparison with the model that every new twin must pass
-TOLERANCE = 2e-2  # of it, for each image, relative: rounding gives up to 1e-3, a wrong rewrite 1
+# Every new twin must agree with the model on so many images.
+CHECKED = 8
+# An image may differ by so much of its norm: rounding gives up to 1e-3, a wrong rewrite about 1.
+TOLERANCE = 2e-2
 
 
 class EngineWarning(RuntimeWarning):

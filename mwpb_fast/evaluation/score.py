@@ -87,9 +87,9 @@ def worst(results: dict[str, dict[str, Any]], images: list[int], setting: Attack
     if full:
         found["worst"] = _pointwise([r["flags"] for r in full.values()]) | {"of": list(full)}
     if full.keys() < comparable.keys():
-        seen = [dict(zip(r.get("images", images), r["flags"], strict=True)) for r in comparable.values()]
-        common = [image for image in images if all(image in flags for flags in seen)]
-        flags = ["".join(one[image] for image in common) for one in seen]
+        by_image = [dict(zip(r.get("images", images), r["flags"], strict=True)) for r in comparable.values()]
+        common = [image for image in images if all(image in flags for flags in by_image)]
+        flags = ["".join(one[image] for image in common) for one in by_image]
         found["worst_common"] = _pointwise(flags) | {"of": list(comparable), "n": len(common), "images": common}
     return found
 

@@ -62,13 +62,13 @@ class RunLog:
         if self._open_board is not None:
             try:
                 self._draw(self._open_board, record)
-            except Exception as error:  # the records are safe, so whatever their picture dies of
+            except Exception as error:  # The records are safe, whatever their picture dies of.
                 note(f"no more points for TensorBoard: {' '.join(str(error).split())}")
                 self._board = self._open_board = None
 
     def _draw(self, open_board: Callable[..., Any], record: dict[str, Any]) -> None:
         if self._board is None:
-            # what an earlier part of the run drew from this epoch on is hidden: this one draws it again
+            # What an earlier part of the run drew from this epoch on is hidden, since this one draws it again.
             self._board = open_board(purge_step=record["epoch"])
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "epoch":
