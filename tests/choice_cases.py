@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from fake_recorder import FakeRecorder
-from test_train import final_state, tiny
+from test_train import StopAfter, final_state, tiny
 
-from mwpb_fast import capture
+from mwpb_fast import capture, train
 from mwpb_fast.choice import candidates, start, trial
 from mwpb_fast.config import Config
 from mwpb_fast.engine.net import EagerNet
 
+MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 CPU_RUN = ("--precision.device=cpu", "--data.subset=128")
 
 
@@ -85,3 +86,14 @@ def failing(error: Exception) -> Callable[..., Any]:
         raise error
 
     return fail
+
+
+def begun(folder: Path, *options: str) -> train.Trainer:
+    """A trainer whose engine is chosen."""
+    trainer = train.Trainer(config(*options), folder, StopAfter(10**9), quiet=True)  # type: ignore[arg-type]
+    trainer._claim_folder()
+    return trainer
+
+
+def refusals(folder: Path) -> dict[str, str]:
+    return {t["name"]: t["refused"] for t in record(folder)["tried"]}
