@@ -14,12 +14,12 @@ from fake_recorder import FakeRecorder
 from test_train import StopAfter, final_state, tiny
 
 from mwpb_fast import capture, train
-from mwpb_fast.choice import candidates, start, trial
+from mwpb_fast.choice import candidates, ledger, start, trial
 from mwpb_fast.config import Config
 from mwpb_fast.engine.net import EagerNet
 
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
-CPU_RUN = ("--precision.device=cpu", "--data.subset=128")
+CPU_RUN = ("--precision.device=cpu", "--data.subset=64", "--data.batch_size=32", "--data.validation=0")
 
 
 @pytest.fixture
@@ -27,6 +27,8 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run is worth a trial, the processor has float32 alone, and nothing is remembered of other tests."""
     monkeypatch.setenv("MWPB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(start, "WORTH", 0)
+    monkeypatch.setitem(start.SMALL, "cpu", 0.0)
+    monkeypatch.setitem(ledger.MOST, "cpu", 8)
     monkeypatch.setattr(candidates, "cpu_has_bf16", lambda: False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from capture_cases import AT, assert_same, batch, make_step, values
-from choice_cases import clock, config, failing, graphs, of_eager, record, state, tried
+from choice_cases import begun, clock, config, failing, graphs, of_eager, record, state, tried
 from test_train import StopAfter, final_state
 from twin_cases import needs_bf16
 
@@ -197,7 +196,7 @@ def test_the_second_start_takes_the_first_ones_choice(
     again = started("b")
     assert (again["how"], again["chosen"]["net"]) == ("cache", "eager")
     assert "engine: eager fp32: as an earlier start found" in capsys.readouterr().out
-    assert started("c", "--data.batch_size=32")["tried"][0]["refused"] == "measured"
+    assert started("c", "--data.batch_size=16")["tried"][0]["refused"] == "measured"
     (path, *more) = sorted(cache.folder().glob("*.json"))
     assert not more
     for damage in (b"{", b"[]", path.read_bytes().replace(b'"AT"', b'"BT"').replace(b"engine", b"motor")):
@@ -245,14 +244,17 @@ def test_pins_that_are_refused(tmp_path: Path) -> None:
             PrecisionConfig(pin="x", **other)  # type: ignore[arg-type]
 
 
-def test_a_short_run_takes_what_the_rule_prefers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "why"), [((), "too short for a trial, with 4 steps"), (("--epochs=9999999",), "too small a model")]
+)
+def test_a_run_that_is_not_worth_a_trial_takes_what_the_rule_prefers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], why: str
+) -> None:
     monkeypatch.setattr(trial.Trial, "run", failing(AssertionError("a trial")))
     monkeypatch.setenv("MWPB_CACHE", str(tmp_path / "cache"))
-    trainer = train.Trainer(config("--precision.dtype=fp32"), tmp_path, StopAfter(9))  # type: ignore[arg-type]
-    trainer._claim_folder()
+    trainer = begun(tmp_path, *options)
     assert type(trainer.step.net) is TwinNet
     told = record(tmp_path)
     assert told["how"] == "rule"
-    assert told["why"].startswith("by rule: too short for a trial")
+    assert told["why"].startswith(f"by rule: {why}")
     assert not (tmp_path / "cache").exists()
-    assert dataclasses.asdict(trainer.engine.record.chosen)["net"] == "twin"

@@ -21,14 +21,16 @@ from mwpb_fast.runs.log import note
 LIMIT, TUNED = 10.0, 30.0  # seconds of a trial, without and with the tuning of layers
 WORTH = 20  # a run must be expected to take so many times that limit, or there is no trial
 RATE = {"cpu": 2e11, "cuda": 5e13}  # operations a second, for what a run is expected to take
-PASSES, LEAST = 24, 0.01  # forward passes of a step of ten attack steps; seconds of the smallest one
+PASSES = 24  # forward passes of a step of ten attack steps
+LAUNCHES = {"cpu": 0.0, "cuda": 0.01}  # seconds that the smallest step takes
+SMALL = {"cpu": 0.05, "cuda": 0.0}  # seconds; a shorter step is not spent in what the candidates differ in
 
 
 def choose(engine: Engine, epoch: int, key: torch.Tensor, quiet: bool) -> None:
     """Let `engine`, of a run that begins with `epoch` and its `key`, take what is right and fast; record why."""
     first, last = candidates(engine.config, engine.precision)
     if len(first) > 1 and not engine.record.proven:
-        if reason := too_short(engine):
+        if reason := not_worth(engine):
             engine.record.why = reason
             if engine.record.chosen.tuned and not engine.record.layers:
                 engine.take(engine.record.chosen, engine.record.layers)
@@ -39,15 +41,15 @@ def choose(engine: Engine, epoch: int, key: torch.Tensor, quiet: bool) -> None:
     engine.write()
 
 
-def too_short(engine: Engine) -> str:
-    """Why a trial would take too long for this run; empty where it would not. It is judged by how much there is to
-    compute, not by the clock, so that two starts of a run agree."""
-    steps, rate = engine.config.epochs * len(engine.loader), RATE[engine.precision.device.type]
-    of_step = PASSES * len(engine.sample) * operations(engine.model, engine.sample) / rate
-    expected = steps * max(LEAST, of_step)
-    if expected >= WORTH * _limit(engine):
-        return ""
-    return f"by rule: too short for a trial, with {steps} steps in about {expected:.0f} s"
+def not_worth(engine: Engine) -> str:
+    """Why a trial would not pay for this run; empty where it may. It is judged by how much there is to compute,
+    not by the clock, so that two starts of a run agree."""
+    steps, kind = engine.config.epochs * len(engine.loader), engine.precision.device.type
+    computing = PASSES * len(engine.sample) * operations(engine.model, engine.sample) / RATE[kind]
+    expected = steps * max(LAUNCHES[kind], computing)
+    if expected < WORTH * _limit(engine):
+        return f"by rule: too short for a trial, with {steps} steps in about {expected:.0f} s"
+    return "" if computing >= SMALL[kind] else "by rule: too small a model for a trial"
 
 
 def _limit(engine: Engine) -> float:
