@@ -19,6 +19,7 @@ from mwpb_fast.choice.candidates import DTYPES, Candidate
 from mwpb_fast.choice.record import Tried, fastest
 from mwpb_fast.choice.untouched import untouched
 from mwpb_fast.config import ConfigError, PrecisionConfig
+from mwpb_fast.engine import precision
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.system.signals import Interrupted
@@ -221,7 +222,7 @@ def test_a_pin_repeats_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert_same_state(tmp_path / "one", tmp_path / "third")
 
 
-def test_pins_that_are_refused(tmp_path: Path) -> None:
+def test_pins_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "engine.json"
     trainer = lambda: train.Trainer(config(f"--precision.pin={path}"), tmp_path, StopAfter(9))  # type: ignore[arg-type]  # noqa: E731
     with pytest.raises(ConfigError, match=r"^precision.pin: .*engine.json: No such file"):
@@ -235,10 +236,14 @@ def test_pins_that_are_refused(tmp_path: Path) -> None:
         path.write_text(content, encoding="utf-8")
         with pytest.raises(ConfigError, match=reason):
             trainer()
+    path.write_text('{"chosen": {"net": "twin", "dtype": "bf16"}}', encoding="utf-8")
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)  # it would be emulated
+    with pytest.raises(ConfigError, match=r"^precision.pin: twin bf16: .*bf16 needs a CPU with"):
+        trainer()
     path.write_text('{"chosen": {"net": "twin", "dtype": "fp32", "captured": true}}', encoding="utf-8")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"^precision.pin: twin fp32, captured: .* need a CUDA device"):
-            trainer()._claim_folder()
+            trainer()
     for other in ({"engine": "twin"}, {"capture": True}, {"oracle": True}):
         with pytest.raises(ValueError, match="leave engine and capture at auto"):
             PrecisionConfig(pin="x", **other)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from mwpb_fast.data import ResidentLoader
 from mwpb_fast.data.dataset import Loader
 from mwpb_fast.engine.build import build_net
 from mwpb_fast.engine.net import EagerNet
-from mwpb_fast.engine.precision import full_float32
+from mwpb_fast.engine.precision import check_dtype, full_float32
 from mwpb_fast.engine.tune import take
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.method import Method, Net
@@ -200,6 +200,7 @@ class Engine:
 
     # parts -------------------------------------------------------------------------------------------------------
     def build(self, candidate: Candidate, tuned: bool = True) -> tuple[Net, list[dict[str, Any]]]:
+        check_dtype("attack_dtype", candidate.dtype, self.precision.device)  # it would be emulated, at a crawl
         precision = dataclasses.replace(self.precision, dtype=DTYPES[candidate.dtype])
         with precision.mode():  # so that what is measured is what will run
             return build_net(candidate.net, candidate.tuned and tuned, self.model, precision, self.sample)

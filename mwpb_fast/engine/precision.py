@@ -110,8 +110,8 @@ def make_precision(config: PrecisionConfig) -> Precision:
     if name == "auto":
         name = "bf16" if device.type == "cuda" and not config.oracle else "fp32"
     attack = name if config.attack_dtype == "auto" else config.attack_dtype
-    _check_dtype("dtype", name, device)
-    _check_dtype("attack_dtype", attack, device)
+    check_dtype("dtype", name, device)
+    check_dtype("attack_dtype", attack, device)
     channels_last = config.channels_last and not config.oracle
     return Precision(
         device=device,
@@ -123,7 +123,8 @@ def make_precision(config: PrecisionConfig) -> Precision:
     )
 
 
-def _check_dtype(option: str, name: str, device: torch.device) -> None:
+def check_dtype(option: str, name: str, device: torch.device) -> None:
+    """Refuse a number type that the device does not compute in. Raises ConfigError, which names the option."""
     if name == "fp16" and device.type != "cuda":
         raise ConfigError(f"precision.{option} fp16 needs a CUDA device; on the CPU take fp32 or bf16")
     if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
