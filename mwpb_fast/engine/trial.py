@@ -11,6 +11,7 @@ import torch
 from mwpb_fast.config import ConfigError
 from mwpb_fast.engine.net import module_mode
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.system.memory import none_left
 
 
 def fault(logits: Any, images: int, classes: int) -> str:
@@ -23,6 +24,11 @@ def fault(logits: Any, images: int, classes: int) -> str:
     if logits.shape[1] < classes:
         return f"it gives logits for {logits.shape[1]} classes, the data set has {classes}"
     return ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def try_model(
@@ -56,10 +62,10 @@ def _run(model: torch.nn.Module, x: torch.Tensor, classes: int, training: bool, 
         if reason := fault(logits, len(x), classes):
             return reason
         return "" if logits.requires_grad else "its logits have no gradient"
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # the model's own code, which may raise anything
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if none_left(error):
+            raise
+        return first_line(error)
 
 
 @contextlib.contextmanager

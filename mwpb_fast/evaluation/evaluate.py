@@ -11,7 +11,8 @@ import torch
 
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.engine.precision import Precision
-from mwpb_fast.evaluation.score import summary, worst
+from mwpb_fast.evaluation.model_checks import Model
+from mwpb_fast.evaluation.score import not_finite, summary, worst
 from mwpb_fast.evaluation.session import Session, TestSet
 from mwpb_fast.runs.log import progress
 from mwpb_fast.system.files import to_json, write_atomically
@@ -22,7 +23,7 @@ StartHelpers = Callable[[int], AbstractContextManager[Helpers]]
 
 
 def evaluate(
-    model: torch.nn.Module,
+    model: Model,
     images: TestSet,
     config: EvaluationConfig,
     precision: Precision,
@@ -35,9 +36,10 @@ def evaluate(
 
         evaluate(model.eval(), (x, y), EvaluationConfig(attacks=("natural", "pgd20")), precision)
 
-    model: in eval mode, float32 weights, on the precision's device; it is left as it was. images: a data set's
-    Images, or (x, y) with x (N, C, H, W) float in [0, 1] and y (N,) int64. folder: keeps finished shards, so
-    that the same call goes on after a kill; the result goes to the same path with .json; or None. seed: of what is
+    model: a module in eval mode, float32 weights, on the precision's device, which is left as it was; or any
+    function from images to logits. images: a data set's Images, or (x, y) with x (N, C, H, W) float in [0, 1] and
+    y (N,) integers. folder: keeps finished shards, so that the same call goes on after a kill; the result goes to
+    the same path with .json, see `write_result`; or None. seed: of what is
     random in the attacks. show: a bar of progress for each attack. For a run's folder or a file there is
     `checkpoint.evaluate_run`; for more than is asked for here, a `Session` and `attack_all`.
 
@@ -45,7 +47,8 @@ def evaluate(
     image, and the ball that it kept to; under "worst" the point-wise worst case, see score.worst; under
     "warnings" what makes it doubtful. Raises EvaluationError and ConfigError, in one line.
     """
-    result = attack_all(Session(model, images, config, precision, folder=folder, seed=seed), show=show)
+    with torch.inference_mode(False):
+        result = attack_all(Session(model, images, config, precision, folder=folder, seed=seed), show=show)
     if folder is not None:
         write_result(folder, result)
     return result
@@ -77,13 +80,17 @@ def attack_all(
                         helpers.wait(tick)
                         attack.run(session.model, [n for n in range(len(attack.shards)) if n not in mine], report)
     results = {name: summary(attack, len(session.index)) for name, attack in attacks.items()}
+    doubts: dict[str, Any] = {
+        kind: {"message": message, "shards": []}
+        for kind, message in (session.function.doubts | not_finite(results)).items()
+    }
     return {
         "format": FORMAT,
         **session.describe(),
         "preview": session.preview,
         "attacks": results,
         **worst({name: results[name] for name in session.named}, session.index.tolist(), session.setting),
-        "warnings": {k: v for r in results.values() for k, v in r.get("warnings", {}).items()},
+        "warnings": doubts | {k: v for r in results.values() for k, v in r.get("warnings", {}).items()},
     }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.config import ConfigError
 from mwpb_fast.system.lazy import torch
@@ -14,8 +14,23 @@ if TYPE_CHECKING:
     from mwpb_fast.engine.precision import Precision
 
 
+Model = Callable[["torch.Tensor"], "torch.Tensor"]
+"""A module, or any other function, from images (B, C, H, W) to logits (B, classes)."""
+
+
 class EvaluationError(ConfigError):
     """Why an evaluation cannot be done or trusted, in one line."""
+
+
+class Called(torch.nn.Module):
+    """Any function from images to logits as a module in eval mode, without weights that could be looked at."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function, self.training = function, False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
 
 
 def check_model(model: torch.nn.Module, precision: Precision) -> None:
@@ -38,8 +53,33 @@ def hash_model(model: torch.nn.Module) -> str:
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def hash_attributes(model: torch.nn.Module) -> str:
+    """SHA-256 of what else of a model is plain: numbers, text and tensors that are attributes of its modules."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        for key, value in sorted(vars(module).items()):
+            if isinstance(value, torch.Tensor):
+                value = (str(value.dtype), tuple(value.shape), _bytes(value))
+            if is_plain(value):
+                digest.update(f"{name}.{key}={value!r}\n".encode())
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value says all of itself in its repr: numbers, text, and containers of them."""
+    if isinstance(value, (tuple, list)):
+        return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(is_plain(item) for pair in value.items() for item in pair)
+    return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
 
 
 @contextlib.contextmanager
