@@ -33,7 +33,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     own += [
         add("--attacks", metavar="A,B,...", help="such as natural,pgd20,cw20,aa (default: the run's)"),
         add("--costly-subset", type=whole, metavar="N", help="images for spsa, 0 for all (default: the run's)"),
-        add("--accept-warnings", action="store_true", help="exit with 0 although AutoAttack doubts its result"),
+        add("--accept-warnings", action="store_true", help="exit with 0 although the result is doubtful"),
     ]
     given, request = _read(parser, own, arguments)
     options.check_attacks(request.evaluation)
@@ -44,7 +44,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     result = evaluate_run(request)
     print(format_table(result))
     if result["warnings"] and not given.accept_warnings:
-        print("mwpb-fast: AutoAttack doubts this result; --accept-warnings to let it pass", file=sys.stderr)
+        print(
+            "mwpb-fast: this result is doubtful, see the warnings; --accept-warnings to let it pass",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

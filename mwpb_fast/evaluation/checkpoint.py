@@ -34,9 +34,10 @@ from mwpb_fast.system.threads import watched
 def evaluate_run(request: Request) -> dict[str, Any]:
     """Attack what is asked for and return the result, see `evaluate`.
 
-    The result goes to evaluation-<which>.json in the run folder, beside the file for a file; finished shards are
-    kept in the folder of the same name, and the same call goes on from them. Raises ConfigError, DataError and
-    CheckpointError for what the user can mend, and Interrupted after SIGTERM or SIGINT.
+    The result goes to evaluation-<which>.json in the run folder, beside the file for a file, a preview not in the
+    place of a result on the whole test set, see `write_result`; finished shards are kept in the folder of the same
+    name, and the same call goes on from them. Raises ConfigError, DataError and CheckpointError for what the user
+    can mend, and Interrupted after SIGTERM or SIGINT.
     """
     subject = Subject(request)
     result = subject.attack()

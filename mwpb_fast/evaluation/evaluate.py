@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -103,6 +104,17 @@ def attack_share(session: Session, part: int, parts: int, tick: Callable[[], Non
                 attack.run(session.model, range(part, len(attack.shards), parts))
 
 
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Keep a result as `path` with .json after its name."""
+def write_result(path: Path, result: dict[str, Any]) -> Path:
+    """Keep a result as `path` with .json after its name; a preview beside a result on the whole set, with
+    -preview.json. Returns the path without .json."""
+    if result["preview"] and _is_whole(Path(f"{path}.json")):
+        path = path.with_name(f"{path.name}-preview")
     write_atomically(Path(f"{path}.json"), (to_json(result, indent=1) + "\n").encode())
+    return path
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return json.loads(path.read_bytes())["preview"] is False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mwpb_fast.config import ConfigError
 from mwpb_fast.system.lazy import torch
+from mwpb_fast.system.plain import is_plain
 
 if TYPE_CHECKING:
     from mwpb_fast.engine.precision import Precision
@@ -71,15 +72,6 @@ def hash_attributes(model: torch.nn.Module) -> str:
 
 def _bytes(tensor: torch.Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value says all of itself in its repr: numbers, text, and containers of them."""
-    if isinstance(value, (tuple, list)):
-        return all(map(is_plain, value))
-    if isinstance(value, dict):
-        return all(is_plain(item) for pair in value.items() for item in pair)
-    return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
 
 
 @contextlib.contextmanager
