@@ -223,7 +223,7 @@ class Trainer:
     # state ----------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, in tensors and plain types."""
-        about = {
+        about = checkpoint.MARK | {
             "config": to_dict(self.config),
             "classes": list(self.images.classes),
             "channels": self.images.channels,
@@ -238,7 +238,9 @@ class Trainer:
         if kind == "best":
             # what is evaluated: the averaged weights where there are any, named after the epoch that made them
             weights = state["ema"] or state["model"]
-            state = {k: state[k] for k in ("config", "classes", "channels", "data", "normalize", "best", "memory")}
+            state = checkpoint.MARK | {
+                k: state[k] for k in ("config", "classes", "channels", "data", "normalize", "best", "memory")
+            }
             epoch, batch = epoch - 1, 0
             state |= {"epoch": epoch, "model": weights}
         checkpoint.save(self.folder / "checkpoints", kind, epoch, batch, state, keep=1 if kind == "best" else 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,11 @@ from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.config.option_values import path, whole
 from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.evaluation.request import Request
+
+# of a recipe's values, those that an evaluation depends on; the data's that choose the images of statistics, too
+USED = re.compile(
+    r"model\..*|evaluation\..*|precision\.(device|channels_last|oracle|engine|tune)|data\.(name|dir|validation|subset)"
+)
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -69,7 +75,7 @@ def trust(arguments: Sequence[str]) -> int:
         add("--without", metavar="A,B,...", default="", help="attacks to leave out, such as aa,square"),
         add("--control", type=path, metavar="RUN", help="an evaluated run to show beside: that with alpha = 0"),
     ]
-    given, request = _read(parser, own, arguments)
+    given, request = _read(parser, own, arguments, budget=True)
 
     from mwpb_fast.evaluation.trust import trust_run
     from mwpb_fast.evaluation.trust_report import markdown
@@ -88,20 +94,23 @@ def _target(parser: Parser) -> list[argparse.Action]:
         add("--eps", metavar="8/255", help="radius (default: the run's)"),
         add("--step-size", metavar="1/255", help="of PGD and CW (default: the run's)"),
         add("--subset", type=whole, metavar="N", help="attack N test images only: a preview"),
-        add("--which", choices=["best", "last"], default="best", help="of a run's checkpoints (default: best)"),
+        add("--which", choices=["best", "last"], help="of a run's checkpoints (default: best)"),
         add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N (default: the run's)"),
         add("--data-dir", type=path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
+        add("--seed", type=whole, default=0, metavar="N", help="of what is random in the attacks (default: 0)"),
         add("--recipe", metavar="RECIPE", help="of a file of weights; changed by options as in train"),
+        add("--weights", metavar="PLACE", default="", help="in such a file, of several sets: state_dict_ema, ..."),
     ]
 
 
 def _read(
-    parser: Parser, own: Sequence[argparse.Action], arguments: Sequence[str]
+    parser: Parser, own: Sequence[argparse.Action], arguments: Sequence[str], budget: bool = False
 ) -> tuple[argparse.Namespace, Request]:
     """What the options say, and what is asked for by those that every command here has."""
     given, overrides = parser.parse_with_overrides(own, arguments)
     if overrides and not given.recipe:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    _refuse_idle(given, overrides, budget)
     config = options.configure(given.recipe, {}, overrides) if given.recipe else None
     values = {name: vars(given).get(name) for name in ("subset", "costly_subset", "attacks", "eps", "step_size")}
     changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
@@ -114,8 +123,31 @@ def _read(
         evaluation = dataclasses.replace(start, **changes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    same = {name: vars(given)[name] for name in ("which", "data_dir", "device")}
-    return given, Request(given.target, evaluation, config=config, **same)
+    same = {name: vars(given)[name] for name in ("data_dir", "device", "seed", "weights")}
+    return given, Request(given.target, evaluation, which=given.which or "best", config=config, **same)
+
+
+def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], budget: bool) -> None:
+    """Refuse what would be read and then have no effect. budget: whether the budget has one."""
+    for word in overrides:
+        name = word.removeprefix("--").partition("=")[0]
+        if not USED.fullmatch(name) and not (budget and name.partition(".")[0] == "budget"):
+            raise ConfigError(f"--{name} has no effect here: it is for training")
+    if not given.target.is_dir():
+        if given.which:
+            raise ConfigError(f"--which says which checkpoint of a run's folder; {given.target} is a file")
+        if not (given.recipe or given.weights) or not given.target.exists():
+            return
+
+        from mwpb_fast.evaluation.checkpoint import own_config, read_weights
+
+        if own_config(*read_weights(given.target, "")) is None:
+            return
+    if given.recipe or given.weights:
+        option = "--recipe and the options after it are" if given.recipe else "--weights is"
+        raise ConfigError(
+            f"{given.target} says itself what model and data it belongs to: {option} for other files"
+        )
 
 
 def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:

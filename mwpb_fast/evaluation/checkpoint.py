@@ -70,11 +70,11 @@ class Subject:
         self.precision = make_precision(replace(asked, dtype="fp32", attack_dtype="auto"))
         where = config.data if request.data_dir is None else replace(config.data, dir=str(request.data_dir))
         self.images = data.load_split(where, "test")
-        normalize = state.get("normalize")
-        if "config" not in state and config.model.normalize:
+        normalize = state["normalize"] if own else None
+        if not own and config.model.normalize:
             train = data.load_split(where, "train")
             normalize = train.statistics(data.split_indices(train.labels, where)[0])
-        trained, mine = data.identity_of(state), data.identity(self.images)
+        trained, mine = data.identity_of(state if own else {}), data.identity(self.images)
         if other := data.difference(trained, {key: mine[key] for key in data.KIND}):
             raise ConfigError(f"{self.images.origin}: not the data of the checkpoint, which has {other}")
         try:
@@ -84,7 +84,10 @@ class Subject:
                 channels=self.images.channels,
                 normalize=normalize,
             )
-            load_weights(self.model, state.get("ema") or state.get("model") or state)
+            if own:
+                load_weights(self.model, state.get("ema") or state["model"])
+            else:
+                self.about["weights"] = str(load_weights(self.model, state, request.weights))
         except (
             ValueError,
             TypeError,
@@ -169,11 +172,9 @@ def read_weights(target: Path, which: str) -> tuple[Path, dict[str, Any]]:
 
 def own_config(path: Path, state: dict[str, Any]) -> Config | None:
     """The configuration of the run that wrote a checkpoint; None for bare weights. Raises ConfigError."""
-    if not isinstance(state.get("config"), dict) or "model" not in state:
-        return None
     try:
-        return from_dict(state["config"])
-    except ConfigError as error:
+        return from_dict(state["config"]) if checkpoint.is_ours(state) else None
+    except (ConfigError, checkpoint.CheckpointError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
