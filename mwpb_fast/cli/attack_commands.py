@@ -110,7 +110,6 @@ def _read(
     given, overrides = parser.parse_with_overrides(own, arguments)
     if overrides and not given.recipe:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    _refuse_idle(given, overrides, budget)
     config = options.configure(given.recipe, {}, overrides) if given.recipe else None
     values = {name: vars(given).get(name) for name in ("subset", "costly_subset", "attacks", "eps", "step_size")}
     changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
@@ -121,8 +120,10 @@ def _read(
             changes["attacks"] = tuple(changes["attacks"].split(","))
         start = config.evaluation if config else _evaluation_of(given.target, changes)
         evaluation = dataclasses.replace(start, **changes)
+        options.check_attacks(evaluation if "attacks" in changes else None)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    _refuse_idle(given, overrides, budget)
     same = {name: vars(given)[name] for name in ("data_dir", "device", "seed", "weights")}
     return given, Request(given.target, evaluation, which=given.which or "best", config=config, **same)
 
@@ -133,21 +134,17 @@ def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], budget: bo
         name = word.removeprefix("--").partition("=")[0]
         if not USED.fullmatch(name) and not (budget and name.partition(".")[0] == "budget"):
             raise ConfigError(f"--{name} has no effect here: it is for training")
-    if not given.target.is_dir():
-        if given.which:
-            raise ConfigError(f"--which says which checkpoint of a run's folder; {given.target} is a file")
-        if not (given.recipe or given.weights) or not given.target.exists():
-            return
-
+    if given.which and given.target.is_file():
+        raise ConfigError(f"--which says which checkpoint of a run's folder; {given.target} is a file")
+    if not (given.recipe or given.weights) or not given.target.exists():
+        return
+    if given.target.is_file():
         from mwpb_fast.evaluation.checkpoint import own_config, read_weights
 
         if own_config(*read_weights(given.target, "")) is None:
             return
-    if given.recipe or given.weights:
-        option = "--recipe and the options after it are" if given.recipe else "--weights is"
-        raise ConfigError(
-            f"{given.target} says itself what model and data it belongs to: {option} for other files"
-        )
+    option = "--recipe and the options after it are" if given.recipe else "--weights is"
+    raise ConfigError(f"{given.target} says itself what model and data it belongs to: {option} for other files")
 
 
 def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,12 +46,27 @@ def try_model(
     with _undone(model, precision.device):
         for training in (False, True) if len(x) > 1 else (False,):
             if reason := _run(model, x, classes, training, precision):
+                if channels_last_is_why(model, x, precision):
+                    reason += "; it cannot take channels-last images: write --precision.channels_last false"
                 raise ConfigError(f"model.name: {name} cannot be trained on these images: {reason}")
         if smallest == 1 and (reason := _run(model, x[:1], classes, True, precision)):
             raise ConfigError(
                 f"model.name: {name} cannot be trained on a batch of one image, and there is one: {reason}; "
                 "take --data.last_batch drop, or another --data.batch_size"
             )
+
+
+def channels_last_is_why(model: torch.nn.Module, x: torch.Tensor, precision: Precision) -> bool:
+    """Whether a model that fails on images x in the precision's layout works in the contiguous one; if so it and
+    its weights are left in that one."""
+    if precision.memory_format != torch.channels_last:
+        return False
+    plain = dataclasses.replace(precision, memory_format=torch.contiguous_format)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if not _run(model, x.contiguous(), 1, False, plain):
+        return True
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return False
 
 
 def _run(model: torch.nn.Module, x: torch.Tensor, classes: int, training: bool, precision: Precision) -> str:

@@ -18,6 +18,7 @@ import torch
 from mwpb_fast import data
 from mwpb_fast.config import Config, ConfigError, from_dict
 from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.engine.trial import channels_last_is_why
 from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.contract import EvaluationAttack
 from mwpb_fast.evaluation.evaluate import attack_all, attack_share, write_result
@@ -97,8 +98,19 @@ class Subject:
         ) as error:  # of the user's own code
             raise checkpoint.CheckpointError(f"{path.name}: {error}") from error
         self.model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
+        self._fit_layout()
         self.about |= {"model": config.model.name, "data": config.data.name, "split": "test"}
         self.about["split_sha256"] = self.images.sha256
+
+    def _fit_layout(self) -> None:
+        """Contiguous weights where the model cannot take channels-last images; the session then finds that out."""
+        height, width = self.images.images.shape[2:]
+        x = torch.zeros(1, self.images.channels, height, width, device=self.precision.device)
+        with torch.no_grad(), contextlib.suppress(Exception):  # what else is wrong with it, the session says
+            try:
+                self.model(x.contiguous(memory_format=self.precision.memory_format))
+            except RuntimeError:
+                channels_last_is_why(self.model, x, self.precision)
 
     def attack(self, probes: dict[str, EvaluationAttack] | None = None) -> dict[str, Any]:
         """The result of its evaluation, and of the probes."""

@@ -125,6 +125,7 @@ def format_table(result: dict[str, Any]) -> str:
     what = f"{result['n']} images, {result['norm']} eps {result['eps']}, step {result['step_size']}"
     lines.append(what + (", a preview: not the whole test set" if result["preview"] else ""))
     lines += [result["weights"]] if "weights" in result else []
+    lines += result["notes"]
     for name, attack in result["attacks"].items():
         if len(attack.get("after", ())) > 2:
             steps = ", ".join(f"{stage} {accuracy:.2f}" for stage, accuracy in attack["after"].items())

@@ -93,6 +93,9 @@ class Session:
             seed=seed,
             batch_size=config.batch_size,
         )
+        self.notes = []
+        if self.model.layout != precision.memory_format:
+            self.notes.append("contiguous images: the model cannot take channels-last ones")
         self.model_hash, self.data_hash = hash_model(model), self._hash_data(index)
         self.attributes = hash_attributes(model)
 
@@ -152,6 +155,7 @@ class Session:
             "batch_size": setting.batch_size,
             "dtype": str(setting.precision.dtype).removeprefix("torch."),
             "layout": str(self.model.layout).removeprefix("torch."),
+            "notes": self.notes,
             "model_sha256": self.model_hash,
             "data_sha256": self.data_hash,
             "environment": environment(setting.precision.device) | packages,
