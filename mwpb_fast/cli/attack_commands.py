@@ -130,21 +130,23 @@ def _read(
 
 def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], budget: bool) -> None:
     """Refuse what would be read and then have no effect. budget: whether the budget has one."""
-    for word in overrides:
-        name = word.removeprefix("--").partition("=")[0]
+    names = [word.removeprefix("--").partition("=")[0] for word in overrides]
+    for name in names:
         if not USED.fullmatch(name) and not (budget and name.partition(".")[0] == "budget"):
             raise ConfigError(f"--{name} has no effect here: it is for training")
     if given.which and given.target.is_file():
         raise ConfigError(f"--which says which checkpoint of a run's folder; {given.target} is a file")
-    if not (given.recipe or given.weights) or not given.target.exists():
+    idle = [name for name in names if not name.startswith("evaluation.")] + ["weights"] * bool(given.weights)
+    if not idle or not given.target.exists():
         return
     if given.target.is_file():
         from mwpb_fast.evaluation.checkpoint import own_config, read_weights
 
         if own_config(*read_weights(given.target, "")) is None:
             return
-    option = "--recipe and the options after it are" if given.recipe else "--weights is"
-    raise ConfigError(f"{given.target} says itself what model and data it belongs to: {option} for other files")
+    raise ConfigError(
+        f"{given.target} says itself what model and data it belongs to: --{idle[0]} is for other files"
+    )
 
 
 def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:

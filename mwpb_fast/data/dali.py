@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.data.dataset import Batch, Config, DataError, Images, Plan
+from mwpb_fast.system.layout import in_layout
 from mwpb_fast.system.lazy import ops, torch
 from mwpb_fast.system.optional import attempt
 
@@ -81,7 +82,7 @@ class DaliLoader:
         for index in indices:
             if self._running != mine or self._pipeline is None:
                 raise ValueError("the loader was closed, or another epoch was begun, during this one")
-            x = self._run().contiguous(memory_format=self._layout)
+            x = in_layout(self._run(), self._layout)
             yield Batch(x, self._labels[index.to(self._device)], index.to(self._device))
 
     def _rewind(self) -> None:

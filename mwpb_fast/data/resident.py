@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mwpb_fast.data.dataset import Batch, Config, Images, Plan
+from mwpb_fast.system.layout import in_layout
 from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ResidentLoader:
         """The samples at `index`, their images augmented: device work alone, which can be captured."""
         plan, mode = self._plan, self._plan.config.pad_mode
         x = ops.crop_flip(self._images, index, key, pad=plan.pad, pad_mode=mode, flip=plan.flip)
-        return Batch(x.contiguous(memory_format=self._layout), self._labels[index], index)
+        return Batch(in_layout(x, self._layout), self._labels[index], index)
 
     def close(self) -> None:
         """Nothing to stop; here for the loaders' common interface."""
@@ -83,4 +84,4 @@ def eval_batches(
         pixels = images.images[part].contiguous(memory_format=torch.channels_last).to(device)
         rows = torch.arange(len(part), device=device)
         x = ops.crop_flip(pixels, rows, key, pad=0, flip=False)
-        yield Batch(x.contiguous(memory_format=layout), images.labels[part].to(device), part.to(device))
+        yield Batch(in_layout(x, layout), images.labels[part].to(device), part.to(device))

@@ -12,6 +12,7 @@ import torch
 from mwpb_fast.config import ConfigError
 from mwpb_fast.engine.net import module_mode
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.system.layout import in_layout, set_layout
 from mwpb_fast.system.memory import none_left
 
 
@@ -42,7 +43,7 @@ def try_model(
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"model.name: {name} has no weights to train")
-    x = x[:2].contiguous(memory_format=precision.memory_format)
+    x = in_layout(x[:2], precision.memory_format)
     with _undone(model, precision.device):
         for training in (False, True) if len(x) > 1 else (False,):
             if reason := _run(model, x, classes, training, precision):
@@ -62,10 +63,10 @@ def channels_last_is_why(model: torch.nn.Module, x: torch.Tensor, precision: Pre
     if precision.memory_format != torch.channels_last:
         return False
     plain = dataclasses.replace(precision, memory_format=torch.contiguous_format)
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    if not _run(model, x.contiguous(), 1, False, plain):
+    set_layout(model, torch.contiguous_format)
+    if not _run(model, in_layout(x, torch.contiguous_format), 1, False, plain):
         return True
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    set_layout(model, torch.channels_last)
     return False
 
 

@@ -105,10 +105,10 @@ class Subject:
     def _fit_layout(self) -> None:
         """Contiguous weights where the model cannot take channels-last images; the session then finds that out."""
         height, width = self.images.images.shape[2:]
-        x = torch.zeros(1, self.images.channels, height, width, device=self.precision.device)
+        x = torch.zeros(2, self.images.channels, height, width, device=self.precision.device)
         with torch.no_grad(), contextlib.suppress(Exception):  # what else is wrong with it, the session says
             try:
-                self.model(x.contiguous(memory_format=self.precision.memory_format))
+                self.model(x.clone(memory_format=self.precision.memory_format))
             except RuntimeError:
                 channels_last_is_why(self.model, x, self.precision)
 

@@ -49,7 +49,7 @@ def examine(model: Watched, x: torch.Tensor) -> Function:
     layout but can in the contiguous one, `model.layout` is changed. Raises EvaluationError where it gives no
     logits; random generators are left as they were."""
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        _fit_layout(model, x[:1])
+        _fit_layout(model, x)
         torch.manual_seed(0)  # so that a randomised model, too, has one fingerprint
         together, gradient, no_gradient = _gradient(model, x)
         doubts = {}
@@ -90,20 +90,21 @@ def same(one: Fingerprint, other: Fingerprint) -> bool:
 
 
 def _fit_layout(model: Watched, x: torch.Tensor) -> None:
+    def runs() -> None:
+        for part in (x[:1], x):
+            # a copy has the layout's own strides; those of a single image or channel may be of both layouts
+            _attempt(partial(_logits, model, part.clone(memory_format=model.layout)))
+
+    asked = model.layout
     try:
-        _attempt(partial(_logits, model, x))
-    except EvaluationError:
-        asked = model.layout
-        if asked == torch.contiguous_format:
-            raise
+        runs()
+    except EvaluationError as error:
         model.layout = torch.contiguous_format
         try:
-            _attempt(partial(_logits, model, x))
+            runs()
         except EvaluationError:
             model.layout = asked
-        else:
-            return
-        raise
+            raise error from None
 
 
 def _gradient(model: Watched, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, str]:

@@ -23,17 +23,6 @@ class EvaluationError(ConfigError):
     """Why an evaluation cannot be done or trusted, in one line."""
 
 
-class Called(torch.nn.Module):
-    """Any function from images to logits as a module in eval mode, without weights that could be looked at."""
-
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.function, self.training = function, False
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x)
-
-
 def check_model(model: torch.nn.Module, precision: Precision) -> None:
     """Raises EvaluationError for a model in train mode, with weights not in float32, or on another device."""
     training = [name or "the model" for name, module in model.named_modules() if module.training]

@@ -18,7 +18,6 @@ from mwpb_fast.evaluation.catalog import find_attack, shard_name
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, check_images, check_labels
 from mwpb_fast.evaluation.function import PROBES, examine, probes
 from mwpb_fast.evaluation.model_checks import (
-    Called,
     EvaluationError,
     Model,
     check_model,
@@ -27,7 +26,7 @@ from mwpb_fast.evaluation.model_checks import (
     weights_frozen,
 )
 from mwpb_fast.evaluation.sharded import ShardedAttack
-from mwpb_fast.evaluation.watched import Watched
+from mwpb_fast.evaluation.watched import Called, Watched
 from mwpb_fast.runs.log import environment, own_version
 
 NORM = "linf"

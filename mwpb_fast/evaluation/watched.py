@@ -8,7 +8,19 @@ from typing import Any
 from mwpb_fast.engine.trial import fault
 from mwpb_fast.evaluation.accuracy import sound
 from mwpb_fast.evaluation.model_checks import EvaluationError
+from mwpb_fast.system.layout import in_layout
 from mwpb_fast.system.lazy import torch
+
+
+class Called(torch.nn.Module):
+    """Any function from images to logits as a module in eval mode, without weights that could be looked at."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function, self.training = function, False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
 
 
 class Watched(torch.nn.Module):
@@ -33,7 +45,7 @@ class Watched(torch.nn.Module):
         self.forwards += len(x)
         if x.requires_grad:
             x.register_hook(self._count_gradients)
-        logits: Any = self.inside(x.contiguous(memory_format=self.layout))
+        logits: Any = self.inside(in_layout(x, self.layout))
         if reason := fault(logits, len(x), self.classes):
             raise EvaluationError(f"the model cannot be evaluated: {reason}")
         self.given, self.classes = logits.dtype, logits.shape[1]
