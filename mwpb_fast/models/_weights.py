@@ -73,11 +73,11 @@ def load_weights(model: nn.Module, content: Mapping[str, Any], choice: str = "")
     own: dict[str, Tensor] = model.state_dict()
     needed = [name for name in own if not name.endswith("num_batches_tracked")]
     everything = [found for path, inner in _dictionaries(content) for found in _sets(path, inner, own)]
-    sets = [found for found in everything if (found.place + ".").startswith(choice.removesuffix(".") + ".")]
-    if not choice:
-        sets = everything
-    elif not sets:
-        raise ValueError(f"no weights at {choice!r}; there are some at {_some([f.place for f in everything])}")
+    sets = [f for f in everything if not choice or f"{f.place}.".startswith(f"{choice.removesuffix('.')}.")]
+    if choice and not sets:
+        most = max((found.count for found in everything), default=0)
+        places = [found.place or "the outermost" for found in everything if found.count == most]
+        raise ValueError(f"no weights at {choice!r}; there are some at {_some(places)}")
     whole = [found for found in sets if found.count == len(needed)]
     chosen = _the_one(whole, needed) if whole else max(sets, key=lambda found: found.count, default=None)
     if chosen is None:
