@@ -62,13 +62,8 @@ class Session:
             raise EvaluationError("nothing to evaluate: evaluation.attacks is empty, or there are no images")
         model = model if isinstance(model, torch.nn.Module) else Called(model)
         check_model(model, precision)
-        self.pixels, self.labels, self.index, self.precision, self.folder = (
-            pixels,
-            labels,
-            index,
-            precision,
-            folder,
-        )
+        self.pixels, self.labels, self.index = pixels, labels, index
+        self.precision, self.folder = precision, folder
         self.costly = choose(labels, min(config.costly_subset or len(labels), len(index)))[0]
         self.model = Watched(model, precision.memory_format, precision.device)
         spread = torch.linspace(0, len(pixels) - 1, min(PROBES, len(pixels))).long()
