@@ -85,7 +85,7 @@ def test_every_attack_stays_in_each_ball_and_in_the_pixel_range(name: str) -> No
     whole.remember(8, torch.device("cpu"))
     x, y = torch.rand(8, 1, 8, 8).mul(1.4).sub(0.2).clamp(0, 1), torch.arange(8)
     batch, radius, before = Batch(x, y, torch.arange(8)), torch.linspace(0, 0.35, 8), x.clone()
-    for epoch in (1, 2, 100):
+    for epoch in (1, 100):
         method, notes = whole.in_epoch(epoch), {}
         key = torch.tensor([epoch])
         x_adv = method.attack(net, batch, net.logits(x), radius, method.objective.inner, key, notes)
