@@ -51,8 +51,16 @@ def script(name: str, full: str, quick: str, seconds: float = 0.7) -> Callable[.
 
 def pytest_words(o: argparse.Namespace, limit: float, out: Path) -> list[str]:
     which = ["tests/test_bench_tables.py"] if o.quick else ["-m", "gpu", "tests"]
-    plugins = ["-p", "no:cacheprovider", "-p", "bench.interruptible"]
-    options = ["-o", "addopts=", *plugins, "--continue-on-collection-errors", "-q"]
+    options = [
+        "-o",
+        "addopts=",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "bench.interruptible",
+        "--continue-on-collection-errors",
+        "-q",
+    ]
     return ["-m", "pytest", *options, *which, f"--junitxml={shown(out.with_suffix('.xml'))}"]
 
 
@@ -143,6 +151,10 @@ STAGES = (
             f"--recipes table2.mwpb_at {TINY} --size 8 --no-compile",
         ),
     ),
-    Stage("roofline", 15, script("roofline", "--rounds 5 --budget 0.2", f"{TINY} --size 8 --budget 0.1")),
+    Stage(
+        "roofline",
+        15,
+        script("roofline", "--rounds 5 --budget 0.2", f"{TINY} --size 8 --budget 0.1"),
+    ),
 )
 SECONDS = sum(stage.weight for stage in STAGES)

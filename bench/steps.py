@@ -24,7 +24,7 @@ from mwpb_fast.models import build_model
 from mwpb_fast.optim import make_optimizer
 from mwpb_fast.step import Step
 
-TimedStep = Callable[[int], Tensor]  # from the number of a batch to the step's loss
+Run = Callable[[int], Tensor]  # from the number of a batch to the step's loss
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def counted(graph: Any, inputs: Any) -> Callable[..., Any]:
     return call
 
 
-def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namespace) -> TimedStep:
+def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namespace) -> Run:
     """The step over the given batches by turns."""
     variant.refuse_emulated(o.device)
     images = [x.contiguous(memory_format=variant.layout) for x in batches.x]

@@ -27,7 +27,7 @@ from ceilings import arithmetic, multiply_adds
 from measure import Memory, command_line, ratios, seconds, settled, spread
 from record import Results
 from rounds import Rounds
-from steps import Batches, CompiledCode, TimedStep, Variant, build, variants, warm_up
+from steps import Batches, CompiledCode, Run, Variant, build, variants, warm_up
 from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
@@ -71,7 +71,7 @@ def flop_per_image(config: Config, macs: int, o: argparse.Namespace) -> int:
     return 2 * macs * (method.uses_clean + 2 * config.attack.steps + 3 * Counter.passes)
 
 
-def timed(run: TimedStep, start: int, o: argparse.Namespace) -> float:
+def timed(run: Run, start: int, o: argparse.Namespace) -> float:
     """Seconds a step, over as many steps as a round has."""
 
     def steps() -> None:
@@ -83,9 +83,9 @@ def timed(run: TimedStep, start: int, o: argparse.Namespace) -> float:
 
 def prepare(
     name: str, kinds: dict[str, Variant], config: Config, o: argparse.Namespace, results: Results
-) -> tuple[dict[str, TimedStep], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, Run], dict[str, dict[str, Any]]]:
     """Those of the variants that run, after two steps each, and what was noted of the first."""
-    running: dict[str, TimedStep] = {}
+    running: dict[str, Run] = {}
     notes: dict[str, dict[str, Any]] = {}
     batches = Batches.random(o)
     for variant, kind in kinds.items():

@@ -17,10 +17,8 @@ from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import Precision, full_float32
 from mwpb_fast.method import Net
 
-# Every new twin must agree with the model on so many images.
-CHECKED = 8
-# An image may differ by so much of its norm: rounding gives up to 1e-3, a wrong rewrite about 1.
-TOLERANCE = 2e-2
+CHECKED = 8  # images in the comparison with the model that every new twin must pass
+TOLERANCE = 2e-2  # of it, for each image, relative: rounding gives up to 1e-3, a wrong rewrite 1
 
 
 class EngineWarning(RuntimeWarning):

@@ -16,11 +16,9 @@ from mwpb_fast.system.lock import exclusive
 # These are the names that a run, its evaluations and its pictures give to their files.
 _POINT = r"(best|last)-\d{5}-\d{7}"
 _KIND = rf"(best|last|{_POINT})"
-# Training alone writes these.
-_OWN = r"config\.yaml|metrics(-damaged)?\.jsonl|(environment|engine|radii)\.json"
+_OWN = r"config\.yaml|metrics(-damaged)?\.jsonl|(environment|engine|radii)\.json"  # of training alone
 _RESULT = rf"{_OWN}|results\.json|(curves|radii)\.png|(evaluation|trust)-{_KIND}\.(json|md)"
-# Results lie beside a checkpoint that was evaluated by its own name.
-_CHECKPOINT = rf"{_POINT}\.pt(\.sha256)?|{_RESULT}"
+_CHECKPOINT = rf"{_POINT}\.pt(\.sha256)?|{_RESULT}"  # results too, of a checkpoint that was evaluated by its name
 _SHARD = r"[\w-]+-[0-9a-f]{12}-\d{5}\.json"
 # No writing of a result takes as many seconds.
 _STALE = 3600.0
