@@ -65,7 +65,7 @@ def test_trainer_imports_downwards(path: Path) -> None:
     ids=lambda p: str(p.relative_to(ROOT / "mwpb_fast")),
 )
 def test_an_axis_imports_nothing_heavy(path: Path) -> None:
-    """Its options are read before anything heavy is there; what TYPE_CHECKING or a function holds is not run then."""
+    """Its options are read before that is there; what TYPE_CHECKING or a function holds is not run then."""
     run = {node.lineno for node in parsed(path).body}
     for name, line in imports(path):
         heavy = line in run and name.split(".")[0] in ("torch", "mwpb_kernels", "numpy")
