@@ -101,7 +101,7 @@ def make_step(
     if variant.twin:
         net = TwinNet(model, precision, sample, variant.attack_dtype)
         if choices is not None:
-            choices[config.recipe] = tune(net, sample)
+            choices[config.recipe] = tune(net, sample, captured=variant.captured)
     else:
         net = EagerNet(model, precision)
     step = Step(
