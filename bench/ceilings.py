@@ -47,8 +47,8 @@ def arithmetic(dtype: torch.dtype, device: torch.device) -> str:
 def products_in(kind: str) -> Iterator[None]:
     """Inside the block float32 matrix products on CUDA are TF32 where `kind` says so, as convolutions are.
 
-    It is asked for by PyTorch's older switch, which sets the newer one as well: PyTorch, its cuBLAS calls included,
-    raises where it reads one that does not agree with the other.
+    It is asked for by PyTorch's older switch, which sets the newer one as well: PyTorch, its cuBLAS calls among
+    it, raises where it reads one that does not agree with the other.
     """
     place: Any = torch.backends.cuda.matmul
     if kind != "TF32":

@@ -100,7 +100,11 @@ class OwnError(Exception):
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
     [
-        (RuntimeError("not permitted\nmore"), ConfigError, "the step cannot be captured: not permitted; leave it off"),
+        (
+            RuntimeError("not permitted\nmore"),
+            ConfigError,
+            "the step cannot be captured: not permitted; leave it off",
+        ),
         (OwnError(), ConfigError, "the step cannot be captured: OwnError; leave it off"),
         (ConfigError("its own words"), ConfigError, "its own words"),
         (torch.OutOfMemoryError("out of memory"), torch.OutOfMemoryError, "out of memory"),

@@ -158,7 +158,7 @@ class Device:
         self,
         monkeypatch: pytest.MonkeyPatch,
         capturable: tuple[str, ...],
-        error: Exception = RuntimeError("operation not permitted"),
+        error: Exception | None = None,
     ) -> None:
         self.now, self.log, self.capturing = 0.0, [], False
         device = self
@@ -209,7 +209,7 @@ class Device:
         def run(name: str, launch: float, kernel: float) -> Callable[[], None]:
             def go() -> None:
                 if device.capturing and name not in capturable:
-                    raise error
+                    raise error or RuntimeError("operation not permitted")
                 device.now += kernel if device.capturing else max(launch, kernel)
 
             return go

@@ -1,4 +1,4 @@
-"""The thread that writes checkpoints: what it writes, in which order, what becomes of failures, kills and stops."""
+"""The thread that writes checkpoints: what it writes and when, what becomes of failures, kills and stops."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ class Precision:
 
 @contextlib.contextmanager
 def unmeasured() -> Iterator[None]:
-    """Inside the block cuDNN chooses its algorithms by rule. By measurement each new size of a batch costs seconds,
-    which those that are met once do not earn back."""
+    """Inside the block cuDNN chooses its algorithms by rule. By measurement each new size of a batch costs
+    seconds, which those that are met once do not earn back."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     try:
         yield

@@ -69,9 +69,11 @@ class CudaRecorder:
 
 
 def _captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """What the function does on the current stream. In place of `torch.cuda.graph`: where ending a capture raises, as
-    it does after any operation that a capture does not permit, that leaves the capture's stream the current one and
-    hides the operation's own error. Raises ConfigError that names the first error."""
+    """What the function does on the current stream. Raises ConfigError that names the first error.
+
+    In place of `torch.cuda.graph`: where ending a capture raises, as it does after any operation that a capture
+    does not permit, that leaves the capture's stream the current one and hides the operation's own error.
+    """
     graph, first = torch.cuda.CUDAGraph(), None
     # other threads, such as a loader's, may go on allocating meanwhile
     graph.capture_begin(capture_error_mode="thread_local")

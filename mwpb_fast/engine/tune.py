@@ -89,9 +89,7 @@ def _note(seen: dict[Any, Any]) -> Any:
     return hook
 
 
-def _choose(
-    layer: FoldedConv, x: torch.Tensor, skip: torch.Tensor | None, repeats: int, captured: bool
-) -> Choice:
+def _choose(layer: FoldedConv, x: torch.Tensor, skip: torch.Tensor | None, repeats: int, captured: bool) -> Choice:
     def done(milliseconds: dict[str, float], chosen: str, reason: str) -> Choice:
         return Choice(layer.name, list(x.shape), milliseconds, chosen, reason, torch.backends.cudnn.benchmark)
 
@@ -163,7 +161,7 @@ def _first_line(error: BaseException) -> str:
 def _measure(
     runs: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, captured: bool
 ) -> tuple[dict[str, float], str]:
-    """Median milliseconds of each run, measured in turn; and why they are not those of replays, if they were to be."""
+    """Median milliseconds of each run, measured in turn; and why they are not of replays, where they should be."""
     failure = ""
     with contextlib.ExitStack() as stack:
         work, count = runs, 1
@@ -189,8 +187,8 @@ def _several(run: Callable[[], object]) -> None:
 def _recorded(
     runs: Mapping[str, Callable[[], object]], device: torch.device, stack: contextlib.ExitStack
 ) -> dict[str, Callable[[], object]]:
-    """Each run RUNS times, as a CUDA graph: launched one by one on an idle device, a convolution takes as long as its
-    launches, which a captured run does not make. Raises what capturing any of them does."""
+    """Each run RUNS times, as a CUDA graph: launched one by one on an idle device, a convolution takes as long as
+    its launches, which a captured run does not make. Raises what capturing any of them does."""
     replays: dict[str, Callable[[], object]] = {}
     for name, run in runs.items():
         recorder = CudaRecorder(device)

@@ -1,8 +1,8 @@
 """Checkpoints written by a thread, while training goes on.
 
-What is to be saved is copied where it lies, which takes the device a moment; bringing it to the host, hashing it and
-waiting for the disk is the thread's. One epoch's checkpoints are written at a time, in their order. Until they are
-whole, those of the epoch before are what a killed run goes on from.
+What is to be saved is copied where it lies, which takes the device a moment; bringing it to the host, hashing it
+and waiting for the disk is the thread's. One epoch's checkpoints are written at a time, in their order. Until they
+are whole, those of the epoch before are what a killed run goes on from.
 """
 
 from __future__ import annotations

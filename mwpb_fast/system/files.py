@@ -31,8 +31,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def honour_umask(path: Path) -> None:
-    """Give a file that was made for its owner alone, as temporary files are, the mode of any new file. While another
-    thread makes files it must not be called."""
+    """Give a file that was made for its owner alone, as temporary files are, the mode of any new file. Not to be
+    called while another thread makes files."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)
