@@ -28,7 +28,7 @@ from mwpb_fast.runs import checkpoint
 from mwpb_fast.runs.log import read_records
 from mwpb_fast.system.signals import Interrupted
 
-TIMES = ("seconds", "images_per_second", "wait_share", "checkpoint")
+TIMES = ("seconds", "images_per_second", "wait_share", "checkpoint", "validation")
 TINY = ["--epochs=2", "--warmup_epochs=1", "--data.subset=200", "--model.name=smallresnet-8", "--attack.steps=2"]
 
 

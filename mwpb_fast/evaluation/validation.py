@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 import mwpb_kernels as ops
@@ -25,12 +26,13 @@ def accuracies(
     precision: Precision,
     tick: Callable[..., None],
 ) -> dict[str, float]:
-    """Natural and PGD-10 accuracy in % on images in [0, 1], each of which has its own noise in each epoch.
+    """Natural and PGD-10 accuracy in % on images in [0, 1], each of which has its own noise in each epoch; and as
+    "validation" the seconds that it took.
 
     batches: gives them anew at each call. tick: called after each batch. Modes and random generators are left as
     they were.
     """
-    net, device = EagerNet(model, precision), precision.device
+    started, net, device = time.monotonic(), EagerNet(model, precision), precision.device
     attack = pgd.Config(start="uniform").build()
     key = torch.tensor([ops.derive_seed(0, epoch)], device=device)
 
@@ -42,7 +44,8 @@ def accuracies(
     with module_mode(model, training=False), unmeasured(), torch.random.fork_rng(on_cuda):
         natural = correct(net, batches(), tick=tick)
         robust = correct(net, batches(), perturb, tick)
-    return {"natural": 100 * natural.float().mean().item(), "robust": 100 * robust.float().mean().item()}
+    found = {"natural": 100 * natural.float().mean().item(), "robust": 100 * robust.float().mean().item()}
+    return found | {"validation": time.monotonic() - started}
 
 
 def radii(
