@@ -217,7 +217,7 @@ def test_a_tuned_run_keeps_its_choices_when_it_goes_on(tmp_path: Path, monkeypat
         trainer.train()
     assert json.loads((tmp_path / "engine.json").read_text()) == first
 
-    def otherwise(twin: TwinNet, x: torch.Tensor) -> list[dict[str, Any]]:
+    def otherwise(twin: TwinNet, x: torch.Tensor, captured: bool) -> list[dict[str, Any]]:
         return [r | {"chosen": FUSED if r["chosen"] == PLAIN else PLAIN} for r in first]
 
     monkeypatch.setattr(build, "tune", otherwise)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,36 @@ def test_the_stall_is_on_record_and_in_the_line_of_an_epoch(
     assert 0 < record["checkpoint"] < 20
     assert read_records(tmp_path / "metrics.jsonl") == [record]
     assert f"images/s checkpoint {record['checkpoint']:.2f} s" in capsys.readouterr().out
+
+
+def test_on_cuda_the_copies_go_to_the_host_beside_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread has a stream of its own, which waits for the copies on the device and for nothing after them."""
+    calls: list[str] = []
+
+    class Stream:
+        device = torch.device("cuda:1")
+
+        def record_event(self) -> str:
+            calls.append("training records")
+            return "copied"
+
+        def wait_event(self, event: str) -> None:
+            calls.append(f"{threading.current_thread().name} waits until {event}")
+
+    @contextlib.contextmanager
+    def stream(one: Stream) -> Iterator[None]:
+        calls.append(f"{threading.current_thread().name} takes a stream")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(checkpoint, "save", lambda *words, **more: calls.append("saves"))
+    writer = Writer(tmp_path, torch.device("cuda:1"))
+    writer.take(state(3), "last")
+    writer.begin()
+    writer.wait()
+    thread = "mwpb-checkpoints"
+    assert calls == ["training records", f"{thread} takes a stream", f"{thread} waits until copied", "saves"]
