@@ -17,7 +17,7 @@ from mwpb_fast.engine.fold import UnfoldableError, fold, refresh
 from mwpb_fast.engine.layers import Folded
 from mwpb_fast.engine.made_of import MadeOf
 from mwpb_fast.engine.net import EagerNet, module_mode
-from mwpb_fast.engine.precision import Precision, full_float32
+from mwpb_fast.engine.precision import Precision, full_float32, unmeasured
 from mwpb_fast.method import Net
 
 CHECKED = 8  # images in the comparison with the model that every new twin must pass
@@ -74,7 +74,7 @@ class TwinNet:
     def _make(self) -> None:
         self._made_of, self._modules = MadeOf(self.model), list(self.model.modules())
         self._lost = False
-        with module_mode(self.model, training=False):
+        with module_mode(self.model, training=False), unmeasured():
             self.graph, self.layers = fold(self.model)
             refresh(self.layers)
             self._compare(self._few)

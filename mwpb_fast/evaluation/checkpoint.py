@@ -22,6 +22,7 @@ from mwpb_fast.engine.trial import channels_last_is_why
 from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.contract import EvaluationAttack
 from mwpb_fast.evaluation.evaluate import attack_all, attack_share, write_result
+from mwpb_fast.evaluation.layout import faster_layout
 from mwpb_fast.evaluation.request import Request
 from mwpb_fast.evaluation.session import Session
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
@@ -68,7 +69,8 @@ class Subject:
         for name in self.evaluation.attacks:
             find_attack(name)
         asked = config.precision if request.device is None else replace(config.precision, device=request.device)
-        self.precision = make_precision(replace(asked, dtype="fp32", attack_dtype="auto"))
+        # not tuned: an attack goes on with fewer and fewer images, and cuDNN would measure for each number of them
+        self.precision = make_precision(replace(asked, dtype="fp32", attack_dtype="auto", tune=False))
         where = config.data if request.data_dir is None else replace(config.data, dir=str(request.data_dir))
         self.images = data.load_split(where, "test")
         normalize = state["normalize"] if own else None
@@ -103,14 +105,21 @@ class Subject:
         self.about["split_sha256"] = self.images.sha256
 
     def _fit_layout(self) -> None:
-        """Contiguous weights where the model cannot take channels-last images; the session then finds that out."""
+        """That of its precision; on CUDA whichever is faster. A model that cannot take channels-last images gets
+        contiguous weights, and the session finds that out."""
+        device, asked = self.precision.device, self.precision.memory_format
         height, width = self.images.images.shape[2:]
-        x = torch.zeros(2, self.images.channels, height, width, device=self.precision.device)
-        with torch.no_grad(), contextlib.suppress(Exception):  # what else is wrong with it, the session says
-            try:
-                self.model(x.clone(memory_format=self.precision.memory_format))
-            except RuntimeError:
-                channels_last_is_why(self.model, x, self.precision)
+        x = torch.zeros(2, self.images.channels, height, width, device=device)
+        try:
+            with torch.no_grad():
+                self.model(x.clone(memory_format=asked))
+        except Exception:  # the model's own code; what else is wrong with it, the session says
+            channels_last_is_why(self.model, x, self.precision)
+            return
+        if device.type == "cuda" and asked == torch.channels_last:
+            size = min(self.evaluation.batch_size, len(self.images))
+            x = next(data.eval_batches(self.images, device, size, torch.arange(size))).x
+            self.precision = replace(self.precision, memory_format=faster_layout(self.model, x))
 
     def attack(self, probes: dict[str, EvaluationAttack] | None = None) -> dict[str, Any]:
         """The result of its evaluation, and of the probes."""
