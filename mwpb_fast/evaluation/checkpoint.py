@@ -100,26 +100,31 @@ class Subject:
         ) as error:  # of the user's own code
             raise checkpoint.CheckpointError(f"{path.name}: {error}") from error
         self.model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
-        self._fit_layout()
+        if self._takes_layout():
+            self.precision = replace(self.precision, memory_format=self._layout())
         self.about |= {"model": config.model.name, "data": config.data.name, "split": "test"}
         self.about["split_sha256"] = self.images.sha256
 
-    def _fit_layout(self) -> None:
-        """That of its precision; on CUDA whichever is faster. A model that cannot take channels-last images gets
-        contiguous weights, and the session finds that out."""
-        device, asked = self.precision.device, self.precision.memory_format
+    def _takes_layout(self) -> bool:
+        """Whether the model runs in its precision's layout. One that cannot take channels-last images gets contiguous
+        weights, and the session finds that out; what else is wrong with it, the session says."""
         height, width = self.images.images.shape[2:]
-        x = torch.zeros(2, self.images.channels, height, width, device=device)
+        x = torch.zeros(2, self.images.channels, height, width, device=self.precision.device)
         try:
             with torch.no_grad():
-                self.model(x.clone(memory_format=asked))
-        except Exception:  # the model's own code; what else is wrong with it, the session says
+                self.model(x.clone(memory_format=self.precision.memory_format))
+        except Exception:  # the model's own code, which may raise anything
             channels_last_is_why(self.model, x, self.precision)
-            return
-        if device.type == "cuda" and asked == torch.channels_last:
-            size = min(self.evaluation.batch_size, len(self.images))
-            x = next(data.eval_batches(self.images, device, size, torch.arange(size))).x
-            self.precision = replace(self.precision, memory_format=faster_layout(self.model, x))
+            return False
+        return True
+
+    def _layout(self) -> torch.memory_format:
+        """That of its precision; on CUDA whichever is faster."""
+        device, asked = self.precision.device, self.precision.memory_format
+        if device.type != "cuda" or asked != torch.channels_last:
+            return asked
+        size = min(self.evaluation.batch_size, len(self.images))
+        return faster_layout(self.model, next(data.eval_batches(self.images, device, size, torch.arange(size))).x)
 
     def attack(self, probes: dict[str, EvaluationAttack] | None = None) -> dict[str, Any]:
         """The result of its evaluation, and of the probes."""
