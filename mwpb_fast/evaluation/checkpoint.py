@@ -106,8 +106,8 @@ class Subject:
         self.about["split_sha256"] = self.images.sha256
 
     def _takes_layout(self) -> bool:
-        """Whether the model runs in its precision's layout. One that cannot take channels-last images gets others: its
-        weights are made contiguous, and the session finds that out; what else is wrong with it, the session says."""
+        """Whether the model runs in its precision's layout. One that cannot take channels-last images gets others:
+        its weights are made contiguous, and the session finds that out, or says what else is wrong with it."""
         height, width = self.images.images.shape[2:]
         x = torch.zeros(2, self.images.channels, height, width, device=self.precision.device)
         try:
