@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from mwpb_fast.config import Config, check_axes, to_dict, yaml_file
 from mwpb_fast.engine.build import compiled, make_engine, make_method, make_model
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluation import validation
+from mwpb_fast.method import Batch
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from mwpb_fast.runs import checkpoint, resume, trace
 from mwpb_fast.runs.folder import clear, sweep, training_lock
 from mwpb_fast.runs.log import RunLog, Waits, environment, epoch_line, note, progress
+from mwpb_fast.runs.writer import Writer
 from mwpb_fast.step import Step
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.memory import keep_freed_memory
@@ -60,13 +63,13 @@ class Trainer:
         check_axes(config)
         self.config, self.folder, self.request, self.quiet = config, folder, request, quiet
         self.precision = make_precision(config.precision)
-        device = self.precision.device
+        device, layout = self.precision.device, self.precision.memory_format
         self.images = data.load_split(config.data, "train")
         self.train_index, self.val_index = data.split_indices(self.images.labels, config.data)
         if self.images.num_classes < 2:
             raise data.DataError(f"{self.images.origin}: has fewer than two classes; nothing is to be told apart")
         self.loader = data.make_loader(
-            self.images, config.data, seed=config.seed, device=device, train_index=self.train_index
+            self.images, config.data, seed=config.seed, device=device, train_index=self.train_index, layout=layout
         )
         self.normalize = self.images.statistics(self.train_index) if config.model.normalize else None
         torch.manual_seed(ops.derive_seed(config.seed))
@@ -105,12 +108,13 @@ class Trainer:
             engine=self.engine,
             device=device,
         )
+        self.writer = Writer(folder / "checkpoints", device)
         self.at = resume.Position(torch.zeros(len(self.loader), trace.COLUMNS, device=device))
 
     def _sample(self) -> torch.Tensor:
         """A batch of training images, without augmentation."""
         index = self.train_index[: self.config.data.batch_size]
-        return next(data.eval_batches(self.images, self.precision.device, len(index), index)).x
+        return next(self._plain_batches(index, len(index))()).x
 
     # the run --------------------------------------------------------------------------------------------------
     def train(self) -> dict[str, Any]:
@@ -122,14 +126,15 @@ class Trainer:
             while self.at.epoch <= self.config.epochs:
                 record = self._train_epoch()
                 record |= self.validate()
-                log.write(record)
-                self._finish_epoch(record)
+                self._finish_epoch(record, log)
+            self.writer.wait()
             # with nothing held out best is the last model, also where a run is longer than when it was saved
             if len(self.val_index) == 0 or not checkpoint.existing(self.folder / "checkpoints", "best"):
-                self._save("best")
+                self.writer.now(self.state(), "best")
             self._write_radii()
         finally:
             log.close()
+            self.writer.close()
             self.loader.close()
             self.engine.close()
         return record
@@ -164,7 +169,7 @@ class Trainer:
             self.at.seconds += time.monotonic() - started
             self.at.waited += batches.seconds
         if stopped:
-            self._save("last")
+            self.writer.now(self.state(), "last")
             raise Interrupted(self.request.number)
         return {
             "epoch": epoch,
@@ -204,23 +209,26 @@ class Trainer:
             looks = (model, batches, float(evaluation.eps), epoch, self.precision, self._tick)
             return self.engine.with_room(lambda: validation.accuracies(*looks))
         except Interrupted:
-            self._save("last")
+            self.writer.now(self.state(), "last")
             raise
 
-    def _finish_epoch(self, record: dict[str, Any]) -> None:
+    def _finish_epoch(self, record: dict[str, Any], log: RunLog) -> None:
         self.at.next_epoch()
+        kinds = ["last"]
         score = (record.get("robust", -1.0), record.get("natural", -1.0))
         if "robust" in record and score > (self.at.best.get("robust", -1.0), self.at.best.get("natural", -1.0)):
             self.at.best = {k: record[k] for k in ("epoch", "natural", "robust")}
-            self._save("best")
-        self._save("last")
+            kinds = ["best", "last"]  # what last knows of the best one is there before it
+        record["checkpoint"] = self.writer.take(self.state(), *kinds)
+        log.write(record)  # before they can be there: records of epochs that are done again are dropped
+        self.writer.begin()
         if not self.quiet:
             print(epoch_line(record, self.config.epochs), flush=True)
 
     # state ----------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, in tensors and plain types."""
-        about = {
+        about = checkpoint.MARK | {
             "config": to_dict(self.config),
             "classes": list(self.images.classes),
             "channels": self.images.channels,
@@ -228,17 +236,6 @@ class Trainer:
             "normalize": self.normalize,
         }
         return about | self.parts.state(self.at)
-
-    def _save(self, kind: str) -> None:
-        state = self.state()
-        epoch, batch = self.at.epoch, self.at.batch
-        if kind == "best":
-            # what is evaluated: the averaged weights where there are any, named after the epoch that made them
-            weights = state["ema"] or state["model"]
-            state = {k: state[k] for k in ("config", "classes", "channels", "data", "normalize", "best", "memory")}
-            epoch, batch = epoch - 1, 0
-            state |= {"epoch": epoch, "model": weights}
-        checkpoint.save(self.folder / "checkpoints", kind, epoch, batch, state, keep=1 if kind == "best" else 2)
 
     def _claim_folder(self) -> None:
         config = to_dict(self.config)
@@ -270,9 +267,10 @@ class Trainer:
         if self.request.number:
             raise Interrupted(self.request.number)
 
-    def _plain_batches(self, index: torch.Tensor) -> validation.Batches:
-        size = self.config.evaluation.batch_size
-        return lambda: data.eval_batches(self.images, self.precision.device, size, index)
+    def _plain_batches(self, index: torch.Tensor, size: int = 0) -> Callable[[], Iterator[Batch]]:
+        size = size or self.config.evaluation.batch_size
+        device, layout = self.precision.device, self.precision.memory_format
+        return lambda: data.eval_batches(self.images, device, size, index, layout)
 
     def _write_radii(self) -> None:
         found = checkpoint.read_newest(self.folder / "checkpoints", "best")

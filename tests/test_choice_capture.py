@@ -126,6 +126,9 @@ def test_memory_that_a_recording_holds_is_freed_for_what_else_is_to_be_done(
 
     assert engine.with_room(needs_room) == 3
     assert "what was recorded is freed, and recorded anew" in capsys.readouterr().err
+    engine.begin(1, len(trainer.loader), key)  # as a run goes on that was stopped after an epoch's last batch
+    assert not engine.record.fallbacks
+    assert FakeRecorder.alive == before - 1
     engine.begin(1, 1, key)
     assert FakeRecorder.alive == before
     engine.close()

@@ -12,7 +12,7 @@ import torch
 
 from mwpb_fast import capture
 from mwpb_fast.choice.candidates import DTYPES, Candidate, candidates, preferred
-from mwpb_fast.choice.ledger import BOUNDS, Ledger
+from mwpb_fast.choice.ledger import Ledger, breach
 from mwpb_fast.choice.proof import flaw
 from mwpb_fast.choice.record import Record, read_pin, read_record
 from mwpb_fast.choice.trial import Inputs, reason, release
@@ -124,7 +124,8 @@ class Engine:
         fresh = epoch == 1 and self.record.how == "trial"
         if start == 0 and due and not fresh and self.record.proven and self.judged:
             self._look_again(epoch, key, method)
-        while self.captured is not None and self.config.precision.capture is not True and self._proved != method:
+        proving = self.config.precision.capture is not True and start < len(self.loader)
+        while proving and self.captured is not None and self._proved != method:
             wrong = self._flaw(self.captured, epoch, start, key, method)
             if wrong:
                 self._fall_back(f"cannot be captured: {wrong}", epoch, same_values=True)
@@ -148,11 +149,7 @@ class Engine:
             try:
                 with self.precision.mode(), untouched(self.step, method):
                     share = self.ledger(self.inputs(epoch, 0, key, method)).share(self.step.net)
-                wrong = (
-                    ""
-                    if share >= BOUNDS["mass_agreeing"]
-                    else (f"mass agreeing {share:.4f}, less than {BOUNDS['mass_agreeing']}")
-                )
+                wrong = breach({"mass_agreeing": share})
             except Exception as error:
                 wrong = reason(error)
             if not wrong or not self._fall_back(wrong, epoch, same_values=False):
@@ -203,7 +200,8 @@ class Engine:
         check_dtype("attack_dtype", candidate.dtype, self.precision.device)  # it would be emulated, at a crawl
         precision = dataclasses.replace(self.precision, dtype=DTYPES[candidate.dtype])
         with precision.mode():  # so that what is measured is what will run
-            return build_net(candidate.net, candidate.tuned and tuned, self.model, precision, self.sample)
+            tuned = tuned and candidate.tuned
+            return build_net(candidate.net, self.model, precision, self.sample, tuned, candidate.captured)
 
     def take(self, candidate: Candidate, layers: list[dict[str, Any]]) -> None:
         """Go on with a candidate, and what was measured for its layers; measured now where that is empty. Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -54,7 +55,7 @@ class Record:
 
     def plain(self) -> dict[str, Any]:
         """In plain types, as `read_record` takes them."""
-        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        found = copy.deepcopy({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
         chosen = {"name": str(self.chosen), **dataclasses.asdict(self.chosen)}
         return found | {"chosen": chosen, "tried": [tried.plain() for tried in self.tried]}
 

@@ -95,7 +95,7 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
         return
     found = Record(best.candidate, "trial", _why(best, tried, taken), tried, timed, [], taken)
     found.circumstances = _circumstances(engine)
-    found.layers = next((v for c, v in layers.items() if c.computes == best.candidate.computes), [])
+    found.layers = layers.get(best.candidate, [])  # none where the net was made for a candidate without any
     engine.follow(found, "trial", found.why)
     late = any(t.refused == LATE for t in tried)
     if not late or sum(t.milliseconds is not None for t in tried) > 1:  # else another start may come farther

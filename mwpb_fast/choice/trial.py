@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ class Trial:
     capture: Callable[[], CapturedStep]
     ledger: Ledger | None
     limit: float
-    nets: dict[tuple[str, str], Net] = field(default_factory=dict)
+    nets: dict[Candidate, Net] = field(default_factory=dict)
 
     def run(self, first: list[Candidate], last: list[Candidate]) -> tuple[list[Tried], Tried | None, str]:
         """What came of the candidates, by preference; the one that is to be taken, None where all are refused; and
@@ -123,9 +123,11 @@ class Trial:
             return reason(error)
 
     def _net(self, candidate: Candidate) -> Net:
-        if candidate.computes not in self.nets:
-            self.nets[candidate.computes] = self.make(candidate)
-        return self.nets[candidate.computes]
+        # one for a step that is captured or not, unless its layers are measured for one of them
+        known = candidate if candidate.tuned else replace(candidate, captured=False)
+        if known not in self.nets:
+            self.nets[known] = self.make(candidate)
+        return self.nets[known]
 
     def _judge(self, t: Tried) -> str:
         """The whole ledger."""

@@ -55,10 +55,10 @@ def make_engine(
         return EagerNet(model, precision), []
     with precision.mode():  # so that what is measured is what will run
         net = make_net(model, precision, sample)
-        measured = (
-            config.precision.tune and config.precision.engine != "auto"
-        )  # else once it is known what is taken
-        return net, tune(net, sample) if measured and isinstance(net, TwinNet) else []
+        # with auto the layers are measured once it is known what is taken
+        if not (config.precision.tune and config.precision.engine != "auto" and isinstance(net, TwinNet)):
+            return net, []
+        return net, tune(net, sample, captured=config.precision.capture is True)
 
 
 def by_rule(config: Config, precision: Precision) -> str:
@@ -79,12 +79,12 @@ NETS: dict[str, Callable[[torch.nn.Module, Precision, torch.Tensor], Net]] = {
 
 
 def build_net(
-    name: str, tuned: bool, model: torch.nn.Module, precision: Precision, sample: torch.Tensor
+    name: str, model: torch.nn.Module, precision: Precision, sample: torch.Tensor, tuned: bool, captured: bool
 ) -> tuple[Net, list[dict[str, Any]]]:
-    """The net of that name in `NETS`, and what was chosen for its layers where it is `tuned`. Raises where it
-    cannot be built, or its kernels do not compile."""
+    """The net of that name in `NETS`, and what was chosen for its layers where it is to be `tuned`, for a step
+    that will be `captured` or not. Raises where it cannot be built, or its kernels do not compile."""
     net = NETS[name](model, precision, sample)
-    return net, tune(net, sample) if tuned and isinstance(net, TwinNet) else []
+    return net, tune(net, sample, captured=captured) if tuned and isinstance(net, TwinNet) else []
 
 
 def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
