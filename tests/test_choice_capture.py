@@ -43,7 +43,6 @@ def faulty(monkeypatch: pytest.MonkeyPatch, captures: int, error: Exception = ME
 def test_a_capture_that_fails_at_the_start(
     tmp_path: Path, graphs: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    clock(monkeypatch, lambda work: False)
     faulty(monkeypatch, 0, error)
     trainer = begun(tmp_path)
     assert trainer.engine.captured is None

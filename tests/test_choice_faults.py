@@ -121,7 +121,6 @@ def test_a_breach_in_a_later_phase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At the start all are right; in the second phase the twin is not, and the run goes on as eager from there."""
-    clock(monkeypatch, lambda work: False)
     share, later = Ledger.share, {"on": False}
 
     def shares(self: Ledger, net: Any) -> float:
