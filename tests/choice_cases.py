@@ -24,8 +24,8 @@ CPU_RUN = ("--precision.device=cpu", "--data.subset=64", "--data.batch_size=32",
 
 @pytest.fixture
 def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run is worth a trial, the processor has float32 alone, nothing is faster than anything else, and nothing
-    is remembered of other tests."""
+    """Every run is worth a trial, the processor has float32 alone, nothing is faster than anything else, and
+    nothing is remembered of other tests."""
     clock(monkeypatch, lambda work: False)
     monkeypatch.setenv("MWPB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(start, "WORTH", 0)

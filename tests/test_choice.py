@@ -76,6 +76,14 @@ def test_what_is_not_clearly_faster_is_not_taken() -> None:
     assert fastest([Tried(Candidate("twin", "fp32"), {}, 1.0, "no")]) is None
 
 
+def test_the_clock_of_a_trial() -> None:
+    calls: list[int] = []
+    assert trial.seconds(lambda: calls.append(1), 3, torch.device("cpu")) > 0
+    assert len(calls) == 3
+    for by_the_clock in (True, False):
+        assert 0 <= trial.Spent(by_the_clock).seconds < 100
+
+
 # what is left of it -------------------------------------------------------------------------------------------
 def test_steps_that_leave_no_trace() -> None:
     step = make_step(ema=0.9)
