@@ -22,7 +22,7 @@ from mwpb_fast.config import recipe, resolve  # noqa: E402
 from mwpb_fast.engine.net import EagerNet  # noqa: E402
 from mwpb_fast.engine.precision import Precision  # noqa: E402
 from mwpb_fast.engine.recorder import why_not  # noqa: E402
-from mwpb_fast.engine.twin import TwinNet  # noqa: E402
+from mwpb_fast.engine.twin import VARIANTS, TwinNet  # noqa: E402
 from mwpb_fast.method import Batch, Method, Net  # noqa: E402
 from mwpb_fast.models import build_model  # noqa: E402
 from mwpb_fast.models.resnet import BasicBlock, resnet  # noqa: E402
@@ -64,8 +64,8 @@ class Watched(fake_cuda.Traffic):
 
 
 def make_net(model: torch.nn.Module, engine: str, sample: torch.Tensor) -> Net:
-    """engine: eager, or twin."""
-    return EagerNet(model, BF16) if engine == "eager" else TwinNet(model, BF16, sample)
+    """engine: eager, or a twin's variant."""
+    return EagerNet(model, BF16) if engine == "eager" else TwinNet(model, BF16, sample, variant=engine)
 
 
 def wrong_in_a_step(options: tuple[str, ...], engine: str) -> list[str]:
@@ -116,7 +116,7 @@ def main(*engines: str) -> None:
     TwinNet._compare = lambda self, x: None  # type: ignore[method-assign]  # there are no values to compare
     with fake_cuda.MODE:
         steps = {f"{m}, {e}": wrong_in_a_step(o, e) for m, o in ALL.items() for e in engines}
-        traffic = {variant: attack_step(variant) for variant in ("eager", "twin")}
+        traffic = {variant: attack_step(variant) for variant in ("eager", *VARIANTS)}
     print(json.dumps({"steps": steps, "traffic": traffic}))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from mwpb_kernels.augment import crop_flip
 from mwpb_kernels.awp import awp_perturb_, awp_restore_
+from mwpb_kernels.bias_add_relu import bias_add_relu_, gated_sum
 from mwpb_kernels.boosted import boosted_ce
 from mwpb_kernels.crop import crop_flip_params
 from mwpb_kernels.l2 import l2_step_
@@ -36,6 +37,7 @@ __all__ = [
     "OPS",
     "awp_perturb_",
     "awp_restore_",
+    "bias_add_relu_",
     "boosted_ce",
     "ce_grad",
     "crop_flip",
@@ -45,6 +47,7 @@ __all__ = [
     "deviation_radius",
     "dlr_grad",
     "force_reference",
+    "gated_sum",
     "gaussian_start",
     "implementation",
     "kl_div",

@@ -12,12 +12,15 @@ from collections.abc import Callable
 
 import torch
 
+from mwpb_fast.engine.by_hand import ByHand
 from mwpb_fast.engine.fold import UnfoldableError, fold, refresh
 from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import Precision, full_float32
 from mwpb_fast.method import Net
 
 CHECKED = 8  # images in the comparison with the model that every new twin must pass
+PLAIN, BY_HAND = "plain", "by_hand"
+VARIANTS = (PLAIN, BY_HAND)  # how the twin's gradient is computed: by autograd, or as engine/by_hand.py has it
 TOLERANCE = 2e-2  # of it, for each image, relative: rounding gives up to 1e-3, a wrong rewrite 1
 
 
@@ -30,9 +33,9 @@ class TwinNet:
 
     sample: (B, C, H, W) float32 images on the model's device, such as a training batch; a few of them are run
     through model and twin, which must agree in logits and input gradient. dtype: of convolutions and matrix
-    products, precision.dtype by default; the layer that gives the logits is always float32. In train mode
-    (batch statistics, dropout) calls run the model itself, with a warning once. `refresh()` must follow every
-    change of the weights. Raises UnfoldableError.
+    products, precision.dtype by default; the layer that gives the logits is always float32. variant: one of
+    VARIANTS, which agree within rounding. In train mode (batch statistics, dropout) calls run the model itself,
+    with a warning once. `refresh()` must follow every change of the weights. Raises UnfoldableError.
     """
 
     def __init__(
@@ -41,7 +44,10 @@ class TwinNet:
         precision: Precision,
         sample: torch.Tensor,
         dtype: torch.dtype | None = None,
+        variant: str = PLAIN,
     ) -> None:
+        if variant not in VARIANTS:
+            raise ValueError(f"no variant {variant!r} of the twin; there are {', '.join(VARIANTS)}")
         self.model = model
         self.dtype = precision.dtype if dtype is None else dtype
         self.eager = EagerNet(model, precision)
@@ -50,6 +56,7 @@ class TwinNet:
         few = sample[:CHECKED].detach().float().contiguous()
         with module_mode(model, training=False):
             self.graph, self.layers = fold(model)
+            self.by_hand = ByHand(self.graph) if variant == BY_HAND else None
             self.refresh()
             self._compare(few)
             for layer in self.layers:
@@ -61,11 +68,15 @@ class TwinNet:
         """Fold the model's weights and statistics as they are now: in place, without a wait for the device,
         capturable in a CUDA graph."""
         refresh(self.layers)
+        if self.by_hand is not None:
+            self.by_hand.refresh()
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(B, classes), float32 where the model ends in a linear layer, without a graph."""
         if self._training():
             return self.eager.logits(x)
+        if self.by_hand is not None:
+            return self.by_hand.logits(x)
         with torch.no_grad():
             return self.graph(x)
 
@@ -73,6 +84,8 @@ class TwinNet:
         """As Net.input_grad; no weight gradient is computed."""
         if self._training():
             return self.eager.input_grad(x, dlogits)
+        if self.by_hand is not None:
+            return self.by_hand.input_grad(x, dlogits)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             logits = self.graph(leaf)
@@ -127,6 +140,7 @@ def make_net(
     precision: Precision,
     sample: torch.Tensor,
     dtype: torch.dtype | None = None,
+    variant: str = PLAIN,
 ) -> Net:
     """The fastest Net for `model`: its twin, else the model itself with a warning that says why.
 
@@ -135,7 +149,7 @@ def make_net(
     if precision.oracle:
         return EagerNet(model, precision)
     try:
-        return TwinNet(model, precision, sample, dtype)
+        return TwinNet(model, precision, sample, dtype, variant)
     except UnfoldableError as error:
         message = f"the attack takes the plain path: the model cannot be folded: {error}"
         warnings.warn(message, EngineWarning, stacklevel=2)

@@ -56,12 +56,15 @@ def resized(t: torch.Tensor, pool: torch.Tensor, shape: list[int], generator: to
 
 
 def indices(op: Op, args: tuple[Any, ...], generator: torch.Generator) -> tuple[Any, ...]:
-    """Labels and indices that fit the drawn sizes; one label in ten lies outside the classes."""
+    """Labels, indices and gates that fit the drawn sizes; one label in ten lies outside the classes."""
     names = [a.name for a in op.dispatched._schema.arguments]
     by_name = dict(zip(names, args, strict=True))
     out = list(args)
     for i, name in enumerate(names):
         t = args[i]
+        if name == "gate":  # a bit for each channel
+            batch, channels, *inner = args[0].shape
+            out[i] = torch.randint(256, (batch, *inner, -(-channels // 8)), generator=generator, dtype=t.dtype)
         if not isinstance(t, torch.Tensor) or t.dtype != torch.int64:
             continue
         if name == "labels":
