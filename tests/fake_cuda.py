@@ -31,6 +31,8 @@ FREE = ("prim::", "aten::empty", "aten::new_empty", "aten::lift_fresh", "aten::d
 OWN = {
     "aten::convolution": ("input", "weight"),
     "aten::convolution_backward": ("grad_output", "weight"),
+    "mwpb::conv_relu": ("x", "weight"),
+    "mwpb::conv_input_grad": ("grad", "weight"),
 }
 UNREAD = {"aten::convolution_backward": ("input",)}
 BIAS_ADD = "cuDNN's own pass for the bias"

@@ -16,6 +16,7 @@ from mwpb_kernels.augment import crop_flip
 from mwpb_kernels.awp import awp_perturb_, awp_restore_
 from mwpb_kernels.bias_add_relu import bias_add_relu_, gated_sum
 from mwpb_kernels.boosted import boosted_ce
+from mwpb_kernels.conv import conv_input_grad, conv_relu
 from mwpb_kernels.crop import crop_flip_params
 from mwpb_kernels.l2 import l2_step_
 from mwpb_kernels.l2_start import l2_start
@@ -40,6 +41,8 @@ __all__ = [
     "bias_add_relu_",
     "boosted_ce",
     "ce_grad",
+    "conv_input_grad",
+    "conv_relu",
     "crop_flip",
     "crop_flip_params",
     "cw_grad",

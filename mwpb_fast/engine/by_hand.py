@@ -1,13 +1,14 @@
 """A folded graph's input gradient written by hand: of each ReLU one bit an element is kept, not its activations.
 
 A convolution ends in one pass (bias, skip and ReLU in place, `bias_add_relu_`), and in front of its ReLU stands
-one pass (`gated_sum`) over the gradients behind it. A convolution that is a skip leaves its bias to the layer that
-it is added to. What is no convolution is left to autograd, operation by operation.
+one pass (`gated_sum`) over the gradients behind it; or the convolution's own kernel does both. A convolution that
+is a skip leaves its bias to the layer that it is added to. What is no convolution is left to autograd, one
+operation at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -17,15 +18,49 @@ from torch import Tensor, fx
 
 from mwpb_fast.engine.layers import FoldedConv
 
-# From the gradients behind a node to those of its operands.
-Backward = Callable[[list[Tensor]], Iterable[tuple[fx.Node, Tensor]]]
+
+class Behind:
+    """The gradients that have come back to each node so far. gates: of the nodes that end in a ReLU. passed: of a
+    node, what has come back through its gate already, and then it is all."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[fx.Node, list[Tensor]] = {}
+        self.gates: dict[fx.Node, Tensor] = {}
+        self.passed: dict[fx.Node, Tensor] = {}
+
+    def add(self, node: fx.Node, gradient: Tensor) -> None:
+        self.waiting.setdefault(node, []).append(gradient)
+
+    def sum(self, node: fx.Node) -> Tensor | None:
+        """Of what has come back, in front of the gate, and from now on nothing."""
+        gradients = self.waiting.pop(node, None)
+        return None if gradients is None else reduce(torch.add, gradients)
+
+    def take(self, node: fx.Node) -> Tensor | None:
+        """The gradient of the node's own operation; None where none has come back."""
+        if (passed := self.passed.pop(node, None)) is not None or node not in self.waiting:
+            return passed
+        gate = self.gates.pop(node, None)
+        if gate is None:
+            return self.sum(node)
+        first, *others = self.waiting.pop(node)
+        return ops.gated_sum(first, reduce(torch.add, others) if others else None, gate)
+
+
+# From the gradient of a node's operation to those of its operands.
+Backward = Callable[[Tensor, Behind], None]
 
 
 class ByHand:
     """Runs the graph that `fold` gives; `refresh` must follow each refresh of its layers."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, one_kernel: bool = False) -> None:
+        """one_kernel: of a convolution and what follows it, forward and backward, where it has one stride and so
+        on: `ops.conv_relu` and `ops.conv_input_grad`."""
         self.module, self.nodes = graph, list(graph.graph.nodes)
+        self.one_kernel = one_kernel
+        # by node: which of its readers comes first, and so last on the way back
+        self.first = {n: next(m for m in self.nodes if m in n.users) for n in self.nodes if n.users}
         (self.image,) = [node for node in self.nodes if node.op == "placeholder"]
         self.active = {self.image}  # what depends on the image
         self.spent: dict[fx.Node, list[fx.Node]] = {}  # by node: the operands that nothing reads after it
@@ -63,28 +98,31 @@ class ByHand:
     @torch.no_grad()
     def input_grad(self, x: Tensor, dlogits: Callable[[Tensor], Tensor]) -> Tensor:
         """As Net.input_grad."""
-        logits, tape = self._forward(x)
-        behind: dict[fx.Node, list[Tensor]] = {tape[-1][0]: [dlogits(logits)]}
+        logits, tape, behind = self._forward(x)
+        behind.add(tape[-1][0], dlogits(logits))
         while tape:
             node, backward = tape.pop()
-            if gradients := behind.pop(node, None):
-                for operand, gradient in backward(gradients):
-                    behind.setdefault(operand, []).append(gradient)
-        return _sum(behind[self.image]).to(x.dtype)
+            if (gradient := behind.take(node)) is not None:
+                backward(gradient, behind)
+        gradient = behind.take(self.image)
+        return torch.zeros_like(x) if gradient is None else gradient.to(x.dtype)
 
     @torch.no_grad()
-    def _forward(self, x: Tensor) -> tuple[Tensor, list[tuple[fx.Node, Backward]]]:
+    def _forward(self, x: Tensor) -> tuple[Tensor, list[tuple[fx.Node, Backward]], Behind]:
         values: dict[fx.Node, Any] = {self.image: x}
         tape: list[tuple[fx.Node, Backward]] = []
+        behind = Behind()
         for node in self.nodes:
             if node.op == "output":
-                return values[_operands(node)[0]], tape
+                return values[_operands(node)[0]], tape, behind
             if node is self.image:
                 continue
             layer = self.convolutions.get(node)
             if layer is not None and node in self.active and _alike(layer, node, values):
-                values[node], backward = self._convolved(node, layer, values)
-                tape.append((node, backward))
+                values[node], gate = self._convolved(node, layer, values)
+                if gate is not None:
+                    behind.gates[node] = gate
+                tape.append((node, self._turned(node, layer, values[_operands(node)[0]])))
             elif operands := [n for n in node.all_input_nodes if n in self.active and _is_image(values[n])]:
                 values[node], backward = self._differentiated(node, operands, values)
                 tape.append((node, backward))
@@ -94,33 +132,47 @@ class ByHand:
                 del values[operand]
         raise AssertionError("a graph ends in its output")
 
-    def _convolved(self, node: fx.Node, layer: FoldedConv, values: dict[fx.Node, Any]) -> tuple[Tensor, Backward]:
+    def _convolved(
+        self, node: fx.Node, layer: FoldedConv, values: dict[fx.Node, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The layer's result, and its gate where it ends in a ReLU."""
         image, *skips = _operands(node)
-        x: Tensor = values[image]
+        x = values[image].to(layer.weight.dtype)
         skip = values[skips[0]].to(layer.dtype) if skips else None
+        if not layer.relu:
+            return layer.convolved(x, None if layer in self.leaving else layer.bias, skip), None
         bias = self.left[node][1] if node in self.left else layer.bias32
-        gate = None
-        if layer.relu:
-            out = layer.convolved(x.to(layer.weight.dtype), None, None)
-            gate = ops.bias_add_relu_(out, _zero(out) if bias is None else bias, skip)
-        else:
-            out = layer.convolved(x.to(layer.weight.dtype), None if layer in self.leaving else layer.bias, skip)
+        if bias is None:
+            bias = torch.zeros(layer.weight.shape[0], device=x.device)
+        if self.one_kernel and layer.simple:
+            return ops.conv_relu(x, layer.weight, bias, skip, layer.stride[0], layer.padding[0])
+        out = layer.convolved(x, None, None)
+        return out, ops.bias_add_relu_(out, bias, skip)
+
+    def _turned(self, node: fx.Node, layer: FoldedConv, x: Tensor) -> Backward:
+        """The layer's way back, which holds no activation."""
+        image, *skips = _operands(node)
         shape, dtype = x.shape, x.dtype
-        del x, skip  # nor may what follows hold them
 
-        def backward(gradients: list[Tensor]) -> Iterator[tuple[fx.Node, Tensor]]:
-            if gate is None:
-                gradient = _sum(gradients)
+        def backward(gradient: Tensor, behind: Behind) -> None:
+            for skip in skips:
+                if skip in self.active:
+                    behind.add(skip, gradient)
+            if image not in self.active:
+                return
+            last = self.first[image] is node and image in behind.gates
+            if not (self.one_kernel and layer.simple):
+                behind.add(image, layer.input_grad(gradient, shape).to(dtype))
+                return
+            other, gate = (behind.sum(image), behind.gates.pop(image)) if last else (None, None)
+            geometry = (layer.stride[0], layer.padding[0], *shape[2:])
+            found = ops.conv_input_grad(gradient, layer.weight, other, gate, *geometry)
+            if last:
+                behind.passed[image] = found
             else:
-                first, second = gradients[0], _sum(gradients[1:]) if len(gradients) > 1 else None
-                gradient = ops.gated_sum(first, second, gate)
-            if image in self.active:
-                yield image, layer.input_grad(gradient, shape).to(dtype)
-            for other in skips:
-                if other in self.active:
-                    yield other, gradient
+                behind.add(image, found.to(dtype))
 
-        return out, backward
+        return backward
 
     def _differentiated(
         self, node: fx.Node, operands: list[fx.Node], values: dict[fx.Node, Any]
@@ -130,9 +182,11 @@ class ByHand:
         with torch.enable_grad():
             out = self._call(node, {**values, **leaves})
 
-        def backward(gradients: list[Tensor]) -> Iterator[tuple[fx.Node, Tensor]]:
-            found = torch.autograd.grad(out, list(leaves.values()), _sum(gradients), allow_unused=True)
-            yield from ((n, g) for n, g in zip(operands, found, strict=True) if g is not None)
+        def backward(gradient: Tensor, behind: Behind) -> None:
+            found = torch.autograd.grad(out, list(leaves.values()), gradient, allow_unused=True)
+            for operand, of_operand in zip(operands, found, strict=True):
+                if of_operand is not None:
+                    behind.add(operand, of_operand)
 
         return out.detach() if isinstance(out, Tensor) else out, backward
 
@@ -165,11 +219,3 @@ def _alike(layer: FoldedConv, node: fx.Node, values: dict[fx.Node, Any]) -> bool
 
 def _is_image(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _sum(gradients: list[Tensor]) -> Tensor:
-    return reduce(torch.add, gradients)
-
-
-def _zero(out: Tensor) -> Tensor:
-    return torch.zeros(out.shape[1], device=out.device)

@@ -138,6 +138,12 @@ class FoldedConv(Folded):
         of_input, _, _ = torch.ops.aten.convolution_backward(gradient, like, self.weight, None, *given)
         return of_input
 
+    @property
+    def simple(self) -> bool:
+        """Whether `ops.conv_relu` has its geometry and type: of one stride and padding, in the twin's dtype."""
+        plain = self.groups == 1 and set(self.dilation) == {1} and self.weight.dtype == self.dtype
+        return plain and all(a == b for a, b in (self.stride, self.padding, self.weight.shape[2:]))
+
     def result_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Of the result for an input of that shape."""
         taken = zip(shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)

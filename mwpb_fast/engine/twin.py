@@ -19,8 +19,10 @@ from mwpb_fast.engine.precision import Precision, full_float32
 from mwpb_fast.method import Net
 
 CHECKED = 8  # images in the comparison with the model that every new twin must pass
-PLAIN, BY_HAND = "plain", "by_hand"
-VARIANTS = (PLAIN, BY_HAND)  # how the twin's gradient is computed: by autograd, or as engine/by_hand.py has it
+# How the twin's gradient is computed: by autograd; as engine/by_hand.py has it; and so with one kernel for a
+# convolution and what follows it, which is made for CUDA alone.
+PLAIN, BY_HAND, ONE_KERNEL = "plain", "by_hand", "one_kernel"
+VARIANTS = (PLAIN, BY_HAND, ONE_KERNEL)
 TOLERANCE = 2e-2  # of it, for each image, relative: rounding gives up to 1e-3, a wrong rewrite 1
 
 
@@ -56,7 +58,7 @@ class TwinNet:
         few = sample[:CHECKED].detach().float().contiguous()
         with module_mode(model, training=False):
             self.graph, self.layers = fold(model)
-            self.by_hand = ByHand(self.graph) if variant == BY_HAND else None
+            self.by_hand = ByHand(self.graph, variant == ONE_KERNEL) if variant != PLAIN else None
             self.refresh()
             self._compare(few)
             for layer in self.layers:

@@ -56,15 +56,12 @@ def resized(t: torch.Tensor, pool: torch.Tensor, shape: list[int], generator: to
 
 
 def indices(op: Op, args: tuple[Any, ...], generator: torch.Generator) -> tuple[Any, ...]:
-    """Labels, indices and gates that fit the drawn sizes; one label in ten lies outside the classes."""
+    """Labels and indices that fit the drawn sizes; one label in ten lies outside the classes."""
     names = [a.name for a in op.dispatched._schema.arguments]
     by_name = dict(zip(names, args, strict=True))
     out = list(args)
     for i, name in enumerate(names):
         t = args[i]
-        if name == "gate":  # a bit for each channel
-            batch, channels, *inner = args[0].shape
-            out[i] = torch.randint(256, (batch, *inner, -(-channels // 8)), generator=generator, dtype=t.dtype)
         if not isinstance(t, torch.Tensor) or t.dtype != torch.int64:
             continue
         if name == "labels":
@@ -102,7 +99,7 @@ def draw_case(op: Op, generator: torch.Generator) -> tuple[Any, ...]:
     shapes = iter([[drawn[s] for s in dims] for dims in names])
     pools = iter(tensors(sample))
     args = tree(lambda t: resized(t, next(pools).reshape(-1), next(shapes), generator), sample)
-    args = indices(op, args, generator)
+    args = indices(op, args if op.fit is None else op.fit(*args), generator)
     specials = tuple(s for s in (*SPECIAL, 1e4, -1e4) if pick(3) == 0) if pick(3) == 0 else ()
     if specials:
         position = pick(len(args))
