@@ -47,7 +47,7 @@ from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.recorder import WARM_UP, recorder_for
 from mwpb_fast.engine.tune import tune
-from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.engine.twin import BY_HAND, VARIANTS, TwinNet
 from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
@@ -58,16 +58,22 @@ PLAIN = "not compiled"  # the part of the results that needs no compiler
 
 
 def ours(
-    model: nn.Module, dtype: torch.dtype, twin: bool, o: argparse.Namespace, compiled: bool = False
+    model: nn.Module,
+    dtype: torch.dtype,
+    twin: bool,
+    o: argparse.Namespace,
+    compiled: bool = False,
+    variant: str = VARIANTS[0],
 ) -> Attack:
     """The trainer's attack: Gaussian start, closed-form logit gradients, one fused step. The twin's refresh is
-    part of the time. Compiled, it is not tuned: torch.compile breaks its graph at every fused cuDNN call."""
+    part of the time. Compiled, it is not tuned: torch.compile breaks its graph at every fused cuDNN call; nor is a
+    variant but the first, which has no calls to choose among."""
     refuse_emulated(dtype, o.device)
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = Precision(o.device, dtype, torch.channels_last, oracle=False)
     sample = torch.rand(o.batch, 3, o.size, o.size, device=o.device).contiguous(memory_format=torch.channels_last)
-    net: Any = TwinNet(model, precision, sample) if twin else EagerNet(model, precision)
-    if twin and o.tune and not compiled:
+    net: Any = TwinNet(model, precision, sample, variant=variant) if twin else EagerNet(model, precision)
+    if twin and o.tune and not compiled and variant == VARIANTS[0]:
         o.choices[f"twin {dtype}"] = tune(net, sample)
     if compiled:
         net.graph = torch.compile(net.graph)
@@ -116,8 +122,11 @@ def contestants(
         "mwpb twin fp32": lambda: ours(model, fp32, True, o),
         REFERENCE: lambda: ours(model, fp32, False, o),
     }
+    plain[f"mwpb twin bf16, {BY_HAND}"] = lambda: ours(model, bf16, True, o, variant=BY_HAND)
     if o.device.type == "cuda":
-        plain["mwpb twin bf16, graph"] = lambda: captured(ours(model, bf16, True, o), x, y)
+        for v in VARIANTS:
+            name = "mwpb twin bf16, graph" if v == VARIANTS[0] else f"mwpb twin bf16, {v}, graph"
+            plain[name] = lambda v=v: captured(ours(model, bf16, True, o, variant=v), x, y)  # type: ignore[misc]
     for name, build in PEERS.items():
         for variant in ("as used", "autocast channels-last"):
             plain[f"{name}, {variant}"] = lambda b=build, v=variant: peer(b, model, v, o.steps)  # type: ignore[misc]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from twin_cases import CPU32, MODELS, Operators, descend, needs_bf16, ours, randomise, same
 
+from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import BY_HAND, ONE_KERNEL, TwinNet
 
 NAMES = [name for name in MODELS if name != "example"]
@@ -99,6 +100,14 @@ def test_no_activation_is_kept() -> None:
     _, tape, _ = twin.by_hand._forward(x)
     kept = [cell.cell_contents for _, backward in tape for cell in backward.__closure__ or ()]
     assert max(t.numel() for t in kept if isinstance(t, Tensor)) <= 2 * 16 * 16 * 64 // 8
+
+
+def test_its_layers_can_be_tuned() -> None:
+    """It does not ask for what is chosen."""
+    model, x = randomise(ours("smallresnet-4")()), torch.rand(2, 3, 8, 8)
+    twin = TwinNet(model, CPU32, x, variant=BY_HAND)
+    assert len(tune(twin, x, repeats=1)) == len(twin.layers) - 1
+    same(twin, model, x)
 
 
 def test_an_unknown_variant_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,13 @@ def test_an_attack_step_costs_no_more(traffic: Any, variant: str) -> None:
     found = traffic[variant]
     assert sum(found["operations"].values()) <= operations, found["operations"]
     assert sum(found["besides"].values()) <= gigabytes * 1e9, found["besides"]
+
+
+def test_the_document_says_what_is_counted(traffic: Any) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:twin, `)?(\w+)[`,].*\| (\d+) \| (\d\.\d\d) \|$", text, re.MULTILINE)
+    counted = {v: (sum(t["operations"].values()), sum(t["besides"].values()) / 1e9) for v, t in traffic.items()}
+    assert rows == [(v, str(operations), f"{gigabytes:.2f}") for v, (operations, gigabytes) in counted.items()]
 
 
 @pytest.mark.parametrize("variant", MOST)
