@@ -25,6 +25,8 @@ from record import Results
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 128
+# what a step spends its time in comes before the others, which a run that is cut off may lack
+FIRST = ("linf_step_", "scale_bias_relu", "ce_grad", "gaussian_start", "crop_flip")
 LARGE = 128 * 2**20  # bytes moved: beyond any cache
 COLUMNS = [
     ("op", "op", ""),
@@ -243,7 +245,7 @@ def main(words: list[str] | None = None) -> None:
         parser.error(f"no op {unknown[0]!r}; the ops are {', '.join(sorted(OPS))}")
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # a reference may read a value; that is no news
     kept = keep_freed_memory() if DEVICE.type == "cpu" else None
-    parts = list(dict.fromkeys(options.ops or sorted(OPS)))
+    parts = list(dict.fromkeys(options.ops or [*FIRST, *sorted(OPS)]))
     results = Results(options.json, DEVICE, COLUMNS, parts, freed_memory_kept=kept)
     started = time.monotonic()
     for name in list(results.unfinished):

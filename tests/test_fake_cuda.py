@@ -54,7 +54,7 @@ def test_so_it_does_on_the_model_itself() -> None:
 
 
 # operations, and bytes besides the convolutions' own in GB, rounded up; what falls should fall here
-MOST = {"eager": (160, 2.01), "plain": (120, 1.47), "by_hand": (84, 0.74), "one_kernel": (55, 0.2)}
+MOST = {"eager": (160, 2.01), "plain": (120, 1.6), "by_hand": (84, 0.84), "one_kernel": (55, 0.31)}
 
 
 @pytest.mark.parametrize("variant", MOST)
@@ -74,9 +74,10 @@ def test_the_document_says_what_is_counted(traffic: Any) -> None:
 
 @pytest.mark.parametrize("variant", MOST)
 def test_the_convolutions_own_traffic_is_what_their_shapes_say(traffic: Any, variant: str) -> None:
-    """By reckoning: inputs, results and weights, forward and backward, in 2 bytes an element."""
+    """By reckoning: inputs, results and weights, forward and backward, in 2 bytes an element; the twin's stem in 4."""
     stage = [(128 * 64 * 1024) >> i for i in range(4)]  # elements of a result: 64 channels at 32x32, then half
     results = 5 * stage[0] + sum(5 * s for s in stage[1:])  # with the shortcuts'
     inputs = 128 * 3 * 1024 + 4 * stage[0] + sum(2 * s + 3 * t for s, t in itertools.pairwise(stage))
     weights = 11_173_962 - 9_600 - 5_130  # all parameters without the norms' and the last layer's
-    assert sum(traffic[variant]["own"].values()) == 2 * 2 * (results + inputs + weights)
+    stem = 0 if variant == "eager" else 128 * 3 * 1024 + stage[0] + 64 * 3 * 9
+    assert sum(traffic[variant]["own"].values()) == 2 * 2 * (results + inputs + weights + stem)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from mwpb_fast.engine.small_maps import Convolution, Products, convolve, serves
 
 PLAIN, FUSED, EPILOGUE = "plain", "fused", "epilogue"
-IMAGE_CHANNELS = 4  # a convolution of at most so many channels reads the image
+# A convolution of at most so many channels is taken for the one that reads the image.
+IMAGE_CHANNELS = 4
 
 
 class Folded(nn.Module):
@@ -38,7 +39,7 @@ class Folded(nn.Module):
 
     def __init__(self, name: str, source: nn.Module | None, norm: nn.Module | None, relu: bool) -> None:
         super().__init__()
-        # in a tuple, so that the model's modules do not become children and their parameters the twin's
+        # A tuple keeps the model's modules from becoming children, and their parameters the twin's.
         self.of = (source, norm)
         self.name, self.relu = name, relu
         reference: Any = norm if source is None else source
@@ -75,8 +76,8 @@ class Folded(nn.Module):
 class FoldedConv(Folded):
     """relu(conv(x) + bias + skip), the last two optional: (B, C, H, W) of any float dtype -> its own dtype.
 
-    On the CPU the convolution that reads the image keeps float32 weights: it is a hundredth of the work, and
-    rounding the image accounts for half of a bf16 twin's error in the input gradient.
+    The convolution that reads the image keeps float32 weights: it is a hundredth of the work, and rounding the
+    image accounts for half of a bf16 twin's error in the input gradient.
     """
 
     def __init__(self, name: str, source: nn.Conv2d, norm: nn.Module | None, relu: bool) -> None:
@@ -89,8 +90,7 @@ class FoldedConv(Folded):
         self.ones = None if self.bias32 is None else torch.ones_like(self.bias32)
 
     def hold(self, dtype: torch.dtype) -> None:
-        on_cpu = self.weight32.device.type == "cpu"
-        super().hold(torch.float32 if on_cpu and self._reads_image else dtype)
+        super().hold(torch.float32 if self._reads_image else dtype)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         x = x.to(self.weight.dtype)
