@@ -74,7 +74,7 @@ def test_the_document_says_what_is_counted(traffic: Any) -> None:
 
 @pytest.mark.parametrize("variant", MOST)
 def test_the_convolutions_own_traffic_is_what_their_shapes_say(traffic: Any, variant: str) -> None:
-    """By reckoning: inputs, results and weights, forward and backward, in 2 bytes an element; the twin's stem in 4."""
+    """By reckoning: inputs, results and weights, both ways, in 2 bytes an element; the twins' stem in 4."""
     stage = [(128 * 64 * 1024) >> i for i in range(4)]  # elements of a result: 64 channels at 32x32, then half
     results = 5 * stage[0] + sum(5 * s for s in stage[1:])  # with the shortcuts'
     inputs = 128 * 3 * 1024 + 4 * stage[0] + sum(2 * s + 3 * t for s, t in itertools.pairwise(stage))
