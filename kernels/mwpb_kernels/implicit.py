@@ -17,9 +17,9 @@ BLOCK_K = 32  # input channels of a program at a time
 WIDEST = 64  # output channels of a program
 
 
-def block_m(apart: int) -> int:
-    """Positions of a program: fewer where there is more to reckon for each."""
-    return 128 if apart == 1 else 64
+def block_m(apart: int, itemsize: int = 2) -> int:
+    """Positions of a program: fewer where there is more to reckon for each, or to hold."""
+    return 128 if apart == 1 and itemsize == 2 else 64
 
 
 # Triton ------------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def launch(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, backward: b
     inputs, kernel = weight.shape[1], weight.shape[2]
     positions, outputs = out.numel() // out.shape[3], out.shape[3]
     wide = max(16, min(WIDEST, triton.next_power_of_2(outputs)))
-    block = block_m(arguments["APART"])
+    block = block_m(arguments["APART"], x.element_size())
     grid = (triton.cdiv(positions, block) * triton.cdiv(outputs, wide),)
     _conv_kernel[grid](
         out_ptr=out,
