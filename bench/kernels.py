@@ -232,7 +232,7 @@ def test_speed(benchmark: Any, name: str, case: str, variant: str) -> None:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"which ops (default: all): {', '.join(sorted(OPS))}")
-    parser.add_argument("--json", type=Path, help="result file to write")
+    parser.add_argument("--json", type=Path, help="result file to write anew, with these ops alone")
     parser.add_argument("--rounds", type=int, default=25, help="readings of the clock for each variant")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds a case, after three rounds")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
