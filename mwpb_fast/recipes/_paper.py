@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -18,15 +19,19 @@ TRADES = trades.Config(beta=6.0)
 MART = mart.Config(beta=5.0)  # MART's ResNet-18 script
 MART_WRN = mart.Config(beta=6.0)  # MART's WideResNet script
 
+Recipe = Callable[[], Config]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A data set, a model and a schedule; its methods make the rows of that table.
+    """A data set, a model and a schedule; its methods make the rows of that table. table: the module that the
+    recipes stand in, `__name__`.
 
     The defaults are the paper's: 110 epochs of SGD, the first 80 of the two-phase rows at eps / 2, learning rate
     divided by 10 in the 80th and the 90th epoch; PGD of 10 steps of a quarter of the radius.
     """
 
+    table: str
     data: dataset.Config
     model: str
     optim: OptimConfig
@@ -34,6 +39,26 @@ class Setting:
     eps: Fraction = Fraction(8, 255)
     epochs: int = 110
     warmup_epochs: int = 80
+
+    def rows(
+        self, name: str, objective: Any, alpha: float, start: Literal["gaussian", "uniform"] = "gaussian"
+    ) -> tuple[Recipe, Recipe, Recipe]:
+        """The recipes of the method `name`: as published, the control and MWPB."""
+        end = ", uniform start." if start == "uniform" else "."
+        about = f"Plain {name}{_beta(objective)}: radius {self.eps} in every epoch{end}"
+        published = self._recipe(lambda: self.plain(objective, start), about)
+        return published, self.row(name, objective, 0.0), self.row(name, objective, alpha)
+
+    def row(self, name: str, objective: Any, alpha: float) -> Recipe:
+        """The recipe of the method `name` in two phases; alpha = 0 is the control."""
+        about = f"{name} in two phases, {self.eps / 2} then {self.eps}: MWPB-{name} with alpha = 0."
+        if alpha:
+            about = f"MWPB-{name}{_beta(objective)}, alpha = {alpha:g}."
+        return self._recipe(lambda: self.two_phase(objective, alpha), about)
+
+    def _recipe(self, recipe: Recipe, about: str) -> Recipe:
+        recipe.__doc__, recipe.__module__ = about, self.table
+        return recipe
 
     def plain(self, objective: Any, start: Literal["gaussian", "uniform"] = "gaussian") -> Config:
         """The objective as published: radius eps in every epoch."""
@@ -58,3 +83,7 @@ class Setting:
             epochs=self.epochs,
             warmup_epochs=warmup_epochs,
         )
+
+
+def _beta(objective: Any) -> str:
+    return f", beta = {objective.beta:g}" if hasattr(objective, "beta") else ""

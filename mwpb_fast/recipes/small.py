@@ -6,11 +6,12 @@ hour; its accuracies say nothing about the paper's.
 
 from __future__ import annotations
 
-from mwpb_fast.config import Config, EvaluationConfig, OptimConfig
+from mwpb_fast.config import EvaluationConfig, OptimConfig
 from mwpb_fast.data import dataset
 from mwpb_fast.recipes._paper import AT, MART, TRADES, Setting
 
 SETTING = Setting(
+    table=__name__,
     data=dataset.Config(name="cifar10", subset=5000),
     model="smallresnet-16",
     optim=OptimConfig(lr=0.1, weight_decay=5e-4, drops=(8, 9)),
@@ -19,47 +20,6 @@ SETTING = Setting(
     warmup_epochs=8,
 )
 
-
-def at() -> Config:
-    """Plain AT: radius 8/255 in every epoch, uniform start."""
-    return SETTING.plain(AT, start="uniform")
-
-
-def control_at() -> Config:
-    """AT in two phases, 4/255 then 8/255: MWPB-AT with alpha = 0."""
-    return SETTING.two_phase(AT, alpha=0.0)
-
-
-def mwpb_at() -> Config:
-    """MWPB-AT, alpha = 0.58."""
-    return SETTING.two_phase(AT, alpha=0.58)
-
-
-def trades() -> Config:
-    """Plain TRADES, beta = 6: radius 8/255 in every epoch."""
-    return SETTING.plain(TRADES)
-
-
-def control_trades() -> Config:
-    """TRADES in two phases, 4/255 then 8/255: MWPB-TRADES with alpha = 0."""
-    return SETTING.two_phase(TRADES, alpha=0.0)
-
-
-def mwpb_trades() -> Config:
-    """MWPB-TRADES, beta = 6, alpha = 0.42."""
-    return SETTING.two_phase(TRADES, alpha=0.42)
-
-
-def mart() -> Config:
-    """Plain MART, beta = 5: radius 8/255 in every epoch."""
-    return SETTING.plain(MART)
-
-
-def control_mart() -> Config:
-    """MART in two phases, 4/255 then 8/255: MWPB-MART with alpha = 0."""
-    return SETTING.two_phase(MART, alpha=0.0)
-
-
-def mwpb_mart() -> Config:
-    """MWPB-MART, beta = 5, alpha = 0.55."""
-    return SETTING.two_phase(MART, alpha=0.55)
+at, control_at, mwpb_at = SETTING.rows("AT", AT, alpha=0.58, start="uniform")
+trades, control_trades, mwpb_trades = SETTING.rows("TRADES", TRADES, alpha=0.42)
+mart, control_mart, mwpb_mart = SETTING.rows("MART", MART, alpha=0.55)

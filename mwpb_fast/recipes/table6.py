@@ -10,34 +10,18 @@ import dataclasses
 
 from mwpb_fast.config import Config, EvaluationConfig
 from mwpb_fast.recipes import table2, table5
+from mwpb_fast.recipes._paper import AT, MART_WRN, TRADES
 
-EVALUATION = EvaluationConfig(attacks=("natural", "pgd20"))
+SETTING = dataclasses.replace(
+    table2.SETTING, table=__name__, evaluation=EvaluationConfig(attacks=("natural", "pgd20"))
+)
 
-
-def _attacked(config: Config) -> Config:
-    return dataclasses.replace(config, evaluation=EVALUATION)
-
-
-def control_at() -> Config:
-    """AT in two phases, 4/255 then 8/255: MWPB-AT with alpha = 0."""
-    return _attacked(table2.control_at())
-
-
-def mwpb_at() -> Config:
-    """MWPB-AT, alpha = 0.58."""
-    return _attacked(table2.mwpb_at())
-
-
-def mwpb_trades() -> Config:
-    """MWPB-TRADES, beta = 6, alpha = 0.42."""
-    return _attacked(table2.mwpb_trades())
-
-
-def mwpb_mart() -> Config:
-    """MWPB-MART, beta = 6, alpha = 0.55."""
-    return _attacked(table2.mwpb_mart())
+control_at = SETTING.row("AT", AT, alpha=0.0)
+mwpb_at = SETTING.row("AT", AT, alpha=0.58)
+mwpb_trades = SETTING.row("TRADES", TRADES, alpha=0.42)
+mwpb_mart = SETTING.row("MART", MART_WRN, alpha=0.55)
 
 
 def mma() -> Config:
     """MMA, d_max = 32/255: the row of Table 5."""
-    return _attacked(table5.mma())
+    return dataclasses.replace(table5.mma(), evaluation=SETTING.evaluation)

@@ -1,61 +1,27 @@
-"""Table 8: MWPB-AT over alpha, CIFAR-10, WRN-34-10."""
+"""Table 8: MWPB-AT over alpha, CIFAR-10, WRN-34-10.
+
+alpha = 0 and alpha = 0.58 are rows of Tables 2 and 5 too.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
-from mwpb_fast.config import Config, EvaluationConfig
+from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.recipes import table2
 from mwpb_fast.recipes._paper import AT
 
-SETTING = dataclasses.replace(table2.SETTING, evaluation=EvaluationConfig(attacks=("natural", "pgd20", "aa")))
+SETTING = dataclasses.replace(
+    table2.SETTING, table=__name__, evaluation=EvaluationConfig(attacks=("natural", "pgd20", "aa"))
+)
 
-
-def alpha_000() -> Config:
-    """AT in two phases, 4/255 then 8/255: MWPB-AT with alpha = 0."""
-    return SETTING.two_phase(AT, alpha=0.0)
-
-
-def alpha_010() -> Config:
-    """MWPB-AT, alpha = 0.10."""
-    return SETTING.two_phase(AT, alpha=0.1)
-
-
-def alpha_020() -> Config:
-    """MWPB-AT, alpha = 0.20."""
-    return SETTING.two_phase(AT, alpha=0.2)
-
-
-def alpha_030() -> Config:
-    """MWPB-AT, alpha = 0.30."""
-    return SETTING.two_phase(AT, alpha=0.3)
-
-
-def alpha_040() -> Config:
-    """MWPB-AT, alpha = 0.40."""
-    return SETTING.two_phase(AT, alpha=0.4)
-
-
-def alpha_050() -> Config:
-    """MWPB-AT, alpha = 0.50."""
-    return SETTING.two_phase(AT, alpha=0.5)
-
-
-def alpha_058() -> Config:
-    """MWPB-AT, alpha = 0.58: the row of Tables 2 and 5."""
-    return SETTING.two_phase(AT, alpha=0.58)
-
-
-def alpha_070() -> Config:
-    """MWPB-AT, alpha = 0.70."""
-    return SETTING.two_phase(AT, alpha=0.7)
-
-
-def alpha_085() -> Config:
-    """MWPB-AT, alpha = 0.85."""
-    return SETTING.two_phase(AT, alpha=0.85)
-
-
-def alpha_120() -> Config:
-    """MWPB-AT, alpha = 1.20."""
-    return SETTING.two_phase(AT, alpha=1.2)
+alpha_000 = SETTING.row("AT", AT, alpha=0.0)
+alpha_010 = SETTING.row("AT", AT, alpha=0.1)
+alpha_020 = SETTING.row("AT", AT, alpha=0.2)
+alpha_030 = SETTING.row("AT", AT, alpha=0.3)
+alpha_040 = SETTING.row("AT", AT, alpha=0.4)
+alpha_050 = SETTING.row("AT", AT, alpha=0.5)
+alpha_058 = SETTING.row("AT", AT, alpha=0.58)
+alpha_070 = SETTING.row("AT", AT, alpha=0.7)
+alpha_085 = SETTING.row("AT", AT, alpha=0.85)
+alpha_120 = SETTING.row("AT", AT, alpha=1.2)
