@@ -54,6 +54,17 @@ def deviation_radius_reference(
 ) -> torch.Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     p = torch.softmax(z, dim=1)
+    apart = p - pick(p, one_hot(labels, z.shape[1]))[:, None]
+    score = (apart.square().sum(1) / (z.shape[1] - 1)).sqrt()
+    return poison(torch.exp(alpha * score) * eps, labels, z.shape[1])
+
+
+@torch.no_grad()
+def standardised_radius_reference(
+    logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float
+) -> torch.Tensor:
+    z = logits.to(compute_dtype(logits.dtype))
+    p = torch.softmax(z, dim=1)
     centred = p - 1.0 / z.shape[1]
     deviation = centred.square().mean(1).sqrt()
     distance = pick(centred, one_hot(labels, z.shape[1]))
@@ -86,7 +97,7 @@ def _radius_kernel(
     label_stride,
     eps,
     alpha,
-    SCORE: tl.constexpr,  # "margin": the margin itself; "margin_radius", "deviation_radius": the radius
+    SCORE: tl.constexpr,  # "margin": the margin itself; else the radius of the op of that name
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -95,6 +106,9 @@ def _radius_kernel(
     own, valid = load_labels(labels_ptr, row, column, label_stride, batch, classes)
     e, total, _ = softmax_rows(z, inside)
     if SCORE == "deviation_radius":
+        apart = tl.where(inside, e - pick_rows(e, own)[:, None], 0.0)
+        score = tl.sqrt(tl.sum(apart * apart, 1) / (classes - 1)) / total
+    elif SCORE == "standardised_radius":
         # both correctly rounded, so that they cancel exactly at the uniform distribution
         count = tl.zeros((ROWS, BLOCK), tl.float32) + classes
         mean = tl.div_rn(tl.full((ROWS, BLOCK), 1.0, tl.float32), count)
@@ -161,6 +175,12 @@ def deviation_radius_triton(logits: torch.Tensor, labels: torch.Tensor, eps: flo
     return _launch_radius("deviation_radius", logits, labels, eps, alpha)
 
 
+def standardised_radius_triton(
+    logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float
+) -> torch.Tensor:
+    return _launch_radius("standardised_radius", logits, labels, eps, alpha)
+
+
 def margin_backward_triton(grad: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     out = logits.new_empty(logits.shape)
     if out.numel():
@@ -217,6 +237,17 @@ DEVIATION_RADIUS = Op(
     bytes_moved=row_bytes,
     compiles=row_compile(_radius_kernel, {"SCORE": "deviation_radius"}, out_ptr="*fp32", eps="fp32", alpha="fp32"),
 )
+STANDARDISED_RADIUS = Op(
+    schema="standardised_radius(Tensor logits, Tensor labels, float eps, float alpha) -> Tensor",
+    reference=standardised_radius_reference,
+    fake=row_fake,
+    triton=standardised_radius_triton,
+    samples=lambda device: ((z, y, 8 / 255, 0.3) for z, y in logit_samples(device)),
+    bytes_moved=row_bytes,
+    compiles=row_compile(
+        _radius_kernel, {"SCORE": "standardised_radius"}, out_ptr="*fp32", eps="fp32", alpha="fp32"
+    ),
+)
 
 
 # public functions --------------------------------------------------------------------------------------------
@@ -246,12 +277,25 @@ def margin_radius(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha:
 
 
 def deviation_radius(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float) -> torch.Tensor:
-    """PROVISIONAL standard-deviation-weighted radius exp(alpha * s) * eps.
+    """The deviation-weighted radius exp(alpha * s) * eps of every sample, in one pass over the logits.
 
-    s = (p_y - mean(p)) / std(p), population standard deviation over the classes, p = softmax(logits); s = 0 at
-    the uniform distribution. The formula of the paper that names such a radius (arXiv 2403.04070) could not be
-    recovered; this reading makes no claim to reproduce it.
-    Arguments, result, errors and NaN: as `margin_radius`; here the radius may reach exp(alpha * sqrt(C-1)) * eps.
+    s = sqrt(sum_k (p_k - p_y)^2 / (C - 1)), p = softmax(logits): how far the classes lie from the true one's
+    probability, right or wrong. s is in [0, 1]: 0 at the uniform distribution, 1 at a certain right answer,
+    1 / sqrt(C - 1) at a certain wrong one. So the radius is never below eps.
+    Arguments, result, errors and NaN: as `margin_radius`.
+    Source: the formula that the authors of MWPB released for SDWPB (arXiv 2403.04070), which their paper may state
+    otherwise.
     """
     check_logits(logits, labels)
     return DEVIATION_RADIUS(logits, labels, number(eps, "eps"), number(alpha, "alpha"))
+
+
+def standardised_radius(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float) -> torch.Tensor:
+    """Radius exp(alpha * s) * eps with s = (p_y - mean(p)) / std(p), the population's standard deviation.
+
+    p = softmax(logits); s = 0 at the uniform distribution. A reading of the name of SDWPB (arXiv 2403.04070) from
+    before its released formula was known, see `deviation_radius`; nobody is known to have used it.
+    Arguments, result, errors and NaN: as `margin_radius`; here the radius may reach exp(alpha * sqrt(C-1)) * eps.
+    """
+    check_logits(logits, labels)
+    return STANDARDISED_RADIUS(logits, labels, number(eps, "eps"), number(alpha, "alpha"))
