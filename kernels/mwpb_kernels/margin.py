@@ -198,6 +198,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
     return MARGIN_BACKWARD(grad, *ctx.saved_tensors), None
 
 
+RADIUS_TYPES = {"out_ptr": "*fp32", "eps": "fp32", "alpha": "fp32"}
 MARGIN_BACKWARD = Op(
     schema="margin_backward(Tensor grad, Tensor logits, Tensor labels) -> Tensor",
     reference=margin_backward_reference,
@@ -217,7 +218,7 @@ MARGIN = Op(
     differentiable=(0,),
     samples=logit_samples,
     bytes_moved=row_bytes,
-    compiles=row_compile(_radius_kernel, {"SCORE": "margin"}, out_ptr="*fp32", eps="fp32", alpha="fp32"),
+    compiles=row_compile(_radius_kernel, {"SCORE": "margin"}, **RADIUS_TYPES),
 )
 MARGIN_RADIUS = Op(
     schema="margin_radius(Tensor logits, Tensor labels, float eps, float alpha) -> Tensor",
@@ -226,7 +227,7 @@ MARGIN_RADIUS = Op(
     triton=margin_radius_triton,
     samples=lambda device: ((z, y, 8 / 255, 0.58) for z, y in logit_samples(device)),
     bytes_moved=row_bytes,
-    compiles=row_compile(_radius_kernel, {"SCORE": "margin_radius"}, out_ptr="*fp32", eps="fp32", alpha="fp32"),
+    compiles=row_compile(_radius_kernel, {"SCORE": "margin_radius"}, **RADIUS_TYPES),
 )
 DEVIATION_RADIUS = Op(
     schema="deviation_radius(Tensor logits, Tensor labels, float eps, float alpha) -> Tensor",
@@ -235,7 +236,7 @@ DEVIATION_RADIUS = Op(
     triton=deviation_radius_triton,
     samples=lambda device: ((z, y, 8 / 255, 0.3) for z, y in logit_samples(device)),
     bytes_moved=row_bytes,
-    compiles=row_compile(_radius_kernel, {"SCORE": "deviation_radius"}, out_ptr="*fp32", eps="fp32", alpha="fp32"),
+    compiles=row_compile(_radius_kernel, {"SCORE": "deviation_radius"}, **RADIUS_TYPES),
 )
 STANDARDISED_RADIUS = Op(
     schema="standardised_radius(Tensor logits, Tensor labels, float eps, float alpha) -> Tensor",
@@ -244,9 +245,7 @@ STANDARDISED_RADIUS = Op(
     triton=standardised_radius_triton,
     samples=lambda device: ((z, y, 8 / 255, 0.3) for z, y in logit_samples(device)),
     bytes_moved=row_bytes,
-    compiles=row_compile(
-        _radius_kernel, {"SCORE": "standardised_radius"}, out_ptr="*fp32", eps="fp32", alpha="fp32"
-    ),
+    compiles=row_compile(_radius_kernel, {"SCORE": "standardised_radius"}, **RADIUS_TYPES),
 )
 
 
