@@ -36,7 +36,7 @@ def test_radii_of_equal_mean_follow_the_margin_or_its_reverse() -> None:
         factor = torch.exp(0.58 * sign * margin)
         torch.testing.assert_close(radius, eps * factor / factor.mean(), rtol=1e-5, atol=0)
         assert attacks[name]["parameters"] == {
-            "alpha": 0.58, "form": "margin" if sign > 0 else "reversed", "share": "rescaled",
+            "alpha": 0.58, "form": "plain" if sign > 0 else "reversed", "share": "rescaled",
         }  # fmt: skip
         word = "weighted" if sign > 0 else "reversed"
         assert attacks[name]["eps"] == f"mean {EPS}, {word} (another threat model)"

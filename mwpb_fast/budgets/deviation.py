@@ -18,7 +18,7 @@ from mwpb_fast.system.lazy import ops, torch
 class Config(BudgetConfig):
     """eps: base radius; alpha: how far the deviation stretches it (.52 as released, with eps .031).
 
-    form: released, s = sqrt(sum_k (p_k - p_y)^2 / (C - 1)), which never shrinks a radius; signed, the same where
+    form: plain, s = sqrt(sum_k (p_k - p_y)^2 / (C - 1)), which never shrinks a radius; signed, the same where
     the margin is not negative, else 0, as in other code of the same author; standardised, (p_y - mean p) / std p,
     an earlier reading here.
     share: as of budget margin.
@@ -27,14 +27,14 @@ class Config(BudgetConfig):
     earlier: ClassVar[Mapping[str, Any]] = MappingProxyType({"form": "standardised"})
     eps: Fraction = Fraction(8, 255)
     alpha: float = 0.15
-    form: Literal["released", "signed", "standardised"] = "released"
+    form: Literal["plain", "signed", "standardised"] = "plain"
     share: Share = "own"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 5:
             raise ValueError(f"alpha must lie in [0, 5], not {self.alpha}")
-        if self.form not in ("released", "signed", "standardised"):
-            raise ValueError(f"form must be released, signed or standardised, not {self.form}")
+        if self.form not in ("plain", "signed", "standardised"):
+            raise ValueError(f"form must be plain, signed or standardised, not {self.form}")
         check_share(self.share)
 
     def build(self) -> Deviation:
@@ -47,7 +47,7 @@ class Deviation(Budget):
 
     eps: float
     alpha: float
-    form: str = "released"
+    form: str = "plain"
     share: Share = "own"
 
     def __call__(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from mwpb_fast.system.lazy import ops, torch
 class Config(BudgetConfig):
     """eps: base radius; alpha: how far the probability margin stretches it, as exp(alpha * margin).
 
-    form: what stands for the margin. margin: itself; reversed: its negative, so that the samples that are wrong
+    form: what stands for the margin. plain: itself; reversed: its negative, so that the samples that are wrong
     or nearly so have the large radii; signed: itself where it is positive, else 0, so that no radius is below eps.
     share: own, each sample has its radius; rescaled, those of a batch are scaled to mean eps: who gets the radius
     without how much; equal, every sample has the batch's mean: how much without who.
@@ -23,14 +23,14 @@ class Config(BudgetConfig):
 
     eps: Fraction = Fraction(8, 255)
     alpha: float = 0.58
-    form: Literal["margin", "reversed", "signed"] = "margin"
+    form: Literal["plain", "reversed", "signed"] = "plain"
     share: Share = "own"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 5:
             raise ValueError(f"alpha must lie in [0, 5], not {self.alpha}")
-        if self.form not in ("margin", "reversed", "signed"):
-            raise ValueError(f"form must be margin, reversed or signed, not {self.form}")
+        if self.form not in ("plain", "reversed", "signed"):
+            raise ValueError(f"form must be plain, reversed or signed, not {self.form}")
         check_share(self.share)
 
     def build(self) -> Margin:
@@ -43,7 +43,7 @@ class Margin(Budget):
 
     eps: float
     alpha: float
-    form: str = "margin"
+    form: str = "plain"
     share: Share = "own"
 
     def __call__(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

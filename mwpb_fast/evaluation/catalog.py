@@ -144,7 +144,7 @@ def in_l2(steps: int, inner: Inner, restarts: int = 1) -> EvaluationAttack:
 
 def by_margin(steps: int, form: Any) -> EvaluationAttack:
     """`descent` in radii whose mean over every batch is the setting's eps: as the margin budget weights them (form
-    margin), or the other way round (reversed), the more the smaller the margin of the natural image.
+    plain), or the other way round (reversed), the more the smaller the margin of the natural image.
 
     It is another threat model than a ball of eps for every image: an attacker who may spend an average budget on
     whom he likes. alpha is the same for every model, so that models can be compared.
@@ -226,7 +226,7 @@ FAMILIES: dict[str, Callable[[int], EvaluationAttack]] = {
     "spsa": lambda pairs: by_samples(SPSA(pairs=pairs)),
     "pgd-l2": lambda steps: in_l2(steps, cross_entropy),
     "cw-l2": lambda steps: in_l2(steps, carlini_wagner),
-    "pgd-weighted": lambda steps: by_margin(steps, "margin"),
+    "pgd-weighted": lambda steps: by_margin(steps, "plain"),
     "pgd-reversed": lambda steps: by_margin(steps, "reversed"),
 }
 RESTARTED: dict[str, Callable[[int, int], EvaluationAttack]] = {
