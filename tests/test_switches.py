@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from capture_cases import assert_same, assert_same_result, batch, capture, make_step, values
 from method_cases import Crafted, method
+from test_train import StopAfter
 
+from mwpb_fast import train
 from mwpb_fast.budgets import fixed
 from mwpb_fast.config import ConfigError, OptimConfig, check_axes, load, names, recipe, resolve
 from mwpb_fast.method import Method
 from mwpb_fast.optim import _guarded, make_optimizer
 from mwpb_fast.perturbations import awp
+from mwpb_fast.runs import checkpoint, trace
 from mwpb_fast.step import Step
+from mwpb_fast.system.signals import Interrupted
 
 
 def shifted(**axes: Any) -> Method:
@@ -198,3 +205,44 @@ def test_norms_without_sense_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="clip_norm"):
         OptimConfig(clip_norm=value)
     assert make_optimizer(torch.nn.Linear(2, 2), OptimConfig(clip_norm=1.0))
+
+
+# a run --------------------------------------------------------------------------------------------------------
+def test_a_run_with_both_switches_says_how_it_clipped_and_goes_on(tmp_path: Path) -> None:
+    """Its records have the norms; stopped in the middle of an epoch it comes to the same end."""
+    words = ["--epochs=2", "--warmup_epochs=1", "--data.subset=200", "--model.name=smallresnet-8"]
+    words += ["--attack.steps=1", "--data.batch_size=64", "--natural_pass=true", "--optim.clip_norm=0.7"]
+    config, states = resolve(recipe("digits.mwpb_at"), [], words), []
+    for name, cut in (("whole", 1000), ("cut", 4)):
+        with contextlib.suppress(Interrupted):
+            train.Trainer(config, tmp_path / name, StopAfter(cut), quiet=True).train()  # type: ignore[arg-type]
+        train.run(config, tmp_path / name, quiet=True)
+        states.append(checkpoint.read_newest(tmp_path / name / "checkpoints", "last")[1])  # type: ignore[index]
+    for one, other in zip(*(state["model"].values() for state in states), strict=True):
+        assert torch.equal(one, other)
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    for record in map(json.loads, lines):
+        assert 0.7 < record["norm_mean"] <= record["norm_max"]
+        assert 0 < record["clipped"] <= 1
+        assert record["radius_p05"] <= record["radius_p95"]
+
+
+def test_figures_of_an_epoch_by_hand() -> None:
+    """Four steps: one bad, one whose scaled gradient had overflowed, one above the norm of 1 and one below."""
+    radius = torch.arange(21.0)
+    rows = torch.stack(
+        [
+            trace.row(torch.tensor(1.0), radius, torch.tensor(finite), torch.tensor(norm))
+            for finite, norm in ((False, 9.0), (True, math.inf), (True, 3.0), (True, 1.0))
+        ]
+    )
+    found = trace.figures(rows, clip_norm=1.0)
+    assert (found["norm_mean"], found["norm_max"], found["clipped"]) == (2.0, 3.0, 0.5)
+    quantiles = {name: found[name] for name in trace.QUANTILES}
+    assert quantiles == {
+        "radius_p05": 1, "radius_p25": 5, "radius_p50": 10, "radius_p75": 15, "radius_p95": 19,
+    }  # fmt: skip
+    old = trace.figures(trace.widened(rows[1:, :5]))
+    assert math.isnan(old["norm_mean"])
+    assert math.isnan(old["norm_max"])
+    assert "clipped" not in old
