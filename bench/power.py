@@ -2,11 +2,11 @@
 
     python bench/power.py bench/results/small/table.json --seeds 3 5 10
 
-takes the spread over the seeds that a table of earlier runs has measured, and gives for each attack the difference,
-in points, that a paired t-test of so many seeds calls significant at 5 % with a probability of 80 %. What cannot be
-known before lies between two spreads: that of the differences between a row and its control seed by seed, which is
-too small where the two have trained nearly alike; and that of two rows that have nothing but their spread in
-common, the root of two times the row's own. More test images make both rather smaller.
+takes the spread over the seeds that a table of earlier runs has measured, and gives for each attack the
+difference, in points, that a paired t-test of so many seeds calls significant at 5 % with a probability of 80 %.
+What cannot be known before lies between two spreads: that of the differences between a row and its control seed by
+seed, which is too small where the two have trained nearly alike; and that of two rows that have nothing but their
+spread in common, the root of two times the row's own. More test images make both rather smaller.
 """
 
 from __future__ import annotations

@@ -55,9 +55,10 @@ class PGD(Attack):
     def in_epoch(self, epoch: int) -> PGD:
         """What serves in the `epoch`th epoch, counted from 1."""
         first = self.config.warmup_step_size
-        if first is None or epoch > self.config.warmup_epochs:
-            return PGD(replace(self.config, warmup_step_size=None, warmup_epochs=0))
-        return PGD(replace(self.config, step_size=first, warmup_step_size=None, warmup_epochs=0))
+        if first is None:
+            return self
+        now = first if epoch <= self.config.warmup_epochs else self.config.step_size
+        return PGD(replace(self.config, step_size=now, warmup_step_size=None, warmup_epochs=0))
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 
 from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.config.registry import axis_config, axis_name
-from mwpb_fast.config.schema import AXES, Config, ConfigError
+from mwpb_fast.config.schema import ADDED, AXES, Config, ConfigError
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def blank(values: Mapping[str, Any]) -> Config:
     """The recipe and the axes of what `to_dict` wrote, with the defaults of all else. Raises ConfigError."""
-    missing = {f.name for f in dataclasses.fields(Config) if f.default is dataclasses.MISSING} - set(values)
+    missing = {f.name for f in dataclasses.fields(Config)} - ADDED - set(values)
     if missing:
         raise ConfigError(f"a saved configuration without {', '.join(sorted(missing))}")
     return Config(

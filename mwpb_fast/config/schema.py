@@ -21,6 +21,7 @@ AXES = {
     "objective": "objectives",
     "perturbation": "perturbations",
 }  # option of a run: folder of the modules that it names
+ADDED = frozenset({"natural_pass"})  # options that saved configurations of earlier versions do not have
 
 
 class ConfigError(ValueError):

@@ -61,15 +61,16 @@ def _named(base: str) -> EvaluationAttack:
         return NAMED[base]
     match = re.fullmatch(r"([a-z]+)([1-9]\d{0,4})(?:x([1-9]\d{0,2}))?(-[a-z0-9]+)?", base)
     family = "" if match is None else match[1] + (match[4] or "")
-    if match is None or family not in FAMILIES or (match[3] and family not in RESTARTED):
-        known = ", ".join([*NAMED, *(re.sub("(-|$)", r"20\1", name, count=1) for name in FAMILIES)])
+    if match is None or family not in MAKERS or (match[3] and family not in RESTARTED):
+        known = ", ".join([*NAMED, *(f"{name}20" for name in FAMILIES)])
+        others = ", ".join(name.replace("-", "20-") for name in VARIANTS)
         raise ConfigError(
             f"evaluation.attacks: no attack {base!r}; there are {known}, with any number in place of 20, "
-            "pgd20x5 for 5 starts, and pgd20@6/255 for a radius of its own"
+            f"pgd20x5 for 5 starts, {others}, and pgd20@6/255 for a radius of its own"
         )
     if match[3]:
         return RESTARTED[family](int(match[2]), int(match[3]))
-    return FAMILIES[family](int(match[2]))
+    return MAKERS[family](int(match[2]))
 
 
 def shard_name(name: str) -> str:
@@ -224,11 +225,14 @@ FAMILIES: dict[str, Callable[[int], EvaluationAttack]] = {
     "pgd": lambda steps: descent(steps, cross_entropy),
     "cw": lambda steps: descent(steps, carlini_wagner),
     "spsa": lambda pairs: by_samples(SPSA(pairs=pairs)),
+}
+VARIANTS: dict[str, Callable[[int], EvaluationAttack]] = {
     "pgd-l2": lambda steps: in_l2(steps, cross_entropy),
     "cw-l2": lambda steps: in_l2(steps, carlini_wagner),
     "pgd-weighted": lambda steps: by_margin(steps, "plain"),
     "pgd-reversed": lambda steps: by_margin(steps, "reversed"),
 }
+MAKERS = FAMILIES | VARIANTS
 RESTARTED: dict[str, Callable[[int, int], EvaluationAttack]] = {
     "pgd": lambda steps, restarts: descent(steps, cross_entropy, restarts),
     "cw": lambda steps, restarts: descent(steps, carlini_wagner, restarts),
