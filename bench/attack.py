@@ -29,14 +29,7 @@ import torch
 import torch.nn.functional as F
 from attack_rows import COLUMNS, REFERENCE, fastest, say, table
 from ceilings import multiply_adds, refuse_emulated
-from measure import (
-    command_line,
-    full_float32,
-    hand_back_freed_memory,
-    keep_freed_memory,
-    seconds,
-    settled,
-)
+from measure import command_line, full_float32, hand_back_freed_memory, keep_freed_memory, seconds, settled
 from peers import EPS, PEERS, Attack, peer
 from record import Results
 from rounds import Rounds

@@ -25,11 +25,7 @@ COLUMNS = (
 
 
 def table(
-    o: argparse.Namespace,
-    times: dict[str, list[float]],
-    rounds: Rounds,
-    losses: dict[str, float],
-    flop: float,
+    o: argparse.Namespace, times: dict[str, list[float]], rounds: Rounds, losses: dict[str, float], flop: float
 ) -> list[dict[str, Any]]:
     """Rows by name, ratios first: to the first contestant's time (the bf16 twin's, where it runs) in the same
     round."""

@@ -76,12 +76,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("at least 2 epochs, of which the first warms up, and 1 round")
     results = Results(o.json, torch.device("cpu"), COLUMNS, [f"beside {load}" for load in o.loads])
     for load in o.loads:
-        seen: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+        speeds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
         with busy(load):
             for _ in range(o.rounds):
                 for name, settings in CONTESTANTS.items():
-                    seen[name].append(images_per_second(settings, o.epochs))
-        rows = [{"load": load, "name": name, **spread(values)} for name, values in seen.items()]
+                    speeds[name].append(images_per_second(settings, o.epochs))
+        rows = [{"load": load, "name": name, **spread(values)} for name, values in speeds.items()]
         best = max(row["median"] for row in rows)
         rows = [{**row, "share": row["median"] / best} for row in rows]
         results.put(f"beside {load}", rows)

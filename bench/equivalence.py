@@ -161,11 +161,7 @@ def attack_rows(weights: str, nets: dict[str, Net], x: Tensor, y: Tensor, eps: f
                 logits = reference.logits(images[-1])
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
             right.append((logits.argmax(1) == labels).float())
-        results[name] = (
-            torch.cat(images),
-            torch.cat(losses).mean().item(),
-            100 * torch.cat(right).mean().item(),
-        )
+        results[name] = (torch.cat(images), torch.cat(losses).mean().item(), 100 * torch.cat(right).mean().item())
     x_adv, loss, accuracy = next(iter(results.values()))
     rows = []
     for name in itertools.islice(nets, 1, None):

@@ -102,17 +102,8 @@ def start(tree: Path, output: Path, pattern: str) -> subprocess.Popen[bytes]:
     """A process that records what the packages of `tree` do, to `output`."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("MWPB_")}
     env |= {"PYTHONPATH": os.pathsep.join([str(tree), str(tree / "kernels")]), "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        str(Path(__file__)),
-        "--record",
-        str(output),
-        "--tree",
-        str(tree),
-        "--only",
-        pattern,
-    ]
-    return subprocess.Popen(command, env=env, cwd=output.parent)
+    words = ["--record", str(output), "--tree", str(tree), "--only", pattern]
+    return subprocess.Popen([sys.executable, str(Path(__file__)), *words], env=env, cwd=output.parent)
 
 
 def both(trees: Sequence[Path], pattern: str) -> list[Record]:

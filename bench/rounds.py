@@ -19,11 +19,7 @@ class Rounds:
     """
 
     def __init__(
-        self,
-        count: int,
-        deadline: float,
-        device: torch.device,
-        clock: Callable[[], float] = time.perf_counter,
+        self, count: int, deadline: float, device: torch.device, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.count, self.deadline, self.device, self.clock = count, deadline, device, clock
         self.rates: dict[str, list[float]] = {}

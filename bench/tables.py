@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mwpb_fast.system.text_tables import markdown
+
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table: (?P<name>\S+)(?P<filters>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -49,11 +51,9 @@ def table(content: dict[str, Any], filters: dict[str, str]) -> str:
     if isinstance(columns, dict):
         columns = columns[filters.get("kind", "")]
     columns = [c for c in columns if c[0] not in filters]
-    lines = [
-        "| " + " | ".join(title for _, title, _ in columns) + " |",
-        "|" + "|".join("--:" if form else "---" for _, _, form in columns) + "|",
-        *("| " + " | ".join(cell(row.get(key), form) for key, _, form in columns) + " |" for row in rows),
-    ]
+    cells = [[cell(row.get(key), form) for key, _, form in columns] for row in rows]
+    numbers = [i for i, (_, _, form) in enumerate(columns) if form]
+    lines = markdown([title for _, title, _ in columns], cells, right=numbers)
     source = "; ".join(str(content[k]) for k in ("device", "versions", "date") if content.get(k))
     source = f"Incomplete ({missing}). {source}" if missing else source
     return "\n".join((*lines, "", f"{source}; commit {content['commit']}; `{content['command']}`."))

@@ -98,6 +98,7 @@ def picture() -> str:
             lines += [f"  {room} --> {below}" for below in sorted(to[room] - beyond(room, to))]
     count = sum(map(len, to.values()))
     lines += ["```", "", f"{len(to)} rooms, {count} arrows; those that follow from others are left out above.", ""]
+    # Not by mwpb_fast.system.text_tables: the floors are drawn and checked also where the package does not import.
     lines += ["| floor | room | what it is | imports from |", "|--:|---|---|---|"]
     for number in reversed(rooms):
         for room in rooms[number]:

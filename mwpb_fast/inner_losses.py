@@ -35,9 +35,7 @@ def dlr(logits: torch.Tensor, clean: torch.Tensor | None, y: torch.Tensor) -> to
     return ops.dlr_grad(logits, y)
 
 
-def gradient_of(
-    loss: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], torch.Tensor],
-) -> Inner:
+def gradient_of(loss: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], torch.Tensor]) -> Inner:
     """An inner loss from any differentiable loss(logits, clean, y); a result of shape (B,) is summed."""
 
     def inner(logits: torch.Tensor, clean: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:

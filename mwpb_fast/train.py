@@ -24,7 +24,7 @@ from mwpb_fast.step import Step, StepResult
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.memory import keep_freed_memory
 from mwpb_fast.system.signals import Interrupted, StopRequest, stop_requests
-from mwpb_fast.system.threads import watched
+from mwpb_fast.system.threads import adaptive_openmp_waits
 
 
 class TrainingError(RuntimeError):
@@ -41,7 +41,7 @@ def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = Fals
     SIGHUP or SIGUSR1.
     """
     keep_freed_memory()
-    with training_lock(folder), watched(), stop_requests() as request:
+    with training_lock(folder), adaptive_openmp_waits(), stop_requests() as request:
         trainer = Trainer(config, folder, request, quiet)
         if not resume:  # not before what this run needs has been found
             clear(folder)

@@ -47,9 +47,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _watched() -> Iterator[None]:
+def _openmp_waits() -> Iterator[None]:
     """The suite is as quick beside other programs as the trainer."""
-    with threads.watched():
+    with threads.adaptive_openmp_waits():
         yield
 
 

@@ -66,6 +66,18 @@ def test_is_whole(name: str) -> None:
     assert doc.endswith(".")
 
 
+def test_rows_say_their_own_numbers() -> None:
+    def said(name: str) -> str:
+        table, _, row = name.partition(".")
+        return vars(importlib.import_module(f"mwpb_fast.recipes.{table}"))[row].__doc__
+
+    assert said("table1.at") == "Plain AT: radius 8/255 in every epoch, uniform start."
+    assert said("table2.mart") == "Plain MART, beta = 6: radius 8/255 in every epoch."
+    assert said("digits.control_trades") == "TRADES in two phases, 16/255 then 32/255: MWPB-TRADES with alpha = 0."
+    assert said("table3.mwpb_trades") == "MWPB-TRADES, beta = 6, alpha = 0.15."
+    assert said("table8.alpha_120") == "MWPB-AT, alpha = 1.2."
+
+
 @pytest.mark.parametrize("name", ["table1.at", "table2.at", "table4.at", "small.at", "digits.at"])
 def test_model_can_be_built(name: str) -> None:
     with torch.device("meta"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import pkgutil
 from types import ModuleType
@@ -52,6 +53,15 @@ def test_what_an_axis_does_not_offer_is_refused(axis: str, capsys: pytest.Captur
         assert f"no {name!r} among the {kind}: {', '.join(names(kind))}\n" in capsys.readouterr().err
         with pytest.raises(ConfigError, match=name):
             blank(to_dict(recipe(START)) | {axis: {"name": name}})
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "models", "recipes"])
+def test_what_a_folder_shares_cannot_be_loaded(kind: str) -> None:
+    package = importlib.import_module(f"mwpb_fast.{kind}")
+    for name in ["__init__", "__main__", *private(package)]:
+        for word in (name, f"mwpb_fast.{kind}.{name}"):
+            with pytest.raises(ConfigError, match=f"no '{word}' among the {kind}: {', '.join(names(kind))}"):
+                load(kind, word)
 
 
 @pytest.mark.parametrize("stem", names("recipes"))

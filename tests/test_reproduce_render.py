@@ -43,7 +43,7 @@ def test_table_by_hand(three_rows: list[Any]) -> None:
     radii = "| 0.0200 ± 0.0000 | 0.0550 ± 0.0000 |"
     none = "| - | - | - "
     assert lines == [
-        "| row | | natural | PGD-20 | CW | AA | smallest radius (A.3) | largest radius (A.3) |",
+        "| row |  | natural | PGD-20 | CW | AA | smallest radius (A.3) | largest radius (A.3) |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
         "| AT | paper | 84.10 | 52.72 | 51.80 | 47.95 | - | - |",
         f"|  | ours, best | 82.00 ± 2.00 {none}{radii}",

@@ -176,8 +176,8 @@ def test_a_block_within_a_block_and_after_it() -> None:
 import threading, torch
 from mwpb_fast.system import threads
 count = lambda: sum(t.name == "mwpb-openmp-watch" for t in threading.enumerate())
-with threads.watched():
-    with threads.watched():
+with threads.adaptive_openmp_waits():
+    with threads.adaptive_openmp_waits():
         print(count())
     print(count())
 print(count())

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.crop import check_crop, crop_params, reflected, source_positions
 from mwpb_kernels.op import Compile, Op, check_device, check_tensors, tl, triton
@@ -21,14 +22,8 @@ BATCH_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # reference ---------------------------------------------------------------------------------------------------
 def crop_flip_reference(
-    images: torch.Tensor,
-    index: torch.Tensor,
-    seed: torch.Tensor,
-    pad: int,
-    reflect: bool,
-    flip: bool,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+    images: Tensor, index: Tensor, seed: Tensor, pad: int, reflect: bool, flip: bool, dtype: torch.dtype
+) -> Tensor:
     count, _, height, width = images.shape
     known = (index >= 0) & (index < count)
     if images.device.type == "cpu" and not bool(known.all()):
@@ -40,7 +35,7 @@ def crop_flip_reference(
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     if reflect:
         rows, columns = reflected(rows, height), reflected(columns, width)
-    if count == 0:  # no image to look up, and then no batch either but for unknown indices on a GPU
+    if count == 0:  # There is no image to look up, and so no batch either but for unknown indices on a GPU.
         unknown = images.new_full((len(index), height, width, images.shape[1]), torch.nan, dtype=dtype)
         return unknown.permute(0, 3, 1, 2)
     picked = images[
@@ -49,7 +44,7 @@ def crop_flip_reference(
         rows.clamp(0, height - 1)[:, :, None],
         columns.clamp(0, width - 1)[:, None, :],
     ]  # (B, H, W, C)
-    # a divisor on the device: by a number, CUDA would multiply with its rounded reciprocal
+    # The divisor is a tensor on the device: by a number, CUDA would multiply with its rounded reciprocal.
     scaled = picked.to(torch.float32) / torch.full((), 255.0, device=images.device)
     if not reflect:
         scaled = torch.where(inside[..., None], scaled, 0.0)
@@ -70,21 +65,10 @@ def _crop_flip_kernel(
     images_ptr,  # (N, C, H, W) uint8
     index_ptr,  # (B,) int64
     seed_ptr,  # (1,) int64
-    count,
-    height,
-    width,
-    pad,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    index_stride,
-    STREAM: tl.constexpr,
-    REFLECT: tl.constexpr,
-    FLIP: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    count, height, width, pad,
+    stride_n, stride_c, stride_h, stride_w, index_stride,
+    STREAM: tl.constexpr, REFLECT: tl.constexpr, FLIP: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     numel = height * width * CHANNELS
     pieces = tl.cdiv(numel, BLOCK)
     sample = (tl.program_id(0) // pieces).to(tl.int64)
@@ -110,31 +94,22 @@ def _crop_flip_kernel(
     pixel = tl.load(images_ptr + image * stride_n + source, mask=inside & known, other=0)
     value = tl.div_rn(pixel.to(tl.float32), 255.0)
     if out_ptr.dtype.element_ty == tl.bfloat16:
-        # rounded here, to nearest even: Triton's interpreter would truncate
+        # The value is rounded here, to nearest even, because Triton's interpreter would truncate it.
         bits = value.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         value = bits.to(tl.float32, bitcast=True)
     value = tl.where(known, value, float("nan"))
-    tl.store(
-        out_ptr + sample * numel + element,
-        value.to(out_ptr.dtype.element_ty),
-        mask=element < numel,
-    )
+    tl.store(out_ptr + sample * numel + element, value.to(out_ptr.dtype.element_ty), mask=element < numel)
 
 
 # launcher ----------------------------------------------------------------------------------------------------
-CROP_BLOCK = 1024  # divides a 32x32 or 64x64 image of three channels
+# It divides a 32x32 and a 64x64 image of three channels, so that no program is partly idle there.
+CROP_BLOCK = 1024
 
 
 def crop_flip_triton(
-    images: torch.Tensor,
-    index: torch.Tensor,
-    seed: torch.Tensor,
-    pad: int,
-    reflect: bool,
-    flip: bool,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+    images: Tensor, index: Tensor, seed: Tensor, pad: int, reflect: bool, flip: bool, dtype: torch.dtype
+) -> Tensor:
     count, channels, height, width = images.shape
     out = images.new_empty((len(index), height, width, channels), dtype=dtype)
     if out.numel():
@@ -163,14 +138,8 @@ def crop_flip_triton(
 
 # registration ------------------------------------------------------------------------------------------------
 def crop_flip_fake(
-    images: torch.Tensor,
-    index: torch.Tensor,
-    seed: torch.Tensor,
-    pad: int,
-    reflect: bool,
-    flip: bool,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+    images: Tensor, index: Tensor, seed: Tensor, pad: int, reflect: bool, flip: bool, dtype: torch.dtype
+) -> Tensor:
     """(B, C, H, W), channels-last."""
     _, channels, height, width = images.shape
     return images.new_empty((index.shape[0], height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
@@ -195,17 +164,9 @@ def crop_flip_samples(device: torch.device) -> Iterator[tuple[Any, ...]]:
         yield images.to(device), index.to(device), seed.to(device), pad, reflect, flip, dtype
 
 
-def crop_flip_bytes(
-    images: torch.Tensor,
-    index: torch.Tensor,
-    seed: torch.Tensor,
-    pad: int,
-    reflect: bool,
-    flip: bool,
-    dtype: torch.dtype,
-) -> int:
-    """Each image of the batch read once and written once."""
-    return index.numel() * (8 + images[:1].numel() * (1 + dtype.itemsize))
+def crop_flip_bytes(images: Tensor, index: Tensor, *options: Any) -> int:
+    """Each image of the batch read once and written once, in the type that comes last."""
+    return index.numel() * (8 + images[:1].numel() * (1 + options[-1].itemsize))
 
 
 CROP_FLIP = Op(
@@ -243,15 +204,15 @@ CROP_FLIP = Op(
 
 # public functions --------------------------------------------------------------------------------------------
 def crop_flip(
-    images: torch.Tensor,
-    index: torch.Tensor,
-    seed: torch.Tensor,
+    images: Tensor,
+    index: Tensor,
+    seed: Tensor,
     *,
     pad: int = 4,
     pad_mode: Literal["zero", "reflect"] = "zero",
     flip: bool = True,
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
+) -> Tensor:
     """A batch of randomly cropped and flipped images from a uint8 data set, in one pass.
 
     images: (N, C, H, W) uint8, any strides (channels-last is fastest). index: (B,) int64, which images, and

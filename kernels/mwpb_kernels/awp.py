@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
 
-from mwpb_kernels.op import Compile, Op, number, tl, triton
+from mwpb_kernels.op import Compile, Op, number, tl, triton, writes_in_place
 from mwpb_kernels.tensorlist import (
     BLOCK,
     LAUNCH_TYPES,
@@ -31,11 +32,7 @@ from mwpb_kernels.tensorlist import (
 # reference ---------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def awp_perturb_reference(
-    params: list[torch.Tensor],
-    perturbations: list[torch.Tensor],
-    directions: list[torch.Tensor],
-    gamma: float,
-    eps: float,
+    params: list[Tensor], perturbations: list[Tensor], directions: list[Tensor], gamma: float, eps: float
 ) -> None:
     if not params:
         return
@@ -48,7 +45,7 @@ def awp_perturb_reference(
 
 
 @torch.no_grad()
-def awp_restore_reference(params: list[torch.Tensor], perturbations: list[torch.Tensor]) -> None:
+def awp_restore_reference(params: list[Tensor], perturbations: list[Tensor]) -> None:
     if params:
         torch._foreach_sub_(params, perturbations)
 
@@ -85,13 +82,9 @@ def _awp_perturb_kernel(
     layout_ptr,  # (T, 4) elements, blocks a part, first part, parts
     owner_ptr,  # (parts,) tensor of every part
     squares_ptr,  # (parts, 2) float64
-    tensors,
-    gamma,
-    eps,
-    ALIGNED: tl.constexpr,
-    MOST_PARTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    tensors, gamma, eps,
+    ALIGNED: tl.constexpr, MOST_PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     _part, owner, numel, first, parts, start, blocks = part_of(layout_ptr, owner_ptr, ALIGNED, BLOCK)
     w_ptr = tensor_at(table_ptr, owner, ALIGNED)
     v_ptr = tensor_at(table_ptr, tensors + owner, ALIGNED)
@@ -131,11 +124,7 @@ def _awp_restore_kernel(
 # launchers ---------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def awp_perturb_triton(
-    params: list[torch.Tensor],
-    perturbations: list[torch.Tensor],
-    directions: list[torch.Tensor],
-    gamma: float,
-    eps: float,
+    params: list[Tensor], perturbations: list[Tensor], directions: list[Tensor], gamma: float, eps: float
 ) -> None:
     if any(p.dtype == torch.float64 for p in params):
         return awp_perturb_reference(params, perturbations, directions, gamma, eps)
@@ -152,7 +141,7 @@ def awp_perturb_triton(
 
 
 @torch.no_grad()
-def awp_restore_triton(params: list[torch.Tensor], perturbations: list[torch.Tensor]) -> None:
+def awp_restore_triton(params: list[Tensor], perturbations: list[Tensor]) -> None:
     if any(p.dtype == torch.float64 for p in params):
         return awp_restore_reference(params, perturbations)
     if not any(p.numel() for p in params):
@@ -165,7 +154,7 @@ def awp_restore_triton(params: list[torch.Tensor], perturbations: list[torch.Ten
 
 
 # registration ------------------------------------------------------------------------------------------------
-def weight_samples(device: torch.device) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+def weight_samples(device: torch.device) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Weights and directions: empty, a scalar, odd sizes, one of zeros, float64, a small ResNet's worth."""
     generator = torch.Generator().manual_seed(0)
     resnet = [(64, 3, 3, 3), *[(64, 64, 3, 3)] * 4, (128, 64, 3, 3), (128, 64, 1, 1), (10, 512)]
@@ -186,29 +175,15 @@ def weight_samples(device: torch.device) -> Iterator[tuple[list[torch.Tensor], l
         yield [w.to(device) for w in weights], [d.to(device) for d in directions]
 
 
-def nbytes(tensors: list[torch.Tensor]) -> int:
+def nbytes(tensors: list[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def awp_perturb_fake(
-    params: list[torch.Tensor],
-    perturbations: list[torch.Tensor],
-    directions: list[torch.Tensor],
-    gamma: float,
-    eps: float,
-) -> None:
-    """Written in place: nothing new."""
-
-
-def awp_restore_fake(params: list[torch.Tensor], perturbations: list[torch.Tensor]) -> None:
-    """Written in place: nothing new."""
 
 
 AWP_PERTURB = Op(
     schema="awp_perturb_(Tensor(a!)[] params, Tensor(b!)[] perturbations, Tensor[] directions, "
     "float gamma, float eps) -> ()",
     reference=awp_perturb_reference,
-    fake=awp_perturb_fake,
+    fake=writes_in_place,
     triton=awp_perturb_triton,
     mutates=(0, 1),
     samples=lambda device: (
@@ -235,7 +210,7 @@ AWP_PERTURB = Op(
 AWP_RESTORE = Op(
     schema="awp_restore_(Tensor(a!)[] params, Tensor[] perturbations) -> ()",
     reference=awp_restore_reference,
-    fake=awp_restore_fake,
+    fake=writes_in_place,
     triton=awp_restore_triton,
     mutates=(0,),
     samples=weight_samples,
@@ -255,12 +230,12 @@ AWP_RESTORE = Op(
 # public functions --------------------------------------------------------------------------------------------
 @torch.no_grad()
 def awp_perturb_(
-    params: Iterable[torch.Tensor],
-    directions: Iterable[torch.Tensor],
+    params: Iterable[Tensor],
+    directions: Iterable[Tensor],
     gamma: float,
     eps: float = 1e-20,
-    perturbations: Iterable[torch.Tensor] | None = None,
-) -> list[torch.Tensor]:
+    perturbations: Iterable[Tensor] | None = None,
+) -> list[Tensor]:
     """Move every weight tensor w, in place, by v = gamma * ||w|| * d / (||d|| + eps) along its direction d.
 
     params: tensors of any shapes, float32 or float64, any strides without overlap, sharing no memory; leaves
@@ -286,7 +261,7 @@ def awp_perturb_(
 
 
 @torch.no_grad()
-def awp_restore_(params: Iterable[torch.Tensor], perturbations: Iterable[torch.Tensor]) -> None:
+def awp_restore_(params: Iterable[Tensor], perturbations: Iterable[Tensor]) -> None:
     """Subtract from every weight tensor, in place, the perturbation that `awp_perturb_` added.
 
     params, perturbations: as `awp_perturb_` takes and returns them; the weights may have been updated in

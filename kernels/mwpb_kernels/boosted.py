@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.op import Op, check_logits, compute_dtype, tl, triton
 from mwpb_kernels.rows import (
@@ -24,8 +25,9 @@ from mwpb_kernels.rows import (
     row_bytes,
     row_compile,
     row_fake,
-    row_launch,
+    run_rows,
     runner_up,
+    save_inputs,
     softmax_rows,
     split,
     split_rows,
@@ -40,7 +42,7 @@ REST = 1.00000001e-4
 
 
 # reference ---------------------------------------------------------------------------------------------------
-def boosted_ce_reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def boosted_ce_reference(logits: Tensor, labels: Tensor) -> Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     own = one_hot(labels, z.shape[1])
     log_p = torch.log_softmax(z, dim=1)
@@ -49,7 +51,7 @@ def boosted_ce_reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 
 
 @torch.no_grad()
-def boosted_ce_backward_reference(grad: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def boosted_ce_backward_reference(grad: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     own = one_hot(labels, z.shape[1])
     other = runner_up(z, own)
@@ -67,15 +69,10 @@ def _boosted_ce_kernel(
     out_ptr,  # (B,)
     logits_ptr,  # (B, C)
     labels_ptr,  # (B,) int64
-    batch,
-    classes,
-    stride_b,
-    stride_c,
-    label_stride,
+    batch, classes, stride_b, stride_c, label_stride,
     CONSTANT: tl.constexpr,  # REST
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row, column, inside = tile(batch, classes, ROWS, BLOCK)
     z = load_logits(logits_ptr, row, column, inside, stride_b, stride_c)
     own, valid = load_labels(labels_ptr, row, column, label_stride, batch, classes)
@@ -92,16 +89,10 @@ def _boosted_ce_backward_kernel(
     grad_ptr,  # (B,)
     logits_ptr,  # (B, C)
     labels_ptr,  # (B,) int64
-    batch,
-    classes,
-    stride_b,
-    stride_c,
-    label_stride,
-    grad_stride,
+    batch, classes, stride_b, stride_c, label_stride, grad_stride,
     CONSTANT: tl.constexpr,  # REST
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row, column, inside = tile(batch, classes, ROWS, BLOCK)
     z = load_logits(logits_ptr, row, column, inside, stride_b, stride_c)
     own, valid = load_labels(labels_ptr, row, column, label_stride, batch, classes)
@@ -118,30 +109,17 @@ def _boosted_ce_backward_kernel(
 
 
 # launchers ---------------------------------------------------------------------------------------------------
-def boosted_ce_triton(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    out = row_fake(logits)
-    if out.numel():
-        grid, arguments = row_launch(logits, labels)
-        _boosted_ce_kernel[grid](out_ptr=out, CONSTANT=REST, **arguments)
-    return out
+def boosted_ce_triton(logits: Tensor, labels: Tensor) -> Tensor:
+    return run_rows(_boosted_ce_kernel, row_fake(logits), logits, labels, CONSTANT=REST)
 
 
-def boosted_ce_backward_triton(grad: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    out = like_fake(logits)
-    if out.numel():
-        grid, arguments = row_launch(logits, labels)
-        _boosted_ce_backward_kernel[grid](
-            out_ptr=out, grad_ptr=grad, grad_stride=grad.stride(0), CONSTANT=REST, **arguments
-        )
-    return out
+def boosted_ce_backward_triton(grad: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    own = dict(grad_ptr=grad, grad_stride=grad.stride(0), CONSTANT=REST)
+    return run_rows(_boosted_ce_backward_kernel, like_fake(logits), logits, labels, **own)
 
 
 # registration ------------------------------------------------------------------------------------------------
-def _save_for_backward(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _boosted_ce_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+def _boosted_ce_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return BOOSTED_CE_BACKWARD(grad, *ctx.saved_tensors), None
 
 
@@ -159,7 +137,7 @@ BOOSTED_CE = Op(
     reference=boosted_ce_reference,
     fake=row_fake,
     triton=boosted_ce_triton,
-    setup_context=_save_for_backward,
+    setup_context=save_inputs,
     backward=_boosted_ce_backward,
     differentiable=(0,),
     samples=logit_samples,
@@ -169,7 +147,7 @@ BOOSTED_CE = Op(
 
 
 # public functions --------------------------------------------------------------------------------------------
-def boosted_ce(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def boosted_ce(logits: Tensor, labels: Tensor) -> Tensor:
     """MART's boosted cross-entropy -log p_y - log(1.0001 - max_{j != y} p_j + 1e-12) of every row.
 
     logits: (B, C), C >= 2, float32, bfloat16, float16 or float64, any strides. labels: (B,) int64, any stride.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.op import check_device, check_tensors, whole
 from mwpb_kernels.philox import STREAM_CROP, philox_words
@@ -10,7 +11,7 @@ from mwpb_kernels.philox import STREAM_CROP, philox_words
 MAX_PAD = 255
 
 
-def crop_params(index: torch.Tensor, seed: torch.Tensor, pad: int, flip: bool) -> torch.Tensor:
+def crop_params(index: Tensor, seed: Tensor, pad: int, flip: bool) -> Tensor:
     """(B, 3) int32: row offset and column offset in the padded image, and whether to flip."""
     words = philox_words(index, seed, STREAM_CROP)[:, 0]
     offsets = (words[:, :2] * (2 * pad + 1)) >> 32
@@ -18,17 +19,17 @@ def crop_params(index: torch.Tensor, seed: torch.Tensor, pad: int, flip: bool) -
     return torch.cat((offsets, flips), dim=1).to(torch.int32)
 
 
-def source_positions(offset: torch.Tensor, size: int, pad: int) -> torch.Tensor:
+def source_positions(offset: Tensor, size: int, pad: int) -> Tensor:
     """(B, size) int64: where each position of the crops lies along one side of the image before padding."""
     return torch.arange(size, device=offset.device) + (offset.long() - pad)[:, None]
 
 
-def reflected(position: torch.Tensor, size: int) -> torch.Tensor:
+def reflected(position: Tensor, size: int) -> Tensor:
     """Positions up to size - 1 beyond either edge, mirrored about the edge pixel."""
     return (size - 1) - ((size - 1) - position.abs()).abs()
 
 
-def crop_flip_params(index: torch.Tensor, seed: torch.Tensor, *, pad: int = 4, flip: bool = True) -> torch.Tensor:
+def crop_flip_params(index: Tensor, seed: Tensor, *, pad: int = 4, flip: bool = True) -> Tensor:
     """The random numbers with which `crop_flip` cuts these samples, for code that does its own cutting.
 
     index: (B,) int64. seed: one-element int64 tensor on the same device. Returns (B, 3) int32: the crop's
@@ -41,7 +42,7 @@ def crop_flip_params(index: torch.Tensor, seed: torch.Tensor, *, pad: int = 4, f
     return crop_params(index, seed, pad, flip)
 
 
-def check_crop(index: torch.Tensor, seed: torch.Tensor, pad: int) -> int:
+def check_crop(index: Tensor, seed: Tensor, pad: int) -> int:
     """The pad as int; what no crop can be drawn from is refused."""
     pad = whole(pad, "pad")
     check_tensors(index=index, seed=seed)

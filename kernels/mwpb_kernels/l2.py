@@ -8,9 +8,10 @@ huge gradients under- or overflow.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from mwpb_kernels.linf import step_bytes, step_fake, step_samples
-from mwpb_kernels.op import Compile, Op, compute_dtype, tl, triton
+from mwpb_kernels.linf import step_bytes, step_samples
+from mwpb_kernels.op import Compile, Op, compute_dtype, tl, triton, writes_in_place
 from mwpb_kernels.strided import (
     check_step,
     clamp_between,
@@ -29,7 +30,7 @@ from mwpb_kernels.strided import (
 
 
 # reference ---------------------------------------------------------------------------------------------------
-def scale_and_root(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def scale_and_root(t: Tensor) -> tuple[Tensor, Tensor]:
     """The norm of every sample as two factors (B, 1): the largest magnitude, and the norm of what that leaves."""
     scale = rows(t).abs().amax(1, keepdim=True)
     return scale, (rows(t) / nonzero(scale)).square().sum(1, keepdim=True).sqrt()
@@ -37,13 +38,7 @@ def scale_and_root(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def l2_step_reference(
-    x_adv: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    radius: torch.Tensor,
-    step_size: torch.Tensor,
-    lo: float,
-    hi: float,
+    x_adv: Tensor, grad: Tensor, x: Tensor, radius: Tensor, step_size: Tensor, lo: float, hi: float
 ) -> None:
     if not x_adv.numel():
         return
@@ -108,31 +103,14 @@ def _l2_step_kernel(
     radius_ptr,  # (B,)
     step_ptr,  # (B,)
     part_ptr,  # (4, B, blocks): scale and root of the tiles' gradients, then of their differences from x
-    n,
-    blocks,
-    size_1,
-    size_2,
-    adv_b,
-    adv_0,
-    adv_1,
-    adv_2,
-    grad_b,
-    grad_0,
-    grad_1,
-    grad_2,
-    x_b,
-    x_0,
-    x_1,
-    x_2,
-    radius_stride,
-    step_stride,
-    lo,
-    hi,
+    n, blocks, size_1, size_2,
+    adv_b, adv_0, adv_1, adv_2,
+    grad_b, grad_0, grad_1, grad_2,
+    x_b, x_0, x_1, x_2,
+    radius_stride, step_stride, lo, hi,
     STAGE: tl.constexpr,  # "all": a sample is one tile; else "grad", "delta", "write" in turn
-    FLAT: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    FLAT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     sample, element, inside = tile_of(n, blocks, BLOCK)
     grad_at = grad_ptr + sample * grad_b + offset_of(element, size_1, size_2, grad_0, grad_1, grad_2, FLAT, WIDE)
     grad = tl.load(grad_at, mask=inside, other=0.0).to(tl.float32)
@@ -168,13 +146,7 @@ def _l2_step_kernel(
 
 # launchers ---------------------------------------------------------------------------------------------------
 def l2_step_triton(
-    x_adv: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    radius: torch.Tensor,
-    step_size: torch.Tensor,
-    lo: float,
-    hi: float,
+    x_adv: Tensor, grad: Tensor, x: Tensor, radius: Tensor, step_size: Tensor, lo: float, hi: float
 ) -> None:
     if not x_adv.numel():
         return
@@ -209,10 +181,10 @@ L2_STEP = Op(
         "float lo, float hi) -> ()"
     ),
     reference=l2_step_reference,
-    fake=step_fake,
+    fake=writes_in_place,
     triton=l2_step_triton,
     mutates=(0,),
-    # in l2 units: from samples that are projected to samples that stay inside
+    # An l2 length sums over all pixels; with these factors some samples are projected and some stay inside.
     samples=lambda device: ((*s[:3], 20 * s[3], 10 * s[4], *s[5:]) for s in step_samples(device)),
     bytes_moved=step_bytes,
     compiles=tuple(
@@ -240,14 +212,14 @@ L2_STEP = Op(
 
 # public function ---------------------------------------------------------------------------------------------
 def l2_step_(
-    x_adv: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    radius: float | torch.Tensor,
-    step_size: float | torch.Tensor,
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    radius: float | Tensor,
+    step_size: float | Tensor,
     lo: float = 0.0,
     hi: float = 1.0,
-) -> torch.Tensor:
+) -> Tensor:
     """One ascending l2 step in place: x_adv + step_size * grad / |grad|, projected and clamped.
 
     The projection scales x_adv - x down to length radius where it is longer; then comes clamp(., lo, hi).

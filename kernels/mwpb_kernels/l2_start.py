@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.noise import (
     by_element,
@@ -40,9 +41,7 @@ from mwpb_kernels.strided import (
 
 # reference --------------------------------------------------------------------------------------------------
 @torch.no_grad()
-def l2_start_reference(
-    x: torch.Tensor, radius: torch.Tensor, seed: torch.Tensor, index: torch.Tensor, lo: float, hi: float
-) -> torch.Tensor:
+def l2_start_reference(x: Tensor, radius: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float) -> Tensor:
     noise = by_element(normal_words(sample_words(x, seed, index, STREAM_L2), x.dtype), x)
     norm = rows(noise).square().sum(1).sqrt()
     u = uniform_words(philox_words(index, seed, STREAM_L2_RADIUS)[:, 0, 0], x.dtype) + 2.0**-24
@@ -59,29 +58,14 @@ def _l2_start_kernel(
     seed_ptr,  # (1,) int64
     index_ptr,  # (B,) int64
     square_ptr,  # (B, blocks): sum of the squared noise; written by STAGE "norm", its total read by "write"
-    n,
-    blocks,
-    size_1,
-    size_2,
-    out_b,
-    out_0,
-    out_1,
-    out_2,
-    x_b,
-    x_0,
-    x_1,
-    x_2,
-    radius_stride,
-    index_stride,
-    lo,
-    hi,
-    STREAM: tl.constexpr,
-    STREAM_RADIUS: tl.constexpr,
+    n, blocks, size_1, size_2,
+    out_b, out_0, out_1, out_2,
+    x_b, x_0, x_1, x_2,
+    radius_stride, index_stride, lo, hi,
+    STREAM: tl.constexpr, STREAM_RADIUS: tl.constexpr,
     STAGE: tl.constexpr,  # "all": a sample is one tile; else "norm", then "write"
-    FLAT: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    FLAT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     sample, element, inside = tile_of(n, blocks, BLOCK)
     group = (tl.program_id(0).to(tl.int64) % blocks) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
     index = tl.load(index_ptr + sample * index_stride)
@@ -94,7 +78,7 @@ def _l2_start_kernel(
         tl.store(square_ptr + tl.program_id(0).to(tl.int64), square)
     else:
         word, _, _, _ = philox_block(tl.load(seed_ptr), STREAM_RADIUS, index, index * 0)
-        u = ((word >> 8) + 1).to(tl.float32) * 5.9604644775390625e-8  # 2**-24
+        u = ((word >> 8) + 1).to(tl.float32) * 5.9604644775390625e-8  # This is 2**-24.
         length = tl.load(radius_ptr + sample * radius_stride) * tl.exp(tl.log(u) / n)
         scale = length / tl.where(square == 0.0, 1.0, tl.sqrt(square))
         x_at = x_ptr + sample * x_b + offset_of(element, size_1, size_2, x_0, x_1, x_2, FLAT, WIDE)
@@ -104,16 +88,14 @@ def _l2_start_kernel(
 
 
 # launchers --------------------------------------------------------------------------------------------------
-def l2_start_triton(
-    x: torch.Tensor, radius: torch.Tensor, seed: torch.Tensor, index: torch.Tensor, lo: float, hi: float
-) -> torch.Tensor:
+def l2_start_triton(x: Tensor, radius: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float) -> Tensor:
     out, target, source = start_operands(x)
     if not out.numel():
         return out
     block, warps, whole = tile_shape(x)
     grid, arguments = loop_arguments(block, logical=True, out=target, x=source)
 
-    def launch(stage: str, square: torch.Tensor) -> None:
+    def launch(stage: str, square: Tensor) -> None:
         _l2_start_kernel[grid](
             radius_ptr=radius,
             seed_ptr=seed,
@@ -169,13 +151,8 @@ L2_START = Op(
 
 # public function --------------------------------------------------------------------------------------------
 def l2_start(
-    x: torch.Tensor,
-    radius: float | torch.Tensor,
-    seed: torch.Tensor,
-    index: torch.Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-) -> torch.Tensor:
+    x: Tensor, radius: float | Tensor, seed: Tensor, index: Tensor, lo: float = 0.0, hi: float = 1.0
+) -> Tensor:
     """x plus noise that is uniform in each sample's l2 ball, clamped to [lo, hi].
 
     The direction is that of n standard normals, the length radius * u**(1 / n) with u uniform in (0, 1], n the

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mwpb_kernels.op import Compile, Op, tl, triton
+from mwpb_kernels.op import Compile, Op, tl, triton, writes_in_place
 from mwpb_kernels.strided import (
     check_step,
     clamp_between,
@@ -29,13 +30,7 @@ from mwpb_kernels.strided import (
 # reference ---------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def linf_step_reference(
-    x_adv: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    radius: torch.Tensor,
-    step_size: torch.Tensor,
-    lo: float,
-    hi: float,
+    x_adv: Tensor, grad: Tensor, x: Tensor, radius: Tensor, step_size: Tensor, lo: float, hi: float
 ) -> None:
     radius, step_size = column(radius, x), column(step_size, x)
     moved = x_adv + step_size * torch.sign(grad).to(x.dtype)
@@ -56,30 +51,13 @@ def _linf_step_kernel(
     x_ptr,  # (B, ...)
     radius_ptr,  # (B,)
     step_ptr,  # (B,)
-    n,
-    blocks,
-    size_1,
-    size_2,
-    adv_b,
-    adv_0,
-    adv_1,
-    adv_2,
-    grad_b,
-    grad_0,
-    grad_1,
-    grad_2,
-    x_b,
-    x_0,
-    x_1,
-    x_2,
-    radius_stride,
-    step_stride,
-    lo,
-    hi,
-    FLAT: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    n, blocks, size_1, size_2,
+    adv_b, adv_0, adv_1, adv_2,
+    grad_b, grad_0, grad_1, grad_2,
+    x_b, x_0, x_1, x_2,
+    radius_stride, step_stride, lo, hi,
+    FLAT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     sample, element, inside = tile_of(n, blocks, BLOCK)
     radius = tl.load(radius_ptr + sample * radius_stride)
     step = tl.load(step_ptr + sample * step_stride)
@@ -96,13 +74,7 @@ def _linf_step_kernel(
 
 # launchers ---------------------------------------------------------------------------------------------------
 def linf_step_triton(
-    x_adv: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    radius: torch.Tensor,
-    step_size: torch.Tensor,
-    lo: float,
-    hi: float,
+    x_adv: Tensor, grad: Tensor, x: Tensor, radius: Tensor, step_size: Tensor, lo: float, hi: float
 ) -> None:
     if not x_adv.numel():
         return
@@ -117,7 +89,7 @@ def linf_step_triton(
         step_stride=step_size.stride(0),
         lo=lo,
         hi=hi,
-        num_warps=8,  # four elements a thread: one vector load of each operand
+        num_warps=8,  # A thread then holds four elements: one vector load of each operand.
         **arguments,
     )
     if target.data_ptr() != x_adv.data_ptr():
@@ -150,27 +122,7 @@ def step_samples(device: torch.device) -> Iterator[tuple[Any, ...]]:
         yield *(t.to(device) for t in (x_adv, grad, x, radius, radius / 4)), 0.0, 1.0
 
 
-def step_fake(
-    x_adv: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    radius: torch.Tensor,
-    step_size: torch.Tensor,
-    lo: float,
-    hi: float,
-) -> None:
-    """Written in place: nothing new."""
-
-
-def step_bytes(
-    x_adv: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    radius: torch.Tensor,
-    step_size: torch.Tensor,
-    lo: float,
-    hi: float,
-) -> int:
+def step_bytes(x_adv: Tensor, grad: Tensor, x: Tensor, *others: Any) -> int:
     """x_adv read and written, x and grad read."""
     return x.numel() * (3 * x.element_size() + grad.element_size())
 
@@ -181,7 +133,7 @@ LINF_STEP = Op(
         "float lo, float hi) -> ()"
     ),
     reference=linf_step_reference,
-    fake=step_fake,
+    fake=writes_in_place,
     triton=linf_step_triton,
     mutates=(0,),
     samples=step_samples,
@@ -209,14 +161,14 @@ LINF_STEP = Op(
 
 # public function ---------------------------------------------------------------------------------------------
 def linf_step_(
-    x_adv: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    radius: float | torch.Tensor,
-    step_size: float | torch.Tensor,
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    radius: float | Tensor,
+    step_size: float | Tensor,
     lo: float = 0.0,
     hi: float = 1.0,
-) -> torch.Tensor:
+) -> Tensor:
     """One ascending l_inf step in place: clamp(clamp(x_adv + step_size * sign(grad), x ± radius), lo, hi).
 
     x_adv: (B, ...) float32 or float64, any strides without overlap; written and returned. x: the clean images,

@@ -10,6 +10,7 @@ from math import inf
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.op import Op, check_logits, compute_dtype, number, tl, triton
 from mwpb_kernels.rows import (
@@ -28,7 +29,7 @@ from mwpb_kernels.rows import (
     poison,
     poisoned_rows,
     row_compile,
-    row_launch,
+    run_rows,
     runner_up,
     softmax_rows,
     store_rows,
@@ -38,21 +39,21 @@ from mwpb_kernels.rows import (
 
 # reference ---------------------------------------------------------------------------------------------------
 @torch.no_grad()
-def ce_grad_reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def ce_grad_reference(logits: Tensor, labels: Tensor) -> Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     result = torch.softmax(z, dim=1) - one_hot(labels, z.shape[1]).to(z.dtype)
     return poison(result, labels, z.shape[1]).to(logits.dtype)
 
 
 @torch.no_grad()
-def kl_grad_reference(logits: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
+def kl_grad_reference(logits: Tensor, target_logits: Tensor) -> Tensor:
     dtype = compute_dtype(logits.dtype)
     result = torch.softmax(logits.to(dtype), dim=1) - torch.softmax(target_logits.to(dtype), dim=1)
     return result.to(logits.dtype)
 
 
 @torch.no_grad()
-def cw_grad_reference(logits: torch.Tensor, labels: torch.Tensor, confidence: float) -> torch.Tensor:
+def cw_grad_reference(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     own = one_hot(labels, z.shape[1])
     other = runner_up(z, own)
@@ -64,7 +65,7 @@ def cw_grad_reference(logits: torch.Tensor, labels: torch.Tensor, confidence: fl
 
 
 @torch.no_grad()
-def dlr_grad_reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def dlr_grad_reference(logits: Tensor, labels: Tensor) -> Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     classes = z.shape[1]
     own = one_hot(labels, classes)
@@ -85,14 +86,9 @@ def _ce_grad_kernel(
     out_ptr,  # (B, C) contiguous
     logits_ptr,  # (B, C)
     labels_ptr,  # (B,) int64
-    batch,
-    classes,
-    stride_b,
-    stride_c,
-    label_stride,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    batch, classes, stride_b, stride_c, label_stride,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row, column, inside = tile(batch, classes, ROWS, BLOCK)
     z = load_logits(logits_ptr, row, column, inside, stride_b, stride_c)
     own, valid = load_labels(labels_ptr, row, column, label_stride, batch, classes)
@@ -106,15 +102,9 @@ def _kl_grad_kernel(
     out_ptr,  # (B, C) contiguous
     p_ptr,  # (B, C) logits
     q_ptr,  # (B, C) target logits
-    batch,
-    classes,
-    p_stride_b,
-    p_stride_c,
-    q_stride_b,
-    q_stride_c,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    batch, classes, p_stride_b, p_stride_c, q_stride_b, q_stride_c,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row, column, inside = tile(batch, classes, ROWS, BLOCK)
     e, total, _ = softmax_rows(load_logits(p_ptr, row, column, inside, p_stride_b, p_stride_c), inside)
     f, target_total, _ = softmax_rows(load_logits(q_ptr, row, column, inside, q_stride_b, q_stride_c), inside)
@@ -126,16 +116,10 @@ def _margin_loss_grad_kernel(
     out_ptr,  # (B, C) contiguous
     logits_ptr,  # (B, C)
     labels_ptr,  # (B,) int64
-    batch,
-    classes,
-    stride_b,
-    stride_c,
-    label_stride,
-    confidence,
+    batch, classes, stride_b, stride_c, label_stride, confidence,
     LOSS: tl.constexpr,  # "cw" or "dlr"
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row, column, inside = tile(batch, classes, ROWS, BLOCK)
     z = load_logits(logits_ptr, row, column, inside, stride_b, stride_c)
     own, valid = load_labels(labels_ptr, row, column, label_stride, batch, classes)
@@ -162,15 +146,11 @@ def _margin_loss_grad_kernel(
 
 
 # launchers ---------------------------------------------------------------------------------------------------
-def ce_grad_triton(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    out = like_fake(logits)
-    if out.numel():
-        grid, arguments = row_launch(logits, labels)
-        _ce_grad_kernel[grid](out_ptr=out, **arguments)
-    return out
+def ce_grad_triton(logits: Tensor, labels: Tensor) -> Tensor:
+    return run_rows(_ce_grad_kernel, like_fake(logits), logits, labels)
 
 
-def kl_grad_triton(logits: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
+def kl_grad_triton(logits: Tensor, target_logits: Tensor) -> Tensor:
     out = like_fake(logits)
     if out.numel():
         grid, arguments = pair_launch(logits, target_logits)
@@ -178,20 +158,13 @@ def kl_grad_triton(logits: torch.Tensor, target_logits: torch.Tensor) -> torch.T
     return out
 
 
-def _launch_margin_loss(loss: str, logits: torch.Tensor, labels: torch.Tensor, confidence: float) -> torch.Tensor:
-    out = like_fake(logits)
-    if out.numel():
-        grid, arguments = row_launch(logits, labels)
-        _margin_loss_grad_kernel[grid](out_ptr=out, confidence=confidence, LOSS=loss, **arguments)
-    return out
+def cw_grad_triton(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
+    own = dict(confidence=confidence, LOSS="cw")
+    return run_rows(_margin_loss_grad_kernel, like_fake(logits), logits, labels, **own)
 
 
-def cw_grad_triton(logits: torch.Tensor, labels: torch.Tensor, confidence: float) -> torch.Tensor:
-    return _launch_margin_loss("cw", logits, labels, confidence)
-
-
-def dlr_grad_triton(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return _launch_margin_loss("dlr", logits, labels, 0.0)
+def dlr_grad_triton(logits: Tensor, labels: Tensor) -> Tensor:
+    return run_rows(_margin_loss_grad_kernel, like_fake(logits), logits, labels, confidence=0.0, LOSS="dlr")
 
 
 # registration ------------------------------------------------------------------------------------------------
@@ -238,7 +211,7 @@ DLR_GRAD = Op(
 
 
 # public functions --------------------------------------------------------------------------------------------
-def ce_grad(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def ce_grad(logits: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the summed cross-entropy: softmax(logits) - onehot(labels).
 
     logits: (B, C), C >= 2, float32, bfloat16, float16 or float64, any strides. labels: (B,) int64, any stride.
@@ -250,7 +223,7 @@ def ce_grad(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return CE_GRAD(logits, labels)
 
 
-def kl_grad(logits: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
+def kl_grad(logits: Tensor, target_logits: Tensor) -> Tensor:
     """Gradient of sum_i KL(softmax(target_logits) || softmax(logits)) in `logits`, the target fixed.
 
     It is softmax(logits) - softmax(target_logits), exactly 0 where both rows are equal: TRADES therefore starts
@@ -262,7 +235,7 @@ def kl_grad(logits: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
     return KL_GRAD(logits, target_logits)
 
 
-def cw_grad(logits: torch.Tensor, labels: torch.Tensor, confidence: float = 50.0) -> torch.Tensor:
+def cw_grad(logits: Tensor, labels: Tensor, confidence: float = 50.0) -> Tensor:
     """Gradient of the summed CW margin loss -max(z_y - max_{j != y} z_j + confidence, 0).
 
     Where z_y - max_{j != y} z_j + confidence > 0 it is +1 at the runner-up (the first at a tie) and -1 at the true
@@ -276,7 +249,7 @@ def cw_grad(logits: torch.Tensor, labels: torch.Tensor, confidence: float = 50.0
     return CW_GRAD(logits, labels, confidence)
 
 
-def dlr_grad(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def dlr_grad(logits: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the summed DLR loss -(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12).
 
     logits: (B, C), C >= 3 (else ValueError). z_(k) is the k-th largest logit; at ties the class with the lower

@@ -9,6 +9,7 @@ from math import inf
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.op import Op, compute_dtype, number, tl, triton
 from mwpb_kernels.rows import (
@@ -29,9 +30,7 @@ from mwpb_kernels.rows import (
 
 
 # reference ---------------------------------------------------------------------------------------------------
-def _softmaxes(
-    logits_p: torch.Tensor, logits_q: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _softmaxes(logits_p: Tensor, logits_q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The log-softmaxes, p = exp(log p) and where p is 0: it counts as 0 below the smallest normal number."""
     dtype = compute_dtype(logits_p.dtype)
     log_p = torch.log_softmax(logits_p.to(dtype), dim=1)
@@ -39,7 +38,7 @@ def _softmaxes(
     return log_p, torch.log_softmax(logits_q.to(dtype), dim=1), p, p < torch.finfo(dtype).tiny
 
 
-def kl_div_reference(logits_p: torch.Tensor, logits_q: torch.Tensor, floor: float) -> torch.Tensor:
+def kl_div_reference(logits_p: Tensor, logits_q: Tensor, floor: float) -> Tensor:
     log_p, log_q, p, zero = _softmaxes(logits_p, logits_q)
     if floor > 0:
         log_q = torch.log(log_q.exp() + floor)
@@ -48,8 +47,8 @@ def kl_div_reference(logits_p: torch.Tensor, logits_q: torch.Tensor, floor: floa
 
 @torch.no_grad()
 def kl_div_backward_reference(
-    grad: torch.Tensor, logits_p: torch.Tensor, logits_q: torch.Tensor, floor: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+    grad: Tensor, logits_p: Tensor, logits_q: Tensor, floor: float
+) -> tuple[Tensor, Tensor]:
     _, log_q, p, zero = _softmaxes(logits_p, logits_q)
     grad, q = grad[:, None], log_q.exp()
     # p (log ratio - KL) with both counted from the likeliest class: where that one dominates they nearly cancel
@@ -76,17 +75,10 @@ def _kl_div_kernel(
     out_ptr,  # (B,)
     p_ptr,  # (B, C) logits
     q_ptr,  # (B, C) logits
-    batch,
-    classes,
-    p_stride_b,
-    p_stride_c,
-    q_stride_b,
-    q_stride_c,
-    floor,
+    batch, classes, p_stride_b, p_stride_c, q_stride_b, q_stride_c, floor,
     FLOOR: tl.constexpr,  # floor > 0
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row, column, inside = tile(batch, classes, ROWS, BLOCK)
     zp = load_logits(p_ptr, row, column, inside, p_stride_b, p_stride_c)
     e, total, top = softmax_rows(zp, inside)
@@ -109,18 +101,10 @@ def _kl_div_backward_kernel(
     grad_ptr,  # (B,)
     p_ptr,  # (B, C) logits
     q_ptr,  # (B, C) logits
-    batch,
-    classes,
-    p_stride_b,
-    p_stride_c,
-    q_stride_b,
-    q_stride_c,
-    grad_stride,
-    floor,
+    batch, classes, p_stride_b, p_stride_c, q_stride_b, q_stride_c, grad_stride, floor,
     FLOOR: tl.constexpr,  # floor > 0
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row, column, inside = tile(batch, classes, ROWS, BLOCK)
     grad = tl.load(grad_ptr + row * grad_stride, mask=row < batch, other=0.0)[:, None]
     zp = load_logits(p_ptr, row, column, inside, p_stride_b, p_stride_c)
@@ -145,7 +129,7 @@ def _kl_div_backward_kernel(
 
 
 # launchers ---------------------------------------------------------------------------------------------------
-def kl_div_triton(logits_p: torch.Tensor, logits_q: torch.Tensor, floor: float) -> torch.Tensor:
+def kl_div_triton(logits_p: Tensor, logits_q: Tensor, floor: float) -> Tensor:
     out = row_fake(logits_p)
     if out.numel():
         grid, arguments = pair_launch(logits_p, logits_q)
@@ -154,8 +138,8 @@ def kl_div_triton(logits_p: torch.Tensor, logits_q: torch.Tensor, floor: float) 
 
 
 def kl_div_backward_triton(
-    grad: torch.Tensor, logits_p: torch.Tensor, logits_q: torch.Tensor, floor: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+    grad: Tensor, logits_p: Tensor, logits_q: Tensor, floor: float
+) -> tuple[Tensor, Tensor]:
     by_p, by_q = like_fake(logits_p), like_fake(logits_q)
     if by_p.numel():
         grid, arguments = pair_launch(logits_p, logits_q)
@@ -176,12 +160,12 @@ def _pair_samples(device: torch.device) -> Any:
     return ((p, q, floor) for floor in (0.0, 1e-12) for p, q in pair_samples(device))
 
 
-def _save_pair(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, float], output: torch.Tensor) -> None:
+def _save_pair(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
     ctx.floor = inputs[2]
 
 
-def _kl_div_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+def _kl_div_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     return *KL_DIV_BACKWARD(grad, *ctx.saved_tensors, ctx.floor), None
 
 
@@ -224,7 +208,7 @@ KL_DIV = Op(
 
 
 # public functions --------------------------------------------------------------------------------------------
-def kl_div(logits_p: torch.Tensor, logits_q: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
+def kl_div(logits_p: Tensor, logits_q: Tensor, floor: float = 0.0) -> Tensor:
     """KL(p || q) = sum_c p_c (log p_c - log(q_c + floor)) of every row, p and q the softmaxes of the logits.
 
     logits_p, logits_q: (B, C), C >= 2, both float32, bfloat16, float16 or float64, any strides. floor: 0 (TRADES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.op import Op, check_logits, compute_dtype, number, tl, triton
 from mwpb_kernels.rows import (
@@ -24,8 +25,9 @@ from mwpb_kernels.rows import (
     row_bytes,
     row_compile,
     row_fake,
-    row_launch,
+    run_rows,
     runner_up,
+    save_inputs,
     softmax_rows,
     split,
     split_rows,
@@ -36,7 +38,7 @@ from mwpb_kernels.rows import (
 
 
 # reference ---------------------------------------------------------------------------------------------------
-def margin_reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def margin_reference(logits: Tensor, labels: Tensor) -> Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     own = one_hot(labels, z.shape[1])
     p = torch.softmax(z, dim=1)
@@ -44,14 +46,12 @@ def margin_reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 @torch.no_grad()
-def margin_radius_reference(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float) -> torch.Tensor:
+def margin_radius_reference(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
     return torch.exp(alpha * margin_reference(logits, labels)) * eps
 
 
 @torch.no_grad()
-def deviation_radius_reference(
-    logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float
-) -> torch.Tensor:
+def deviation_radius_reference(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     p = torch.softmax(z, dim=1)
     apart = p - pick(p, one_hot(labels, z.shape[1]))[:, None]
@@ -60,9 +60,7 @@ def deviation_radius_reference(
 
 
 @torch.no_grad()
-def standardised_radius_reference(
-    logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float
-) -> torch.Tensor:
+def standardised_radius_reference(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     p = torch.softmax(z, dim=1)
     centred = p - 1.0 / z.shape[1]
@@ -73,7 +71,7 @@ def standardised_radius_reference(
 
 
 @torch.no_grad()
-def margin_backward_reference(grad: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def margin_backward_reference(grad: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     own = one_hot(labels, z.shape[1])
     other = runner_up(z, own)
@@ -90,17 +88,10 @@ def _radius_kernel(
     out_ptr,  # (B,)
     logits_ptr,  # (B, C)
     labels_ptr,  # (B,) int64
-    batch,
-    classes,
-    stride_b,
-    stride_c,
-    label_stride,
-    eps,
-    alpha,
+    batch, classes, stride_b, stride_c, label_stride, eps, alpha,
     SCORE: tl.constexpr,  # "margin": the margin itself; else the radius of the op of that name
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row, column, inside = tile(batch, classes, ROWS, BLOCK)
     z = load_logits(logits_ptr, row, column, inside, stride_b, stride_c)
     own, valid = load_labels(labels_ptr, row, column, label_stride, batch, classes)
@@ -109,7 +100,7 @@ def _radius_kernel(
         apart = tl.where(inside, e - pick_rows(e, own)[:, None], 0.0)
         score = tl.sqrt(tl.sum(apart * apart, 1) / (classes - 1)) / total
     elif SCORE == "standardised_radius":
-        # both correctly rounded, so that they cancel exactly at the uniform distribution
+        # Both quotients are rounded correctly, so that they cancel exactly at the uniform distribution.
         count = tl.zeros((ROWS, BLOCK), tl.float32) + classes
         mean = tl.div_rn(tl.full((ROWS, BLOCK), 1.0, tl.float32), count)
         p = tl.div_rn(e, tl.broadcast_to(total[:, None], (ROWS, BLOCK)))
@@ -130,15 +121,9 @@ def _margin_backward_kernel(
     grad_ptr,  # (B,)
     logits_ptr,  # (B, C)
     labels_ptr,  # (B,) int64
-    batch,
-    classes,
-    stride_b,
-    stride_c,
-    label_stride,
-    grad_stride,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    batch, classes, stride_b, stride_c, label_stride, grad_stride,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row, column, inside = tile(batch, classes, ROWS, BLOCK)
     z = load_logits(logits_ptr, row, column, inside, stride_b, stride_c)
     own, valid = load_labels(labels_ptr, row, column, label_stride, batch, classes)
@@ -153,48 +138,33 @@ def _margin_backward_kernel(
 
 
 # launchers ---------------------------------------------------------------------------------------------------
-def _launch_radius(
-    score: str, logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float
-) -> torch.Tensor:
-    out = logits.new_empty(logits.shape[0], dtype=compute_dtype(logits.dtype))
-    if out.numel():
-        grid, arguments = row_launch(logits, labels)
-        _radius_kernel[grid](out_ptr=out, eps=eps, alpha=alpha, SCORE=score, **arguments)
-    return out
+def _run_radius(score: str, logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
+    return run_rows(_radius_kernel, row_fake(logits), logits, labels, eps=eps, alpha=alpha, SCORE=score)
 
 
-def margin_triton(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return _launch_radius("margin", logits, labels, 1.0, 1.0)
+def margin_triton(logits: Tensor, labels: Tensor) -> Tensor:
+    return _run_radius("margin", logits, labels, 1.0, 1.0)
 
 
-def margin_radius_triton(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float) -> torch.Tensor:
-    return _launch_radius("margin_radius", logits, labels, eps, alpha)
+def margin_radius_triton(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
+    return _run_radius("margin_radius", logits, labels, eps, alpha)
 
 
-def deviation_radius_triton(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float) -> torch.Tensor:
-    return _launch_radius("deviation_radius", logits, labels, eps, alpha)
+def deviation_radius_triton(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
+    return _run_radius("deviation_radius", logits, labels, eps, alpha)
 
 
-def standardised_radius_triton(
-    logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float
-) -> torch.Tensor:
-    return _launch_radius("standardised_radius", logits, labels, eps, alpha)
+def standardised_radius_triton(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
+    return _run_radius("standardised_radius", logits, labels, eps, alpha)
 
 
-def margin_backward_triton(grad: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    out = logits.new_empty(logits.shape)
-    if out.numel():
-        grid, arguments = row_launch(logits, labels)
-        _margin_backward_kernel[grid](out_ptr=out, grad_ptr=grad, grad_stride=grad.stride(0), **arguments)
-    return out
+def margin_backward_triton(grad: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    own = dict(grad_ptr=grad, grad_stride=grad.stride(0))
+    return run_rows(_margin_backward_kernel, like_fake(logits), logits, labels, **own)
 
 
 # registration ------------------------------------------------------------------------------------------------
-def _save_for_backward(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return MARGIN_BACKWARD(grad, *ctx.saved_tensors), None
 
 
@@ -213,7 +183,7 @@ MARGIN = Op(
     reference=margin_reference,
     fake=row_fake,
     triton=margin_triton,
-    setup_context=_save_for_backward,
+    setup_context=save_inputs,
     backward=_backward,
     differentiable=(0,),
     samples=logit_samples,
@@ -250,7 +220,7 @@ STANDARDISED_RADIUS = Op(
 
 
 # public functions --------------------------------------------------------------------------------------------
-def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Probability margin p_y - max_{j != y} p_j of every row, p = softmax(logits).
 
     logits: (B, C), C >= 2, float32, bfloat16, float16 or float64, any strides. labels: (B,) int64, any stride.
@@ -263,7 +233,7 @@ def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return MARGIN(logits, labels)
 
 
-def margin_radius(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float) -> torch.Tensor:
+def margin_radius(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
     """MWPB's radius exp(alpha * margin) * eps of every sample, in one pass over the logits.
 
     logits, labels: as `margin` takes them. eps: the base radius in the images' units (8/255 for images in
@@ -275,7 +245,7 @@ def margin_radius(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha:
     return MARGIN_RADIUS(logits, labels, number(eps, "eps"), number(alpha, "alpha"))
 
 
-def deviation_radius(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float) -> torch.Tensor:
+def deviation_radius(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
     """The deviation-weighted radius exp(alpha * s) * eps of every sample, in one pass over the logits.
 
     s = sqrt(sum_k (p_k - p_y)^2 / (C - 1)), p = softmax(logits): how far the classes lie from the true one's
@@ -289,7 +259,7 @@ def deviation_radius(logits: torch.Tensor, labels: torch.Tensor, eps: float, alp
     return DEVIATION_RADIUS(logits, labels, number(eps, "eps"), number(alpha, "alpha"))
 
 
-def standardised_radius(logits: torch.Tensor, labels: torch.Tensor, eps: float, alpha: float) -> torch.Tensor:
+def standardised_radius(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
     """Radius exp(alpha * s) * eps with s = (p_y - mean(p)) / std(p), the population's standard deviation.
 
     p = softmax(logits); s = 0 at the uniform distribution. A reading of the name of SDWPB (arXiv 2403.04070) from

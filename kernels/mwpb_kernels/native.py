@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-MARKER = "no_native.txt"  # left in this folder by an installation that built no library: the cause, in one line
+# An installation that built no library leaves this file in this folder, with the cause in one line.
+MARKER = "no_native.txt"
 
 
 def load_native() -> tuple[str | None, str]:
@@ -21,7 +22,7 @@ def load_native() -> tuple[str | None, str]:
     if not path.exists():
         return None, _absent(folder, path.name)
     theirs, ours = _elf(path), _elf(Path(sys.executable or ""))
-    if theirs and ours and theirs != ours:  # the loader itself would say "no such file"
+    if theirs and ours and theirs != ours:  # The loader itself would only say "no such file".
         return None, f"{path.name} is not for this processor: built for another processor"
     try:
         torch.ops.load_library(str(path))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.op import check_device, check_tensors, tl, triton
 from mwpb_kernels.philox import normal_block, philox_block, philox_words, uniform_block
@@ -18,12 +19,12 @@ from mwpb_kernels.strided import check_images, fits, loop_types
 
 
 # reference --------------------------------------------------------------------------------------------------
-def sample_words(x: torch.Tensor, seed: torch.Tensor, index: torch.Tensor, stream: int) -> torch.Tensor:
+def sample_words(x: Tensor, seed: Tensor, index: Tensor, stream: int) -> Tensor:
     """(B, groups, 4) words, one for every element of x's samples, then up to three more."""
     return philox_words(index, seed, stream, -(-x.shape[1:].numel() // 4))
 
 
-def by_element(numbers: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def by_element(numbers: Tensor, x: Tensor) -> Tensor:
     """(B, groups, 4) numbers in the shape of x."""
     return numbers.reshape(x.shape[0], numbers.shape[1] * 4)[:, : x.shape[1:].numel()].reshape(x.shape)
 
@@ -48,7 +49,7 @@ def symmetric_tile(seed_ptr, index, stream, group):
 
 
 # launchers --------------------------------------------------------------------------------------------------
-def start_operands(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def start_operands(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and the tensors that a kernel writes and reads in its place where dimensions are too many."""
     out = torch.empty_like(x)
     if fits(out, x, logical=True):
@@ -57,7 +58,7 @@ def start_operands(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 # registration -----------------------------------------------------------------------------------------------
-def start_samples(device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
+def start_samples(device: torch.device) -> Iterator[tuple[Tensor, ...]]:
     """Images, radius, seed and index: empty, one element, odd sizes, CIFAR's shape, large indices and seeds."""
     generator = torch.Generator().manual_seed(0)
     for shape, dtype, seed, first in (
@@ -79,19 +80,12 @@ def start_samples(device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
         yield x.to(device), radius.to(device), torch.tensor([seed], device=device), index.to(device)
 
 
-def start_fake(
-    x: torch.Tensor,
-    scale: float | torch.Tensor,
-    seed: torch.Tensor,
-    index: torch.Tensor,
-    lo: float,
-    hi: float,
-) -> torch.Tensor:
+def start_fake(x: Tensor, scale: float | Tensor, seed: Tensor, index: Tensor, lo: float, hi: float) -> Tensor:
     """A new tensor like x."""
     return torch.empty_like(x)
 
 
-def start_bytes(x: torch.Tensor, *others: Any) -> int:
+def start_bytes(x: Tensor, *others: Any) -> int:
     """x read, as much written."""
     return 2 * x.numel() * x.element_size()
 
@@ -107,7 +101,7 @@ def start_types(**pointers: str) -> dict[str, str]:
 
 
 # checks -----------------------------------------------------------------------------------------------------
-def check_start(x: torch.Tensor, seed: torch.Tensor, index: torch.Tensor) -> None:
+def check_start(x: Tensor, seed: Tensor, index: Tensor) -> None:
     """Refuse what no start can take, from metadata alone."""
     check_images(x)
     check_tensors(seed=seed, index=index)

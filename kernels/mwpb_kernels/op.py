@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.native import one_line
 from mwpb_kernels.transforms import carries_derivative, transformed
@@ -26,7 +27,7 @@ from mwpb_kernels.transforms import carries_derivative, transformed
 try:
     import triton
     import triton.language as tl
-except (Exception, SystemExit) as error:  # absent, or broken in any way: the decorated kernels are never launched
+except (Exception, SystemExit) as error:  # It is absent or broken: the decorated kernels are never launched.
     absent = isinstance(error, ModuleNotFoundError) and error.name == "triton"
     reason = "is not installed" if absent else f"does not import ({type(error).__name__}: {one_line(error)})"
     triton_problem = f"Triton {reason}"
@@ -36,9 +37,7 @@ except (Exception, SystemExit) as error:  # absent, or broken in any way: the de
             del sys.modules[name]
         sys.modules["triton"] = None  # type: ignore[assignment]  # missing, from now on
     triton = SimpleNamespace(
-        jit=lambda f: f,
-        cdiv=lambda a, b: -(-a // b),
-        next_power_of_2=lambda n: 1 << max(n - 1, 0).bit_length(),
+        jit=lambda f: f, cdiv=lambda a, b: -(-a // b), next_power_of_2=lambda n: 1 << max(n - 1, 0).bit_length()
     )
     tl = SimpleNamespace(constexpr=None)
 else:
@@ -47,12 +46,13 @@ HAS_TRITON = not triton_problem
 
 LIBRARY = torch.library.Library("mwpb", "DEF")
 OPS: dict[str, Op] = {}
-# kind of device -> why its ops run as the reference, until that is said at the first of them
+# By kind of device, why its ops run as the reference; an entry goes once that was said, at the first of them.
 unsaid: dict[str, str] = {"cuda": triton_problem} if triton_problem else {}
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 IMAGE_DTYPES = (torch.float32, torch.float64)
 
-IMPLEMENTATIONS = ("reference",)  # what MWPB_IMPL may be; empty is as unset
+# MWPB_IMPL may be one of these; empty, it counts as unset.
+IMPLEMENTATIONS = ("reference",)
 if (_asked := os.environ.get("MWPB_IMPL", "")) and _asked not in IMPLEMENTATIONS:
     raise ImportError(f"MWPB_IMPL={_asked!r}: the only value is 'reference'; leave it unset for the fastest")
 _forced_reference = _asked == "reference"
@@ -107,7 +107,7 @@ class Op:
             torch.library.register_autograd(
                 f"mwpb::{self.name}", self.backward_once, setup_context=self.setup_context, lib=LIBRARY
             )
-        else:  # constants of the attack: no gradient flows, and dispatch stays out of Python
+        else:  # The result is a constant of the attack: no gradient flows, and dispatch stays out of Python.
             LIBRARY.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
         object.__setattr__(self, "dispatched", getattr(torch.ops.mwpb, self.name).default)
         object.__setattr__(self, "takes", tuple(a.name for a in self.dispatched._schema.arguments))
@@ -169,10 +169,10 @@ def has_float64(args: tuple[Any, ...]) -> bool:
     return any(t.dtype == torch.float64 for t in tensors_in(args))
 
 
-def tensors_in(args: Iterable[Any]) -> Iterator[torch.Tensor]:
+def tensors_in(args: Iterable[Any]) -> Iterator[Tensor]:
     """The tensors among the arguments, and in lists among them."""
     for a in args:
-        if isinstance(a, torch.Tensor):
+        if isinstance(a, Tensor):
             yield a
         elif isinstance(a, (list, tuple)):
             yield from tensors_in(a)
@@ -218,12 +218,16 @@ def implementation(name: str, device: torch.device | str = "cpu") -> str:
     return "reference"
 
 
-def in_layout_of(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def in_layout_of(x: Tensor, values: Tensor) -> Tensor:
     """A copy of `values` with the strides and type of a new tensor like x; as they are within a transform."""
     return values.to(x.dtype) if transformed() else torch.empty_like(x).copy_(values)
 
 
-def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
+def writes_in_place(*operands: Any) -> None:
+    """The fake of an op that writes into its operands: nothing new."""
+
+
+def check_logits(logits: Tensor, labels: Tensor) -> None:
     """Refuse what the logit ops cannot take, from metadata alone (no synchronisation)."""
     check_tensors(logits=logits, labels=labels)
     if logits.dim() != 2 or logits.shape[1] < 2:
@@ -240,22 +244,22 @@ def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
 def check_tensors(**named: Any) -> None:
     """Refuse what is no dense tensor."""
     for name, value in named.items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
         if value.layout != torch.strided:
             raise TypeError(f"{name} must be dense, not {value.layout}")
 
 
-def check_device(first: torch.Tensor, *others: torch.Tensor) -> None:
+def check_device(first: Tensor, *others: Tensor) -> None:
     """Refuse tensors on different devices."""
     for other in others:
         if other.device != first.device:
             raise ValueError(f"tensors on different devices: {first.device} and {other.device}")
 
 
-def number(value: float | torch.Tensor, name: str) -> float:
+def number(value: float | Tensor, name: str) -> float:
     """A scalar argument as float: any real number (int, float, Fraction, NumPy's), or a 0-d tensor on the CPU."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         if value.dim() or value.device.type != "cpu" or value.dtype == torch.bool or value.is_complex():
             kind = f"a {value.dtype} tensor {tuple(value.shape)} on {value.device}"
             raise TypeError(f"{name} must be a number or a 0-d real tensor on the CPU, not {kind}")

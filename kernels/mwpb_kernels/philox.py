@@ -12,6 +12,7 @@ row-major order of its logical shape, takes word w. The key is the seed's 64 bit
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.op import check_device, check_tensors, tl, triton, whole
 
@@ -40,13 +41,13 @@ def _splitmix(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def _mul_hi_lo(a: torch.Tensor, m: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _mul_hi_lo(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
     # int64 wraps, so the low word is right as it is; the high word is put together from 16-bit halves
     high = ((a >> 16) * m + (((a & 0xFFFF) * m) >> 16)) >> 16
     return high, (a * m) & _MASK
 
 
-def philox_words(index: torch.Tensor, seed: torch.Tensor, stream: int, groups: int = 1) -> torch.Tensor:
+def philox_words(index: Tensor, seed: Tensor, stream: int, groups: int = 1) -> Tensor:
     """The random words of samples.
 
     index: (B,) int64 sample indices. seed: one-element int64 tensor on the same device. stream: separates
@@ -68,9 +69,7 @@ def philox_words(index: torch.Tensor, seed: torch.Tensor, stream: int, groups: i
     return torch.stack(_rounds(c0, c1, c2, torch.full_like(c0, stream), seed.reshape(())), dim=-1)
 
 
-def _rounds(
-    c0: torch.Tensor, c1: torch.Tensor, c2: torch.Tensor, c3: torch.Tensor, seed: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
+def _rounds(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
     """The ten rounds on the four words of counters."""
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
@@ -81,12 +80,12 @@ def _rounds(
     return c0, c1, c2, c3
 
 
-def uniform_words(words: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def uniform_words(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Words as numbers in [0, 1), multiples of 2**-24: exact on every implementation and in both types."""
     return (words >> 8).to(dtype) * 2.0**-24
 
 
-def normal_words(words: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def normal_words(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Words (..., 4) as standard normals (..., 4) by Box and Muller, pairs (0, 1) and (2, 3)."""
     pairs = words.unflatten(-1, (2, 2)) >> 8
     radius = torch.sqrt(-2.0 * torch.log((pairs[..., 0] + 1).to(dtype) * 2.0**-24))
@@ -126,7 +125,7 @@ def philox_block(seed, stream, index, group):
 @triton.jit
 def uniform_block(word):
     """Triton: a uint32 word as float32 in [0, 1), exactly."""
-    return (word >> 8).to(tl.float32) * 5.9604644775390625e-8  # 2**-24
+    return (word >> 8).to(tl.float32) * 5.9604644775390625e-8  # This is 2**-24.
 
 
 @triton.jit
@@ -140,7 +139,7 @@ def normal_block(a, b):
     radius = tl.sqrt(-2.0 * tl.log(u))
     turn = uniform_block(b)
     quarter = tl.floor(turn * 4.0 + 0.5)
-    x = (turn - quarter * 0.25) * 6.283185307179586  # in [-pi/4, pi/4]; the difference is exact
+    x = (turn - quarter * 0.25) * 6.283185307179586  # It lies in [-pi/4, pi/4], and the difference is exact.
     z = x * x
     sine = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * x + x
     cosine = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0

@@ -10,23 +10,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.op import LOGIT_DTYPES, Compile, check_device, check_tensors, compute_dtype, tl, triton
 
 
 # reference ---------------------------------------------------------------------------------------------------
-def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
+def one_hot(labels: Tensor, classes: int) -> Tensor:
     """(B, C) boolean; a row of False for a label outside [0, C)."""
     return labels[:, None] == torch.arange(classes, device=labels.device)
 
 
-def poison(values: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+def poison(values: Tensor, labels: Tensor, classes: int) -> Tensor:
     """NaN in the rows whose label is outside [0, C)."""
     valid = (labels >= 0) & (labels < classes)
     return torch.where(valid.view(-1, *(1,) * (values.dim() - 1)), values, torch.nan)
 
 
-def runner_up(logits: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+def runner_up(logits: Tensor, own: Tensor) -> Tensor:
     """(B, C) boolean: the first class, other than the true one, with the largest logit."""
     others = logits.masked_fill(own, -torch.inf)
     # at an all -inf remainder argmax may fall on the true class; the first other class is meant
@@ -35,12 +36,12 @@ def runner_up(logits: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     return one_hot(best, logits.shape[1])
 
 
-def pick(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+def pick(values: Tensor, chosen: Tensor) -> Tensor:
     """(B,) the value where `chosen`, a boolean with at most one True a row, holds; else 0."""
     return torch.where(chosen, values, 0).sum(1)
 
 
-def check_pair(**named: torch.Tensor) -> None:
+def check_pair(**named: Tensor) -> None:
     """Refuse two matrices that are no logits, or that differ in shape, type or device (no synchronisation)."""
     check_tensors(**named)
     logits, other = named.values()
@@ -55,7 +56,7 @@ def check_pair(**named: torch.Tensor) -> None:
     check_device(logits, other)
 
 
-def split(p: torch.Tensor, own: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def split(p: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, ...]:
     """(B, 1) each: p of the true class, of the runner-up, and the sum over the rest.
 
     Gradients are written in these three because 1 - p, for a p near 1, would lose its digits.
@@ -129,7 +130,7 @@ def poisoned_rows(z, inside):
 
 
 # launchers ---------------------------------------------------------------------------------------------------
-def tile_launch(logits: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
+def tile_launch(logits: Tensor) -> tuple[tuple[int], dict[str, Any]]:
     """Grid, and the shape of a tile of about 512 values."""
     batch, classes = logits.shape
     block = triton.next_power_of_2(classes)
@@ -138,20 +139,24 @@ def tile_launch(logits: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
     return (triton.cdiv(batch, rows),), dict(batch=batch, classes=classes, ROWS=rows, BLOCK=block, num_warps=warps)
 
 
-def row_launch(logits: torch.Tensor, labels: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
-    """Grid, and the arguments that every kernel over logits and labels takes."""
-    grid, shape = tile_launch(logits)
-    return grid, dict(
-        logits_ptr=logits,
-        labels_ptr=labels,
-        stride_b=logits.stride(0),
-        stride_c=logits.stride(1),
-        label_stride=labels.stride(0),
-        **shape,
-    )
+def run_rows(kernel: Any, out: Tensor, logits: Tensor, labels: Tensor, **others: Any) -> Tensor:
+    """`out`, filled by a kernel over logits and labels; others: what it takes beyond the arguments of all such."""
+    if out.numel():
+        grid, shape = tile_launch(logits)
+        kernel[grid](
+            out_ptr=out,
+            logits_ptr=logits,
+            labels_ptr=labels,
+            stride_b=logits.stride(0),
+            stride_c=logits.stride(1),
+            label_stride=labels.stride(0),
+            **shape,
+            **others,
+        )
+    return out
 
 
-def pair_launch(p: torch.Tensor, q: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
+def pair_launch(p: Tensor, q: Tensor) -> tuple[tuple[int], dict[str, Any]]:
     """Grid, and the arguments that every kernel over two matrices of logits takes."""
     grid, shape = tile_launch(p)
     return grid, dict(
@@ -166,7 +171,7 @@ def pair_launch(p: torch.Tensor, q: torch.Tensor) -> tuple[tuple[int], dict[str,
 
 
 # registration ------------------------------------------------------------------------------------------------
-def logit_samples(device: torch.device, least: int = 2) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def logit_samples(device: torch.device, least: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and labels: empty, one row, `least` classes, odd sizes, 200 classes, large values, half types."""
     generator = torch.Generator().manual_seed(0)
     for batch, classes, dtype, scale in (
@@ -183,7 +188,7 @@ def logit_samples(device: torch.device, least: int = 2) -> Iterator[tuple[torch.
         yield logits.to(device), labels.to(device)
 
 
-def pair_samples(device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def pair_samples(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Two matrices of logits a sample, a little apart."""
     for logits, _ in logit_samples(device):
         yield logits, (0.8 * logits + 0.3 * logits.roll(1, 1)).to(logits.dtype)
@@ -196,22 +201,27 @@ def with_grad(samples: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         yield grad, first, *rest
 
 
-def row_fake(logits: torch.Tensor, *others: Any) -> torch.Tensor:
+def save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    """The setup_context of an op over logits and labels whose backward needs both."""
+    ctx.save_for_backward(*inputs)
+
+
+def row_fake(logits: Tensor, *others: Any) -> Tensor:
     """One value a row, in the compute type."""
     return logits.new_empty(logits.shape[0], dtype=compute_dtype(logits.dtype))
 
 
-def like_fake(logits: torch.Tensor, *others: Any) -> torch.Tensor:
+def like_fake(logits: Tensor, *others: Any) -> Tensor:
     """A contiguous tensor of the logits' shape and type."""
     return logits.new_empty(logits.shape)
 
 
-def row_bytes(logits: torch.Tensor, labels: torch.Tensor, *scalars: float) -> int:
+def row_bytes(logits: Tensor, labels: Tensor, *scalars: float) -> int:
     """Logits and labels read, one value a row written."""
     return logits.numel() * logits.element_size() + len(labels) * (8 + compute_dtype(logits.dtype).itemsize)
 
 
-def grad_bytes(logits: torch.Tensor, labels: torch.Tensor, *scalars: float) -> int:
+def grad_bytes(logits: Tensor, labels: Tensor, *scalars: float) -> int:
     """Logits and labels read, a gradient written."""
     return 2 * logits.numel() * logits.element_size() + len(labels) * 8
 
@@ -219,12 +229,12 @@ def grad_bytes(logits: torch.Tensor, labels: torch.Tensor, *scalars: float) -> i
 def row_compile(kernel: Any, constants: dict[str, Any] | None = None, **types: str) -> tuple[Compile, ...]:
     """Ahead-of-time types of a kernel over rows: 10 classes in float32 and 1000 in bfloat16.
 
-    types: the arguments beyond those of `row_launch` or `pair_launch`; {t} stands for the logits' type.
+    types: the arguments beyond those of `run_rows` or `pair_launch`; {t} stands for the logits' type.
     """
     common = {name: "*{t}" for name in ("logits_ptr", "p_ptr", "q_ptr")} | {"labels_ptr": "*i64"}
     common |= dict.fromkeys(("batch", "classes", "stride_b", "stride_c", "label_stride", "grad_stride"), "i32")
     common |= dict.fromkeys(("p_stride_b", "p_stride_c", "q_stride_b", "q_stride_c"), "i32")
-    names = getattr(kernel, "arg_names", ())  # none where Triton is missing
+    names = getattr(kernel, "arg_names", ())  # Where Triton is missing, the kernel is a plain function.
     signature = {name: type_ for name, type_ in (common | types).items() if name in names}
     return tuple(
         Compile(

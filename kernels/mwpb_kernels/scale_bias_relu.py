@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.op import (
     LOGIT_DTYPES,
@@ -23,22 +24,23 @@ from mwpb_kernels.op import (
     triton,
 )
 
-TILE = 2048  # elements of a program: 16 a thread
+# A program holds so many elements, 16 for each thread of its four warps.
+TILE = 2048
 
 
 # reference ---------------------------------------------------------------------------------------------------
-def by_channel(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def by_channel(values: Tensor, x: Tensor) -> Tensor:
     """(C,) as (C, 1, ..., 1), to broadcast over (B, C, ...)."""
     return values.view(-1, *(1,) * (x.dim() - 2))
 
 
-def scale_bias_relu_reference(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def scale_bias_relu_reference(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     sums = x.to(compute_dtype(x.dtype)) * by_channel(scale, x) + by_channel(bias, x)
     return in_layout_of(x, torch.relu(sums))
 
 
 @torch.no_grad()
-def scale_bias_relu_backward_reference(grad: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def scale_bias_relu_backward_reference(grad: Tensor, out: Tensor, scale: Tensor) -> Tensor:
     result = grad.to(compute_dtype(out.dtype)) * by_channel(scale, out)
     return in_layout_of(out, torch.where(out <= 0, 0, result))
 
@@ -61,15 +63,9 @@ def _scale_bias_relu_kernel(
     x_ptr,  # as out
     scale_ptr,  # (C,)
     bias_ptr,  # (C,)
-    rows,
-    columns,
-    channels,
-    scale_stride,
-    bias_stride,
-    CHANNEL_A_ROW: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    rows, columns, channels, scale_stride, bias_stride,
+    CHANNEL_A_ROW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     at, channel, inside, known = tile_of(rows, columns, channels, CHANNEL_A_ROW, ROWS, COLUMNS)
     scale = tl.load(scale_ptr + channel * scale_stride, mask=known)
     bias = tl.load(bias_ptr + channel * bias_stride, mask=known)
@@ -83,14 +79,9 @@ def _scale_bias_relu_backward_kernel(
     grad_ptr,  # as result
     out_ptr,  # as result
     scale_ptr,  # (C,)
-    rows,
-    columns,
-    channels,
-    scale_stride,
-    CHANNEL_A_ROW: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    rows, columns, channels, scale_stride,
+    CHANNEL_A_ROW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     at, channel, inside, known = tile_of(rows, columns, channels, CHANNEL_A_ROW, ROWS, COLUMNS)
     scale = tl.load(scale_ptr + channel * scale_stride, mask=known)
     out = tl.load(out_ptr + at, mask=inside).to(tl.float32)
@@ -99,7 +90,7 @@ def _scale_bias_relu_backward_kernel(
 
 
 # launchers ---------------------------------------------------------------------------------------------------
-def matrix(like: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
+def matrix(like: Tensor) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and arguments of a dense (B, C, ...) tensor as a matrix, in the order of its memory.
 
     Its channels are the columns where they lie side by side, as in channels-last memory; else a row is what
@@ -122,13 +113,13 @@ def matrix(like: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
     return (triton.cdiv(rows, TILE // wide) * triton.cdiv(columns, wide),), arguments
 
 
-def lying_as(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def lying_as(t: Tensor, like: Tensor) -> Tensor:
     """t in the memory layout of `like`, which is dense."""
     same = all(a == b for a, b, n in zip(t.stride(), like.stride(), t.shape, strict=True) if n > 1)
     return t if same else torch.empty_like(like, dtype=t.dtype).copy_(t)
 
 
-def scale_bias_relu_triton(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def scale_bias_relu_triton(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     out = like_fake(x)
     if out.numel():
         grid, arguments = matrix(out)
@@ -144,7 +135,7 @@ def scale_bias_relu_triton(x: torch.Tensor, scale: torch.Tensor, bias: torch.Ten
     return out
 
 
-def scale_bias_relu_backward_triton(grad: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def scale_bias_relu_backward_triton(grad: Tensor, out: Tensor, scale: Tensor) -> Tensor:
     result = like_fake(out)
     if result.numel():
         grid, arguments = matrix(result)
@@ -160,11 +151,11 @@ def scale_bias_relu_backward_triton(grad: torch.Tensor, out: torch.Tensor, scale
 
 
 # registration ------------------------------------------------------------------------------------------------
-def like_fake(x: torch.Tensor) -> torch.Tensor:
+def like_fake(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def channel_samples(device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
+def channel_samples(device: torch.device) -> Iterator[tuple[Tensor, ...]]:
     """x, scale and bias: empty, one element, odd sizes, all types, a ResNet's shape in its layout."""
     generator = torch.Generator().manual_seed(0)
     for shape, dtype in (
@@ -189,7 +180,7 @@ def channel_samples(device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
         yield tuple(t.to(device) for t in (x, *(v.to(compute_dtype(dtype)) for v in (scale, bias))))
 
 
-def grad_samples(device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
+def grad_samples(device: torch.device) -> Iterator[tuple[Tensor, ...]]:
     """Gradient, output and scale, for every sample of the forward op; every other gradient in x's layout."""
     for number, (x, scale, bias) in enumerate(channel_samples(device)):
         out = scale_bias_relu_reference(x, scale, bias)
@@ -209,11 +200,11 @@ def _entries(kernel: Any, more: dict[str, str], *images: str) -> tuple[Compile, 
     )
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(output, inputs[1])
 
 
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return SCALE_BIAS_RELU_BACKWARD(grad, *ctx.saved_tensors), None, None
 
 
@@ -241,7 +232,7 @@ SCALE_BIAS_RELU = Op(
 
 
 # public function ---------------------------------------------------------------------------------------------
-def scale_bias_relu(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def scale_bias_relu(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """relu(x * scale + bias), with one scale and one bias for each channel.
 
     x: (B, C, ...) float32, bfloat16, float16 or float64, any strides. scale, bias: (C,) float32 (float64 beside

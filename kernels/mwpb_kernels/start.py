@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.noise import (
     by_element,
@@ -23,17 +24,15 @@ from mwpb_kernels.strided import clamp_between, column, loop_arguments, offset_o
 
 # reference ---------------------------------------------------------------------------------------------------
 @torch.no_grad()
-def gaussian_start_reference(
-    x: torch.Tensor, sigma: float, seed: torch.Tensor, index: torch.Tensor, lo: float, hi: float
-) -> torch.Tensor:
+def gaussian_start_reference(x: Tensor, sigma: float, seed: Tensor, index: Tensor, lo: float, hi: float) -> Tensor:
     noise = by_element(normal_words(sample_words(x, seed, index, STREAM_GAUSSIAN), x.dtype), x)
     return in_layout_of(x, torch.clamp(x + sigma * noise, lo, hi))
 
 
 @torch.no_grad()
 def uniform_start_reference(
-    x: torch.Tensor, radius: torch.Tensor, seed: torch.Tensor, index: torch.Tensor, lo: float, hi: float
-) -> torch.Tensor:
+    x: Tensor, radius: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float
+) -> Tensor:
     noise = by_element(2 * uniform_words(sample_words(x, seed, index, STREAM_UNIFORM), x.dtype) - 1, x)
     return in_layout_of(x, torch.clamp(x + column(radius, x) * noise, lo, hi))
 
@@ -46,29 +45,12 @@ def _start_kernel(
     radius_ptr,  # (B,), uniform noise only
     seed_ptr,  # (1,) int64
     index_ptr,  # (B,) int64
-    n,
-    blocks,
-    size_1,
-    size_2,
-    out_b,
-    out_0,
-    out_1,
-    out_2,
-    x_b,
-    x_0,
-    x_1,
-    x_2,
-    radius_stride,
-    index_stride,
-    sigma,
-    lo,
-    hi,
-    GAUSSIAN: tl.constexpr,
-    STREAM: tl.constexpr,
-    FLAT: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    n, blocks, size_1, size_2,
+    out_b, out_0, out_1, out_2,
+    x_b, x_0, x_1, x_2,
+    radius_stride, index_stride, sigma, lo, hi,
+    GAUSSIAN: tl.constexpr, STREAM: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     sample, element, inside = tile_of(n, blocks, BLOCK)
     group = (tl.program_id(0).to(tl.int64) % blocks) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
     index = tl.load(index_ptr + sample * index_stride)
@@ -86,14 +68,8 @@ def _start_kernel(
 
 # launchers ---------------------------------------------------------------------------------------------------
 def _launch_start(
-    x: torch.Tensor,
-    radius: torch.Tensor | None,
-    sigma: float,
-    seed: torch.Tensor,
-    index: torch.Tensor,
-    lo: float,
-    hi: float,
-) -> torch.Tensor:
+    x: Tensor, radius: Tensor | None, sigma: float, seed: Tensor, index: Tensor, lo: float, hi: float
+) -> Tensor:
     out, target, source = start_operands(x)
     if out.numel():
         grid, arguments = loop_arguments(1024, logical=True, out=target, x=source)
@@ -114,15 +90,11 @@ def _launch_start(
     return out if target is out else out.copy_(target)
 
 
-def gaussian_start_triton(
-    x: torch.Tensor, sigma: float, seed: torch.Tensor, index: torch.Tensor, lo: float, hi: float
-) -> torch.Tensor:
+def gaussian_start_triton(x: Tensor, sigma: float, seed: Tensor, index: Tensor, lo: float, hi: float) -> Tensor:
     return _launch_start(x, None, sigma, seed, index, lo, hi)
 
 
-def uniform_start_triton(
-    x: torch.Tensor, radius: torch.Tensor, seed: torch.Tensor, index: torch.Tensor, lo: float, hi: float
-) -> torch.Tensor:
+def uniform_start_triton(x: Tensor, radius: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float) -> Tensor:
     return _launch_start(x, radius, 0.0, seed, index, lo, hi)
 
 
@@ -163,13 +135,8 @@ UNIFORM_START = Op(
 
 # public functions --------------------------------------------------------------------------------------------
 def gaussian_start(
-    x: torch.Tensor,
-    sigma: float,
-    seed: torch.Tensor,
-    index: torch.Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-) -> torch.Tensor:
+    x: Tensor, sigma: float, seed: Tensor, index: Tensor, lo: float = 0.0, hi: float = 1.0
+) -> Tensor:
     """clamp(x + sigma * N(0, 1), lo, hi): the start of TRADES, MART and MWPB.
 
     x: (B, ...) float32 or float64, any strides. sigma: standard deviation in the images' units, not negative.
@@ -190,13 +157,8 @@ def gaussian_start(
 
 
 def uniform_start(
-    x: torch.Tensor,
-    radius: float | torch.Tensor,
-    seed: torch.Tensor,
-    index: torch.Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-) -> torch.Tensor:
+    x: Tensor, radius: float | Tensor, seed: Tensor, index: Tensor, lo: float = 0.0, hi: float = 1.0
+) -> Tensor:
     """clamp(x + radius * U[-1, 1), lo, hi): the uniform start of PGD in the l_inf ball.
 
     radius: (B,) tensor, one value a sample (not negative; not checked, to avoid synchronisation), or a number.

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.op import IMAGE_DTYPES, check_device, check_tensors, number, tl, triton
 
 MAX_DIMS = 3
-MAX_TILE = 4096  # elements that one program holds: 8 a thread, as more would spill in the strided kernels
+# One program holds at most so many elements, 8 a thread: with more the strided kernels would spill registers.
+MAX_TILE = 4096
 
 
 # checks ------------------------------------------------------------------------------------------------------
-def check_images(x: torch.Tensor) -> None:
+def check_images(x: Tensor) -> None:
     """Refuse what is no batch of images."""
     check_tensors(x=x)
     if x.dim() < 1:
@@ -35,7 +37,7 @@ def pixel_range(lo: float, hi: float) -> tuple[float, float]:
     return lo, hi
 
 
-def check_step(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> None:
+def check_step(x_adv: Tensor, grad: Tensor, x: Tensor) -> None:
     """Refuse operands of an in-place attack step that do not fit together or must not be written."""
     check_images(x)
     check_tensors(x_adv=x_adv, grad=grad)
@@ -54,9 +56,9 @@ def check_step(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> None
         raise ValueError("x_adv is expanded, so its elements share memory: pass x_adv.contiguous()")
 
 
-def per_sample(value: float | torch.Tensor, x: torch.Tensor, name: str) -> torch.Tensor:
+def per_sample(value: float | Tensor, x: Tensor, name: str) -> Tensor:
     """(B,) tensor in x's type from such a tensor, a 0-d one or one number, without synchronisation."""
-    if isinstance(value, torch.Tensor) and (value.dim() or value.device == x.device):
+    if isinstance(value, Tensor) and (value.dim() or value.device == x.device):
         if value.dim() and value.shape != x.shape[:1]:
             raise ValueError(f"{name} must be a number or ({x.shape[0]},), not {tuple(value.shape)}")
         is_number = value.dim() == 0 and value.dtype != torch.bool and not value.is_complex()
@@ -70,17 +72,17 @@ def per_sample(value: float | torch.Tensor, x: torch.Tensor, name: str) -> torch
     return torch.full((1,), value, dtype=x.dtype, device=x.device).expand(x.shape[0])
 
 
-def column(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def column(values: Tensor, x: Tensor) -> Tensor:
     """(B,) values as (B, 1, ..., 1), to broadcast over x's samples."""
     return values.view(-1, *(1,) * (x.dim() - 1))
 
 
-def rows(t: torch.Tensor) -> torch.Tensor:
+def rows(t: Tensor) -> Tensor:
     """(B, ...) as (B, n)."""
     return t.flatten(1) if t.dim() > 1 else t[:, None]
 
 
-def nonzero(t: torch.Tensor) -> torch.Tensor:
+def nonzero(t: Tensor) -> Tensor:
     """1 in the place of 0, as a divisor of what is 0 too."""
     return torch.where(t == 0, 1, t)
 
@@ -118,7 +120,7 @@ def clamp_between(v, low, high):
     return tl.where((low != low) | (high != high), float("nan"), v)
 
 
-def merged_dims(operands: Sequence[torch.Tensor], logical: bool = False) -> tuple[list[int], list[list[int]]]:
+def merged_dims(operands: Sequence[Tensor], logical: bool = False) -> tuple[list[int], list[list[int]]]:
     """Sizes and each operand's strides of a sample's dimensions, outermost first, merged where all allow it.
 
     In the order of the first operand's memory, or in the logical order of the dimensions.
@@ -142,14 +144,12 @@ def merged_dims(operands: Sequence[torch.Tensor], logical: bool = False) -> tupl
     return sizes, strides
 
 
-def fits(*operands: torch.Tensor, logical: bool = False) -> bool:
+def fits(*operands: Tensor, logical: bool = False) -> bool:
     """Whether a kernel can walk these operands as they lie."""
     return len(merged_dims(operands, logical)[0]) <= MAX_DIMS
 
 
-def loop_arguments(
-    block: int, logical: bool = False, **operands: torch.Tensor
-) -> tuple[tuple[int], dict[str, Any]]:
+def loop_arguments(block: int, logical: bool = False, **operands: Tensor) -> tuple[tuple[int], dict[str, Any]]:
     """Grid, and the arguments of the loop over samples; an operand `a` gives a_ptr, a_b, a_0, a_1 and a_2."""
     tensors = list(operands.values())
     sizes, strides = merged_dims(tensors, logical)
@@ -159,13 +159,7 @@ def loop_arguments(
     n = sizes[0] * sizes[1] * sizes[2]
     blocks = triton.cdiv(n, block)
     arguments: dict[str, Any] = dict(
-        n=n,
-        blocks=blocks,
-        size_1=sizes[1],
-        size_2=sizes[2],
-        FLAT=flat,
-        WIDE=n + block >= 2**31,
-        BLOCK=block,
+        n=n, blocks=blocks, size_1=sizes[1], size_2=sizes[2], FLAT=flat, WIDE=n + block >= 2**31, BLOCK=block
     )
     for (name, t), own in zip(operands.items(), strides, strict=True):
         own = [0] * missing + own
@@ -174,7 +168,7 @@ def loop_arguments(
     return (t.shape[0] * blocks,), arguments
 
 
-def tile_shape(x: torch.Tensor) -> tuple[int, int, bool]:
+def tile_shape(x: Tensor) -> tuple[int, int, bool]:
     """Elements and warps of a tile, and whether it holds a whole sample."""
     n = x.shape[1:].numel()
     block = max(16, min(MAX_TILE, triton.next_power_of_2(n)))

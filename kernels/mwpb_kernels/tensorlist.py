@@ -11,26 +11,30 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mwpb_kernels.op import IMAGE_DTYPES, Compile, check_device, check_tensors, tl, triton
 
 BLOCK = 1024
-MOST_PARTS = 1024  # programs a tensor is spread over: as many partial sums as one program adds up at once
-LEAST_BLOCKS = 8  # blocks a program, so that small tensors do not cost more in launches than in work
-TABLE_ENTRIES = 128  # addresses an argument list may hold
+# A tensor is spread over at most so many programs: one program adds up all their partial sums at once.
+MOST_PARTS = 1024
+# A program walks at least so many blocks, so that small tensors do not cost more in launches than in work.
+LEAST_BLOCKS = 8
+# One launch takes so many addresses: 1 KiB of the 4 KiB that a kernel's arguments may fill on every GPU.
+TABLE_ENTRIES = 128
 
 
 # checks ------------------------------------------------------------------------------------------------------
-def as_list(tensors: Iterable[torch.Tensor], name: str) -> list[torch.Tensor]:
+def as_list(tensors: Iterable[Tensor], name: str) -> list[Tensor]:
     """The tensors of any iterable, such as `model.parameters()`; a tensor is not the list of its rows."""
-    if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Iterable):
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Iterable):
         raise TypeError(f"{name} must be a list of tensors, not a {type(tensors).__name__}")
     found = list(tensors)
     check_tensors(**{f"{name}[{i}]": t for i, t in enumerate(found)})
     return found
 
 
-def check_lists(params: Sequence[torch.Tensor], **others: Sequence[torch.Tensor]) -> None:
+def check_lists(params: Sequence[Tensor], **others: Sequence[Tensor]) -> None:
     """Refuse lists that do not match, from metadata alone."""
     for name, tensors in others.items():
         if len(tensors) != len(params):
@@ -45,7 +49,7 @@ def check_lists(params: Sequence[torch.Tensor], **others: Sequence[torch.Tensor]
         check_device(params[0], p, *(tensors[i] for tensors in others.values()))
 
 
-def check_written(**lists: Sequence[torch.Tensor]) -> None:
+def check_written(**lists: Sequence[Tensor]) -> None:
     """Refuse to write where elements share memory."""
     for name, tensors in lists.items():
         for i, t in enumerate(tensors):
@@ -69,7 +73,7 @@ def part_of(layout_ptr, owner_ptr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     part = tl.program_id(0).to(tl.int64)
     owner = tl.load(owner_ptr + part)
     numel = tl.load(layout_ptr + owner * 4)
-    if ALIGNED:  # with the addresses' alignment, what lets loads and stores be four elements wide
+    if ALIGNED:  # Together with aligned addresses this lets loads and stores be four elements wide.
         numel = tl.multiple_of(numel, 16)
     blocks = tl.load(layout_ptr + owner * 4 + 1)
     first = tl.load(layout_ptr + owner * 4 + 2)
@@ -88,7 +92,7 @@ def tensor_at(table_ptr, entry, ALIGNED: tl.constexpr):
 
 # launching ---------------------------------------------------------------------------------------------------
 @functools.cache
-def layout_of(numels: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def layout_of(numels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """How tensors of these sizes are cut into parts: (T, 4) rows and the (parts,) owners, on the device.
 
     Kept for good, because captured graphs go on reading it; there is one for each model.
@@ -104,7 +108,7 @@ def layout_of(numels: tuple[int, ...], device: torch.device) -> tuple[torch.Tens
     return torch.tensor(rows, device=device), torch.tensor(owners, device=device)
 
 
-def launch_arguments(*lists: list[torch.Tensor]) -> tuple[tuple[int], dict[str, Any]]:
+def launch_arguments(*lists: list[Tensor]) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and shared arguments of the kernels; the table holds the lists' addresses one list after the other."""
     first = lists[0][0]
     layout, owner = layout_of(tuple(t.numel() for t in lists[0]), first.device)
@@ -123,7 +127,7 @@ def launch_arguments(*lists: list[torch.Tensor]) -> tuple[tuple[int], dict[str, 
     )
 
 
-def flat(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors where their memory can be walked in step as one array, else contiguous copies of them."""
     first = tensors[0]
     dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
@@ -132,13 +136,13 @@ def flat(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(t.contiguous() for t in tensors)
 
 
-def flat_lists(*lists: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+def flat_lists(*lists: list[Tensor]) -> list[list[Tensor]]:
     """The lists without empty tensors, each group of tensors made `flat`."""
     groups = [flat(*group) for group in zip(*lists, strict=True) if group[0].numel()]
     return [list(tensors) for tensors in zip(*groups, strict=True)]
 
 
-def write_back(to: list[torch.Tensor], flattened: list[torch.Tensor]) -> None:
+def write_back(to: list[Tensor], flattened: list[Tensor]) -> None:
     """Copy what was computed in contiguous copies to where it belongs."""
     for target, source in zip((t for t in to if t.numel()), flattened, strict=True):
         if target.data_ptr() != source.data_ptr():

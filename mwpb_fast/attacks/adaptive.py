@@ -69,7 +69,7 @@ class Adaptive(Attack):
             pgd.Config(steps=config.steps, step_ratio=config.step_ratio, start="uniform"), float(config.min_step)
         )
         self.memory: dict[str, torch.Tensor] = {}
-        self._first = copy.copy(self)  # with this memory
+        self._first = copy.copy(self)  # The copy shares this memory, which is one object.
         self._first.warm = True
 
     def remember(self, count: int, device: torch.device) -> None:

@@ -10,7 +10,8 @@ from mwpb_fast.attacks import pgd
 from mwpb_fast.method import Attack, AttackConfig, Batch, Inner, Net, Notes
 from mwpb_fast.system.lazy import torch
 
-ABOVE = 1.05  # the search goes so far beyond d_max, so that what reaches it is told from what does not
+# The search goes on to so many times d_max, so that what reaches d_max is told from what does not.
+ABOVE = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)

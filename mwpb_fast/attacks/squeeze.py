@@ -57,7 +57,7 @@ class Squeeze(Attack):
     graphs live at a time.
     """
 
-    pgd: pgd.PGD  # for its starts and step sizes
+    pgd: pgd.PGD  # It lends its starts and step sizes; its loop is not run.
 
     def __call__(
         self,
@@ -95,7 +95,7 @@ class Squeeze(Attack):
         choice: list[torch.Tensor] = []
 
         def dlogits(mine: torch.Tensor) -> torch.Tensor:
-            # what a point ascends depends on all logits, so the further passes run within the first ones'
+            # What a point ascends depends on all logits, so the further passes run within the first ones'.
             number = len(logits)
             logits.append(mine)
             if number + 1 < len(points):
@@ -112,7 +112,7 @@ class Squeeze(Attack):
 def select(logits: list[torch.Tensor], y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Upper and lower: which of the batches of logits, each (B, C), gives the label the lowest and the highest
     probability; (B,) int64 each, the first at a tie."""
-    # of half-precision logits, in float32
+    # In half precision more probabilities would tie, so those of half-precision logits are float32.
     exact = [z.detach() if z.dtype == torch.float64 else z.detach().float() for z in logits]
     own = torch.stack([z.log_softmax(dim=1).gather(1, y[:, None]).squeeze(1) for z in exact])
     return own.argmin(dim=0), own.argmax(dim=0)

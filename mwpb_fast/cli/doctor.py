@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mwpb_fast.system import text_tables
 from mwpb_fast.system.files import to_json
 from mwpb_fast.system.optional import Attempt, attempt, version_of
 
@@ -41,15 +42,16 @@ def report(as_json: bool = False) -> str:
     found, ops = findings(), implementations()
     if as_json:
         return to_json({"findings": [asdict(finding) for finding in found], "ops": ops}, indent=1)
-    from mwpb_fast.runs.log import table
-
     width = max(len(finding.name) for finding in found)
     lines = []
     for finding in found:
         lines.append(f"{finding.status:7s}  {finding.name:{width}s}  {finding.detail}".rstrip())
         if finding.cost:
             lines.append(f"{'':9s}{'':{width}s}  {finding.cost}")
-    lines += ["", *table(["op", "cpu", "cuda"], [[op, on["cpu"], on["cuda"]] for op, on in ops.items()])]
+    lines += [
+        "",
+        *text_tables.plain(["op", "cpu", "cuda"], [[op, on["cpu"], on["cuda"]] for op, on in ops.items()]),
+    ]
     return "\n".join(lines)
 
 

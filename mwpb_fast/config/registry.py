@@ -22,11 +22,12 @@ def names(kind: str) -> list[str]:
 def load(kind: str, name: str) -> ModuleType:
     """The module `mwpb_fast.<kind>.<name>`, or the one that a dotted `name` gives.
 
-    Raises ConfigError, naming what there is, where it does not exist.
+    Raises ConfigError, naming what there is, where it does not exist, or where an underscore before its own name
+    says that it is there for the others of its folder.
     """
     path = name if "." in name else f"mwpb_fast.{kind}.{name}"
     try:
-        found = importlib.util.find_spec(path) is not None
+        found = not path.rpartition(".")[2].startswith("_") and importlib.util.find_spec(path) is not None
     except (ModuleNotFoundError, ValueError):
         found = False
     if not found:

@@ -62,14 +62,14 @@ def _loader() -> Any:
         yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # yaml's own name for them
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen: dict[str, int] = {}
+            line_of: dict[str, int] = {}
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode):
                     line = key.start_mark.line + 1
-                    if key.value in seen:
-                        problem = f"{key.value} stands in line {seen[key.value]} already; leave one of them"
+                    if key.value in line_of:
+                        problem = f"{key.value} stands in line {line_of[key.value]} already; leave one of them"
                         raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-                    seen[key.value] = line
+                    line_of[key.value] = line
             return super().construct_mapping(node, deep)
 
     for tag, pattern, first in _SCALARS:

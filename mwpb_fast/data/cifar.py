@@ -52,12 +52,7 @@ _VARIANTS = {
         1,
         b"labels",
     ),
-    "cifar100": _Variant(
-        tuple(_CIFAR100.split()),
-        {"train": ("train",), "test": ("test",)},
-        2,
-        b"fine_labels",
-    ),
+    "cifar100": _Variant(tuple(_CIFAR100.split()), {"train": ("train",), "test": ("test",)}, 2, b"fine_labels"),
 }
 
 

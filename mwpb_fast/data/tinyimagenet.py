@@ -59,12 +59,7 @@ def read(tree: Tree, name: str) -> RawSet:
         fewest = classes[counts.index(min(counts))]
         notes.append(f"classes have {min(counts)} ({fewest}) to {max(counts)} training images, not equally many")
     return RawSet(
-        classes,
-        folder.files(tree, train),
-        folder.files(tree, test),
-        str(tree.path),
-        size=SIZE,
-        notes=tuple(notes),
+        classes, folder.files(tree, train), folder.files(tree, test), str(tree.path), size=SIZE, notes=tuple(notes)
     )
 
 

@@ -84,7 +84,7 @@ def _plain_forms(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
         if node.target is F.relu:
             node.args = node.args[:1]
         if in_place and isinstance(node.args[0], fx.Node):
-            # who reads the operand later means the result
+            # Whoever reads the operand later means the result, which was written over it.
             later = set(list(graph.nodes)[list(graph.nodes).index(node) + 1 :])
             for user in list(node.args[0].users):
                 if user in later:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mwpb_fast.engine.small_maps import Convolution, Products, serves
 
 PLAIN, FUSED, EPILOGUE = "plain", "fused", "epilogue"
-IMAGE_CHANNELS = 4  # a convolution of at most so many channels reads the image
+# A convolution of at most so many channels is taken for the one that reads the image.
+IMAGE_CHANNELS = 4
 
 
 class Folded(nn.Module):
@@ -37,7 +38,7 @@ class Folded(nn.Module):
 
     def __init__(self, name: str, source: nn.Module | None, norm: nn.Module | None, relu: bool) -> None:
         super().__init__()
-        # in a tuple, so that the model's modules do not become children and their parameters the twin's
+        # A tuple keeps the model's modules from becoming children, and their parameters the twin's.
         self.of = (source, norm)
         self.name, self.relu = name, relu
         reference: Any = norm if source is None else source

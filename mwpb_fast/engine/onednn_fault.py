@@ -52,12 +52,12 @@ class _Detour:
                 f"the weight gradient of a 1x1 convolution with stride and {weight.shape[1]} input channels takes "
                 f"a detour: below {self.channels} channels oneDNN gets it wrong on this processor"
             )
-            # of no place in the code: the frame that calls is autograd's, whose line would be shown
+            # The warning names no place in the code: the caller's frame is autograd's, whose line would be shown.
             warnings.warn_explicit(message, EngineWarning, "mwpb_fast", 1)
         of_input = None
         if mask[0]:
             of_input = self.plain.call_boxed(keys, gradient, x, weight, *geometry, [True, False, False])[0]
-        # the same sums, over the positions that are read, as a convolution without stride
+        # Without a stride, over the positions that are read alone, oneDNN computes the same sums rightly.
         read: Any = (..., *(slice(None, None, step) for step in stride))
         gradient, x = (gradient[read], x) if transposed else (gradient, x[read])
         ones, none = [1] * len(stride), [0] * len(stride)

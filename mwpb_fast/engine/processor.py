@@ -10,8 +10,8 @@ import platform
 
 import torch
 
-# values of ONEDNN_MAX_CPU_ISA that leave AVX2 out, that leave AVX-512 out, and that leave only bfloat16 out; what
-# it does not know it takes for "all"
+# These values of ONEDNN_MAX_CPU_ISA leave AVX2 out, AVX-512 out, and bfloat16 alone out. oneDNN takes a value that
+# it does not know for "all".
 BELOW_AVX2 = {"SSE41", "AVX"}
 BELOW_AVX512 = BELOW_AVX2 | {"AVX2", "AVX2_VNNI", "AVX2_VNNI_2"}
 BELOW_BF16 = BELOW_AVX512 | {"AVX512_CORE", "AVX512_CORE_VNNI"}
@@ -34,7 +34,7 @@ def vector_floats() -> int:
     if not torch.backends.mkldnn.is_available():
         return 0
     if platform.machine() not in ("x86_64", "AMD64", "i386"):
-        return 16  # the longest of SVE's that it has code for
+        return 16  # It has code for SVE of up to 512 bits.
     if torch.cpu._is_avx512_supported() and limit() not in BELOW_AVX512:
         return 16
     return 8 if torch.cpu._is_avx2_supported() and limit() not in BELOW_AVX2 else 0

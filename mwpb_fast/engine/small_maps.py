@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGEST = 4  # height and width
-FEWEST_CHANNELS, FEWEST_IMAGES = 512, 32
+# Products are taken up to this height and width, and from so many channels and images on.
+LARGEST, FEWEST_CHANNELS, FEWEST_IMAGES = 4, 512, 32
 
 
 def serves(x: Tensor, weight: Tensor, geometry: Sequence[Sequence[int]], groups: int) -> bool:
@@ -34,10 +34,10 @@ def serves(x: Tensor, weight: Tensor, geometry: Sequence[Sequence[int]], groups:
     )
 
 
-Taps = tuple[int, int]  # the first and the last one, of 0, 1 and 2
+Taps = tuple[int, int]  # The first and the last tap of one dimension, of 0, 1 and 2.
 
 
-def seen(size: int) -> list[tuple[range, Taps]]:
+def taps_by_output(size: int) -> list[tuple[range, Taps]]:
     """Outputs of one dimension with the taps that they see: the first one not that before it, the last one not
     that after it."""
     if size == 1:
@@ -75,8 +75,8 @@ def convolve(x: Tensor, matrices: dict[Taps, Tensor], bias: Tensor | None) -> Te
     size = (batch, matrices[0, 2].shape[0], height, width)
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     source, target = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
-    for columns, (left, right) in seen(width):
-        for rows, (top, bottom) in seen(height):
+    for columns, (left, right) in taps_by_output(width):
+        for rows, (top, bottom) in taps_by_output(height):
             matrix = matrices[left, right][:, top : bottom + 1].flatten(1).t()
             window = (len(rows), len(columns), batch, bottom - top + 1, right - left + 1, channels)
             taken = x.new_empty(window)

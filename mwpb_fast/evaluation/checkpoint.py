@@ -28,7 +28,7 @@ from mwpb_fast.runs import checkpoint
 from mwpb_fast.system.memory import keep_freed_memory
 from mwpb_fast.system.processes import Helpers, helper_processes, orphaned
 from mwpb_fast.system.signals import Interrupted, stop_requests
-from mwpb_fast.system.threads import watched
+from mwpb_fast.system.threads import adaptive_openmp_waits
 
 
 def evaluate_run(request: Request) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Subject:
 
     def attack(self, probes: dict[str, EvaluationAttack] | None = None) -> dict[str, Any]:
         """The result of its evaluation, and of the probes."""
-        with watched(), stop_requests() as request:
+        with adaptive_openmp_waits(), stop_requests() as request:
 
             def tick() -> None:
                 if request.number:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.evaluation.autoattack import square_warning
-from mwpb_fast.runs.log import table
+from mwpb_fast.system import text_tables
 
 if TYPE_CHECKING:
     from mwpb_fast.evaluation.contract import AttackSetting
@@ -88,9 +88,9 @@ def worst(results: dict[str, dict[str, Any]], images: list[int], setting: Attack
     if full:
         found["worst"] = _pointwise([r["flags"] for r in full.values()]) | {"of": list(full)}
     if full.keys() < comparable.keys():
-        seen = [dict(zip(r.get("images", images), r["flags"], strict=True)) for r in comparable.values()]
-        common = [image for image in images if all(image in flags for flags in seen)]
-        flags = ["".join(one[image] for image in common) for one in seen]
+        by_image = [dict(zip(r.get("images", images), r["flags"], strict=True)) for r in comparable.values()]
+        common = [image for image in images if all(image in flags for flags in by_image)]
+        flags = ["".join(one[image] for image in common) for one in by_image]
         found["worst_common"] = _pointwise(flags) | {"of": list(comparable), "n": len(common), "images": common}
     return found
 
@@ -107,7 +107,7 @@ def format_table(result: dict[str, Any]) -> str:
             entry = result[key]
             which = "these" if len(entry["of"]) == len(result["attacks"]) else ", ".join(entry["of"])
             rows.append([*_row(title.format(which, n=entry.get("n")), entry), ""])
-    lines = list(table(["attack", "accuracy", "95 % interval", "ball"], rows))
+    lines = list(text_tables.plain(["attack", "accuracy", "95 % interval", "ball"], rows))
     what = f"{result['n']} images, {result['norm']} eps {result['eps']}, step {result['step_size']}"
     lines.append(what + (", a preview: not the whole test set" if result["preview"] else ""))
     for name, attack in result["attacks"].items():

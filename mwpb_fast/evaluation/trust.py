@@ -106,7 +106,7 @@ def compare(first: str, second: str) -> Paired:
 def judge(result: dict[str, Any], evaluation: EvaluationConfig) -> dict[str, Any]:
     """The result of an evaluation by `plan` and the probes, with "sweep", "measures" and "verdicts" added."""
     attacks = result["attacks"]
-    seen = _Seen(attacks, [name for name in sweep(evaluation) if name in attacks])
+    results = _Results(attacks, [name for name in sweep(evaluation) if name in attacks])
     verdicts = []
     for title, needs, check in CHECKS:
         needs = needs or tuple(sweep(evaluation))
@@ -114,12 +114,12 @@ def judge(result: dict[str, Any], evaluation: EvaluationConfig) -> dict[str, Any
         if missing:
             verdicts.append({"check": title, "verdict": "not run", "text": f"without {', '.join(missing)}"})
             continue
-        ok, text = check(seen)
+        ok, text = check(results)
         verdicts.append({"check": title, "verdict": "ok" if ok else "doubt", "text": text})
-    return {**result, "sweep": seen.sweep, "measures": _measures(seen), "verdicts": verdicts}
+    return {**result, "sweep": results.sweep, "measures": _measures(results), "verdicts": verdicts}
 
 
-class _Seen:
+class _Results:
     """The results by attack, for the checks."""
 
     def __init__(self, attacks: dict[str, Any], sweep: list[str]) -> None:
@@ -139,56 +139,57 @@ class _Seen:
         return [v for v in self.attacks[name]["values"][what] if v is not None and math.isfinite(v)]
 
 
-def _gap(seen: _Seen) -> tuple[bool, str]:
-    gap = compare(seen.flags("aa"), seen.flags("pgd20")).points
+def _gap(results: _Results) -> tuple[bool, str]:
+    gap = compare(results.flags("aa"), results.flags("pgd20")).points
     return gap <= GAP, f"AutoAttack is {gap:.2f} points below PGD-20 (doubtful beyond {GAP:g})"
 
 
-def _warnings(seen: _Seen) -> tuple[bool, str]:
-    warnings = seen.attacks["aa"]["warnings"]
+def _warnings(results: _Results) -> tuple[bool, str]:
+    warnings = results.attacks["aa"]["warnings"]
     return not warnings, "; ".join(w["message"] for w in warnings.values()) or "AutoAttack gave no warning"
 
 
-def _black_box(seen: _Seen) -> tuple[bool, str]:
-    white = seen.flags("pgd100", *STEPS, *RESTARTS)
-    found = compare(seen.flags("square"), white)
+def _black_box(results: _Results) -> tuple[bool, str]:
+    white = results.flags("pgd100", *STEPS, *RESTARTS)
+    found = compare(results.flags("square"), white)
     text = (
-        f"Square, which sees no gradients, leaves {seen.accuracy('square'):.2f} %, PGD in all its forms "
+        f"Square, which sees no gradients, leaves {results.accuracy('square'):.2f} %, PGD in all its forms "
         f"{100 * white.count('1') / len(white):.2f} %; {found.only} images fall to Square alone"
     )
     return not found.clear, text
 
 
-def _single_step(seen: _Seen) -> tuple[bool, str]:
-    found = compare(seen.flags("fgsm"), seen.flags("pgd20"))
-    return not found.clear, f"FGSM leaves {seen.accuracy('fgsm'):.2f} %, PGD-20 {seen.accuracy('pgd20'):.2f} %"
+def _single_step(results: _Results) -> tuple[bool, str]:
+    found = compare(results.flags("fgsm"), results.flags("pgd20"))
+    fgsm, pgd20 = results.accuracy("fgsm"), results.accuracy("pgd20")
+    return not found.clear, f"FGSM leaves {fgsm:.2f} %, PGD-20 {pgd20:.2f} %"
 
 
-def _more(stronger: str, what: str) -> Callable[[_Seen], tuple[bool, str]]:
-    def check(seen: _Seen) -> tuple[bool, str]:
-        found = compare(seen.flags(stronger), seen.flags("pgd20"))
+def _more(stronger: str, what: str) -> Callable[[_Results], tuple[bool, str]]:
+    def check(results: _Results) -> tuple[bool, str]:
+        found = compare(results.flags(stronger), results.flags("pgd20"))
         text = f"{what} leaves {found.points:.2f} points less than PGD-20 (doubtful beyond {MUCH:g} and chance)"
         return not (found.clear and found.points > MUCH), text
 
     return check
 
 
-def _falls(seen: _Seen) -> tuple[bool, str]:
-    last = seen.attacks[seen.sweep[-1]]
+def _falls(results: _Results) -> tuple[bool, str]:
+    last = results.attacks[results.sweep[-1]]
     low, high = last["interval"]
     text = (
         f"at eps {in_255(last['eps'])} {last['accuracy']:.2f} % are right, 95 % interval {low:.2f} to {high:.2f} "
         f"(doubtful where all of that is above {NEARLY_ZERO:g} %)"
     )
-    for small, large in zip(seen.sweep, seen.sweep[1:], strict=False):
-        if compare(seen.flags(small), seen.flags(large)).clear:
-            eps = [in_255(seen.attacks[name]["eps"]) for name in (small, large)]
+    for small, large in zip(results.sweep, results.sweep[1:], strict=False):
+        if compare(results.flags(small), results.flags(large)).clear:
+            eps = [in_255(results.attacks[name]["eps"]) for name in (small, large)]
             return False, f"accuracy rises from eps {eps[0]} to {eps[1]}; {text}"
     return low <= NEARLY_ZERO, text
 
 
-def _zero_gradients(seen: _Seen) -> tuple[bool, str]:
-    measures = _measures(seen)
+def _zero_gradients(results: _Results) -> tuple[bool, str]:
+    measures = _measures(results)
     share = measures["images_without_gradient"]
     text = (
         f"{share:.2f} % of the images have no gradient at all (doubtful beyond {NO_GRADIENT:g} %); "
@@ -197,17 +198,17 @@ def _zero_gradients(seen: _Seen) -> tuple[bool, str]:
     return share <= NO_GRADIENT, text
 
 
-def _weighted(seen: _Seen) -> tuple[bool, str]:
-    found = compare(seen.flags("pgd20"), seen.flags("weighted"))
-    mean = 255 * _measures(seen)["radius"]["mean"]
+def _weighted(results: _Results) -> tuple[bool, str]:
+    found = compare(results.flags("pgd20"), results.flags("weighted"))
+    mean = 255 * _measures(results)["radius"]["mean"]
     text = (
-        f"PGD-20 leaves {seen.accuracy('weighted'):.2f} % at the run's own radii, {mean:.2f}/255 on average, and "
-        f"{seen.accuracy('pgd20'):.2f} % at the uniform one"
+        f"PGD-20 leaves {results.accuracy('weighted'):.2f} % at the run's own radii, {mean:.2f}/255 on average, "
+        f"and {results.accuracy('pgd20'):.2f} % at the uniform one"
     )
     return not found.clear, text
 
 
-CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[_Seen], tuple[bool, str]]], ...] = (
+CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[_Results], tuple[bool, str]]], ...] = (
     ("PGD to AutoAttack", ("pgd20", "aa"), _gap),
     ("AutoAttack's own warnings", ("aa",), _warnings),
     ("black box against white box", ("square", "pgd100"), _black_box),
@@ -220,8 +221,8 @@ CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[_Seen], tuple[bool, str]]], 
 )
 
 
-def _measures(seen: _Seen) -> dict[str, Any]:
-    radius, zero = seen.values("weighted", "radius"), seen.values("gradients", "zero_share")
+def _measures(results: _Results) -> dict[str, Any]:
+    radius, zero = results.values("weighted", "radius"), results.values("gradients", "zero_share")
     return {
         "radius": {"min": min(radius), "mean": math.fsum(radius) / len(radius), "max": max(radius)},
         "images_without_gradient": 100 * sum(share == 1 for share in zero) / len(zero),

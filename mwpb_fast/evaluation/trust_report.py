@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from mwpb_fast.system import text_tables
+
 TITLES = {
     "natural": "no attack",
     "weighted": "PGD-20, the run's own radii",
@@ -88,6 +90,4 @@ def _swept(entry: dict[str, Any]) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    line = [f"| {' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |" for row in [header, *rows]]
-    return [line[0], f"|{'|'.join('-' * (w + 2) for w in widths)}|", *line[1:], ""]
+    return [*text_tables.markdown(header, rows, padded=True), ""]

@@ -17,8 +17,9 @@ from mwpb_fast.perturbations import none
 
 AT = at.Config()
 TRADES = trades.Config(beta=6.0)
-MART = mart.Config(beta=5.0)  # MART's ResNet-18 script
-MART_WRN = mart.Config(beta=6.0)  # MART's WideResNet script
+# MART's authors have a script for ResNet-18 and one for WideResNets, with these.
+MART = mart.Config(beta=5.0)
+MART_WRN = mart.Config(beta=6.0)
 
 Recipe = Callable[[], Config]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mwpb_fast.config import ConfigError
 from mwpb_fast.reproduce.gather import CHECKPOINTS
+from mwpb_fast.system import text_tables
 from mwpb_fast.system.files import to_json, write_atomically
 
 MISSING = "-"
@@ -46,15 +47,15 @@ def draw(
 def markdown(result: dict[str, Any]) -> str:
     """The table with, for each row, the paper's numbers, ours and the differences, and what to know about it."""
     columns = result["columns"]
-    lines = [f"# {result['table']}: {result['title']}", "", *_about(result), ""]
-    lines.append("| row | | " + " | ".join(column["label"] for column in columns) + " |")
-    lines.append("|---|---|" + "--:|" * len(columns))
+    header, rows = ["row", "", *(column["label"] for column in columns)], []
     for row in result["rows"]:
         label = row["label"]
         for name, cells in _lines(result, row):
-            lines.append(f"| {label} | {name} | " + " | ".join(cells) + " |")
+            rows.append([label, name, *cells])
             label = ""
-    return "\n".join([*lines, "", *_runs(result)]) + "\n"
+    table = text_tables.markdown(header, rows, right=range(2, len(header)))
+    title = f"# {result['table']}: {result['title']}"
+    return "\n".join([title, "", *_about(result), "", *table, "", *_runs(result)]) + "\n"
 
 
 def _lines(result: dict[str, Any], row: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:

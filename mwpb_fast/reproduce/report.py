@@ -10,7 +10,7 @@ from mwpb_fast.reproduce import render
 from mwpb_fast.reproduce.gather import gather
 from mwpb_fast.reproduce.layout import Table
 from mwpb_fast.reproduce.plan import PlannedRun, changes
-from mwpb_fast.runs.log import table as text_table
+from mwpb_fast.system import text_tables
 
 
 def publish(
@@ -52,4 +52,4 @@ def plan_lines(table: Table, runs: Sequence[PlannedRun], out: Path) -> Iterator[
         yield f"reduced setting: {'; '.join(departures)}"
     rows = [[run.row.name, str(run.config.seed), state, "/".join(run.folder.parts[-2:])]
             for run, state in zip(runs, states, strict=True)]  # fmt: skip
-    yield from text_table(["row", "seed", "state", "run"], rows)
+    yield from text_tables.plain(["row", "seed", "state", "run"], rows)

@@ -69,7 +69,7 @@ def read(path: Path) -> dict[str, Any]:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # any parse failure of foreign bytes means the same to the user
+    except Exception as error:  # Any parse failure of foreign bytes means the same to the user.
         raise CheckpointError(f"{path}: not a checkpoint of this program") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: not a checkpoint of this program")

@@ -13,14 +13,15 @@ from mwpb_fast.config import ConfigError
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.system.lock import exclusive
 
-# the names that a run, its evaluations and its pictures give to their files
+# These are the names that a run, its evaluations and its pictures give to their files.
 _POINT = r"(best|last)-\d{5}-\d{7}"
 _KIND = rf"(best|last|{_POINT})"
 _OWN = r"config\.yaml|metrics(-damaged)?\.jsonl|(environment|engine|radii)\.json"  # of training alone
 _RESULT = rf"{_OWN}|results\.json|(curves|radii)\.png|(evaluation|trust)-{_KIND}\.(json|md)"
 _CHECKPOINT = rf"{_POINT}\.pt(\.sha256)?|{_RESULT}"  # results too, of a checkpoint that was evaluated by its name
 _SHARD = r"[\w-]+-[0-9a-f]{12}-\d{5}\.json"
-_STALE = 3600.0  # seconds; no writing of a result takes as long
+# No writing of a result takes as many seconds.
+_STALE = 3600.0
 _EVENTS = r"events\.out\.tfevents\..*"
 
 
@@ -32,7 +33,8 @@ def training_lock(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder", str(folder))
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # what cannot be written is found at the start
+    # A folder that cannot be written is found at the start.
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     with exclusive(folder / "train.lock") as mine:
         if not mine:
             raise ConfigError(
@@ -50,7 +52,7 @@ def sweep(folder: Path) -> None:
         for path in place.glob(".*.tmp"):
             mine = place in own and re.fullmatch(rf"\.({own[place]})\.\w+\.tmp", path.name)
             theirs = re.fullmatch(rf"\.({_RESULT}|{_SHARD})\.\w+\.tmp", path.name)
-            with contextlib.suppress(OSError):  # its writer has just finished
+            with contextlib.suppress(OSError):  # Its writer may just have finished.
                 if mine or (theirs and time.time() - path.stat().st_mtime > _STALE):
                     path.unlink()
     checkpoint.sweep(folder / "checkpoints")
@@ -64,9 +66,9 @@ def clear(folder: Path) -> None:
     own = {folder: _RESULT, checkpoints: _CHECKPOINT, events: _EVENTS} | dict.fromkeys(shards, _SHARD)
     for place, names in own.items():
         for path in place.glob("*"):
-            # or what a killed process left of writing one of them
+            # A killed process may have left a part of one of them, in a temporary file.
             if re.fullmatch(rf"{names}|\.({names})\.\w+\.tmp", path.name) and not path.is_dir():
                 path.unlink()
     for place in (*shards, events):
-        with contextlib.suppress(OSError):  # something of the user's is in it
+        with contextlib.suppress(OSError):  # Something of the user's may be in it.
             place.rmdir()

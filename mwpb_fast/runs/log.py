@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -62,13 +62,13 @@ class RunLog:
         if self._open_board is not None:
             try:
                 self._draw(self._open_board, record)
-            except Exception as error:  # the records are safe, so whatever their picture dies of
+            except Exception as error:  # The records are safe, whatever their picture dies of.
                 note(f"no more points for TensorBoard: {' '.join(str(error).split())}")
                 self._board = self._open_board = None
 
     def _draw(self, open_board: Callable[..., Any], record: dict[str, Any]) -> None:
         if self._board is None:
-            # what an earlier part of the run drew from this epoch on is hidden: this one draws it again
+            # What an earlier part of the run drew from this epoch on is hidden, since this one draws it again.
             self._board = open_board(purge_step=record["epoch"])
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "epoch":
@@ -227,11 +227,3 @@ class Progress:
             left = (self.total - self.done) / max(self.rate, 1e-9)
             line = f"{self.label}: {self.done}/{self.total}, {text}, {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)
-
-
-def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """Lines of a plain text table, columns aligned."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in (header, ["-" * w for w in widths], *rows):
-        cells = zip(row, widths, strict=True)
-        yield "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(cells))

@@ -35,7 +35,7 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Run:
+class PlottedRun:
     """What a run folder says of itself. records: those of metrics.jsonl. radii: of all training images under
     the best checkpoint, for images in [0, 1]; empty where there is no radii.json. eps, alpha: of the budget that
     made them, 0 for a budget without."""
@@ -77,7 +77,7 @@ class Run:
         return text
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> PlottedRun:
     """The run in `folder`. Raises ConfigError, naming the file, where there is none or a file is damaged."""
     path = folder / "config.yaml"
     try:
@@ -90,7 +90,7 @@ def read_run(folder: Path) -> Run:
         path = folder / "radii.json"
         found = json.loads(path.read_bytes()) if path.exists() else {"radii": [], "budget": {}}
         budget = found["budget"]
-        return Run(
+        return PlottedRun(
             label=label,
             records=records,
             warmup_epochs=warmup_epochs,
@@ -138,7 +138,7 @@ def require_matplotlib() -> Any:
     return found.module
 
 
-def curves(runs: Sequence[Run]) -> Figure:
+def curves(runs: Sequence[PlottedRun]) -> Figure:
     """Loss, validation accuracy, radius with its range, and learning rate, over the epochs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -179,7 +179,7 @@ def curves(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def histogram(runs: Sequence[Run]) -> Figure:
+def histogram(runs: Sequence[PlottedRun]) -> Figure:
     """Radii of the training images, a row a run, with eps, exp(-alpha) * eps and exp(alpha) * eps marked."""
     from matplotlib.figure import Figure
 
@@ -192,7 +192,7 @@ def histogram(runs: Sequence[Run]) -> Figure:
         share = [100 / len(run.radii)] * len(run.radii)
         edges = _in_255(_edges(run, (high - low + 2 * room) / BINS))
         axis.hist(_in_255(run.radii), edges, weights=share, color=colour, alpha=0.75)
-        axis.set_ylim(top=axis.get_ylim()[1] * 1.15)  # room for the marks' names
+        axis.set_ylim(top=axis.get_ylim()[1] * 1.15)  # The marks' names need room.
         _mark(axis, r"$\epsilon$", 255 * run.eps, ":", side=1)
         if run.alpha:
             _mark(axis, r"$e^{-\alpha}\epsilon$", 255 * run.bounds[0], "--", side=1)
@@ -209,14 +209,14 @@ def _is_number(value: Any) -> bool:
     return value is not None and math.isfinite(float(value))
 
 
-def _edges(run: Run, width: float) -> list[float]:
+def _edges(run: PlottedRun, width: float) -> list[float]:
     """Bins about `width` wide that cover the radii and do not straddle the bounds."""
     low, high = run.bounds
     if low < high:
         width = (high - low) / max(1, round((high - low) / width))
     else:
         low, high = low - width / 2, high + width / 2
-    slack = 1e-3 * width  # the radii are float32, the bounds float64
+    slack = 1e-3 * width  # The radii are float32, the bounds float64.
     below = max(0, math.ceil((low - min(run.radii) - slack) / width))
     above = max(0, math.ceil((max(run.radii) - high - slack) / width))
     count = round((high - low) / width) + below + above
@@ -239,7 +239,7 @@ def _mark(axis: Axes, name: str, x: float, style: str, side: int) -> None:
     )
 
 
-def _title(figure: Figure, runs: Sequence[Run]) -> None:
+def _title(figure: Figure, runs: Sequence[PlottedRun]) -> None:
     from matplotlib.lines import Line2D
 
     if len(runs) == 1:
@@ -256,7 +256,7 @@ def _line_kinds(axis: Axes) -> None:
     axis.legend(kinds, ["natural", "robust (PGD-10)"], loc="best")
 
 
-def _labelled(runs: list[Run], folders: Sequence[Path]) -> list[Run]:
+def _labelled(runs: list[PlottedRun], folders: Sequence[Path]) -> list[PlottedRun]:
     """Runs of the same recipe are told apart by their folders."""
     from dataclasses import replace
 
@@ -267,7 +267,7 @@ def _labelled(runs: list[Run], folders: Sequence[Path]) -> list[Run]:
     ]
 
 
-def _colours(runs: Sequence[Run]) -> list[str]:
+def _colours(runs: Sequence[PlottedRun]) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(len(runs))]
 
 
@@ -275,5 +275,5 @@ def _in_255(values: Sequence[float]) -> list[float]:
     return [255 * value for value in values]
 
 
-def _last_epoch(runs: Sequence[Run]) -> int:
+def _last_epoch(runs: Sequence[PlottedRun]) -> int:
     return max(record["epoch"] for run in runs for record in run.records)

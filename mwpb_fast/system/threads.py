@@ -22,9 +22,13 @@ from pathlib import Path
 
 _WAITS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-INTERVAL = 0.5  # seconds between two looks at the kernel's count
-CONTENDED, FREE = 0.1, 0.03  # of the time, summed over the threads: ready without a core
-CALM = 2  # looks in a row without contention after which threads spin again
+# So many seconds lie between two looks at the kernel's count.
+INTERVAL = 0.5
+# Above and below these shares of the time, summed over the threads, that they were ready and had no core, the
+# processor counts as contended and as free.
+CONTENDED, FREE = 0.1, 0.03
+# After so many looks in a row without contention threads spin again.
+CALM = 2
 
 _limit = "as many threads as PyTorch takes: it was imported before that could be limited"
 
@@ -190,7 +194,7 @@ _watching = False
 
 
 @contextlib.contextmanager
-def watched(interval: float = INTERVAL) -> Iterator[None]:
+def adaptive_openmp_waits(interval: float = INTERVAL) -> Iterator[None]:
     """Inside the block, OpenMP's waiting threads spin or sleep by whether the processor is contended.
 
     Nothing is done where the user has said how they wait, for a single thread, for another OpenMP, or in a block
