@@ -8,9 +8,11 @@ from functools import partial
 
 import pytest
 import torch
+from cases import RUNNERS, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mwpb_kernels import deviation_radius, force_reference, margin, margin_radius, standardised_radius
+from mwpb_kernels.margin import DEVIATION_RADIUS, MARGIN_RADIUS
 
 EPS = 8 / 255
 RADII = (margin_radius, deviation_radius, standardised_radius)
@@ -169,6 +171,17 @@ def test_radii_as_released(
     assert deviation_radius(logits, y_, 1.0, 1.0).log().item() == pytest.approx(deviation, abs=3e-7)
     assert margin_radius(logits, y_, 0.031, 0.52).item() == pytest.approx(by_margin, abs=6e-8)
     assert deviation_radius(logits, y_, 0.031, 0.52).item() == pytest.approx(by_deviation, abs=6e-8)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_radii_as_released_in_every_implementation(runner: str) -> None:
+    logits, labels = logits_of(0.7, 0.2, 0.1, dtype=torch.float32).repeat(3, 1), torch.arange(3)
+    for op, expected in (
+        (MARGIN_RADIUS, [0.0402048, 0.0239026, 0.0226914]),
+        (DEVIATION_RADIUS, [0.0413126, 0.0373927, 0.0387700]),
+    ):
+        (radius,) = outcome(op, (logits, labels, 0.031, 0.52), runner)
+        torch.testing.assert_close(radius, torch.tensor(expected), rtol=0, atol=6e-8)
 
 
 @pytest.mark.parametrize("classes", [2, 10, 17, 200])
