@@ -51,7 +51,12 @@ PLAIN = "not compiled"  # the part of the results that needs no compiler
 
 
 def ours(
-    model: nn.Module, dtype: torch.dtype, twin: bool, o: argparse.Namespace, compiled: bool = False
+    model: nn.Module,
+    dtype: torch.dtype,
+    twin: bool,
+    o: argparse.Namespace,
+    compiled: bool = False,
+    replayed: bool = False,
 ) -> Attack:
     """The trainer's attack: Gaussian start, closed-form logit gradients, one fused step. The twin's refresh is
     part of the time. Compiled, it is not tuned: torch.compile breaks its graph at every fused cuDNN call."""
@@ -61,7 +66,7 @@ def ours(
     sample = torch.rand(o.batch, 3, o.size, o.size, device=o.device).contiguous(memory_format=torch.channels_last)
     net: Any = TwinNet(model, precision, sample) if twin else EagerNet(model, precision)
     if twin and o.tune and not compiled:
-        o.choices[f"twin {dtype}"] = tune(net, sample)
+        o.choices[f"twin {dtype}{', graph' if replayed else ''}"] = tune(net, sample, captured=replayed)
     if compiled:
         net.graph = torch.compile(net.graph)
     attack = pgd.Config(steps=o.steps, step_size=Fraction(2, 255)).build()
@@ -110,7 +115,7 @@ def contestants(
         REFERENCE: lambda: ours(model, fp32, False, o),
     }
     if o.device.type == "cuda":
-        plain["mwpb twin bf16, graph"] = lambda: captured(ours(model, bf16, True, o), x, y)
+        plain["mwpb twin bf16, graph"] = lambda: captured(ours(model, bf16, True, o, replayed=True), x, y)
     for name, build in PEERS.items():
         for variant in ("as used", "autocast channels-last"):
             plain[f"{name}, {variant}"] = lambda b=build, v=variant: peer(b, model, v, o.steps)  # type: ignore[misc]

@@ -45,15 +45,21 @@ def arithmetic(dtype: torch.dtype, device: torch.device) -> str:
 
 @contextlib.contextmanager
 def products_in(kind: str) -> Iterator[None]:
-    """Inside the block float32 matrix products on CUDA are TF32 where `kind` says so, as convolutions are."""
+    """Inside the block float32 matrix products on CUDA are TF32 where `kind` says so, as convolutions are.
+
+    It is asked for by PyTorch's older switch, which sets the newer one as well: PyTorch, its cuBLAS calls among
+    it, raises where it reads one that does not agree with the other.
+    """
     place: Any = torch.backends.cuda.matmul
-    before = place.fp32_precision
-    if kind == "TF32":
-        place.fp32_precision = "tf32"
+    if kind != "TF32":
+        yield
+        return
+    older, newer = place.allow_tf32, place.fp32_precision
+    place.allow_tf32 = True
     try:
         yield
     finally:
-        place.fp32_precision = before
+        place.allow_tf32, place.fp32_precision = older, newer
 
 
 def matrix_rate(

@@ -25,6 +25,8 @@ from record import Results
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 128
+# what a step spends its time in comes before the others, which a run that is cut off may lack
+FIRST = ("linf_step_", "scale_bias_relu", "ce_grad", "gaussian_start", "crop_flip")
 LARGE = 128 * 2**20  # bytes moved: beyond any cache
 COLUMNS = [
     ("op", "op", ""),
@@ -230,7 +232,7 @@ def test_speed(benchmark: Any, name: str, case: str, variant: str) -> None:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"which ops (default: all): {', '.join(sorted(OPS))}")
-    parser.add_argument("--json", type=Path, help="result file to write")
+    parser.add_argument("--json", type=Path, help="result file to write anew, with these ops alone")
     parser.add_argument("--rounds", type=int, default=25, help="readings of the clock for each variant")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds a case, after three rounds")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
@@ -243,7 +245,7 @@ def main(words: list[str] | None = None) -> None:
         parser.error(f"no op {unknown[0]!r}; the ops are {', '.join(sorted(OPS))}")
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # a reference may read a value; that is no news
     kept = keep_freed_memory() if DEVICE.type == "cpu" else None
-    parts = list(dict.fromkeys(options.ops or sorted(OPS)))
+    parts = list(dict.fromkeys(options.ops or [*FIRST, *sorted(OPS)]))
     results = Results(options.json, DEVICE, COLUMNS, parts, freed_memory_kept=kept)
     started = time.monotonic()
     for name in list(results.unfinished):

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from mwpb_fast.engine.precision import full_float32 as full_float32
+from mwpb_fast.engine.recorder import CudaRecorder
 from mwpb_fast.system.files import to_json
 from mwpb_fast.system.memory import keep_freed_memory as keep_freed_memory
 
@@ -87,12 +88,10 @@ class OnCuda:
         for call in (*calls, calls[0]):
             call()
         torch.cuda.synchronize()
-        self.graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+        self.graph: CudaRecorder | None = CudaRecorder(torch.device("cuda"))
         try:
-            with torch.cuda.graph(self.graph):
-                for call in calls:
-                    call()
-        except RuntimeError:
+            self.graph.capture(lambda: [call() for call in calls])
+        except Exception:  # whatever cannot be captured is timed with its launches
             self.graph = None
             torch.cuda.synchronize()
 

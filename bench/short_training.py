@@ -35,6 +35,8 @@ COLUMNS = (
     ("seconds_an_epoch", "s an epoch", ",.2f"),
     ("images_per_second", "images/s", ",.0f"),
     ("wait_share", "waiting for data", ".2%"),
+    ("validation", "s a validation", ",.2f"),
+    ("checkpoint", "s standing for checkpoints", ",.3f"),
     ("natural", "natural, %", ".1f"),
     ("pgd20", "PGD-20, %", ".1f"),
 )
@@ -56,7 +58,7 @@ def configuration(o: argparse.Namespace, folder: Path) -> Config:
         model=dataclasses.replace(start.model, name=o.model or start.model.name),
         optim=dataclasses.replace(start.optim, drops=(max(1, o.epochs),)),
         precision=PrecisionConfig(device=o.device, engine="twin", tune=cuda, capture=cuda),
-        evaluation=dataclasses.replace(start.evaluation, validate_every=o.epochs),
+        evaluation=dataclasses.replace(start.evaluation, validate_every=max(1, o.epochs - 1)),
     )
 
 
@@ -83,19 +85,27 @@ def main(arguments: list[str] | None = None) -> None:
         accuracies = evaluated(config, Path(folder), o)
     row = measured(config, records, o) | accuracies
     results.put(part, [row])
-    print(", ".join(f"{title} {format(row[key], form)}" for key, title, form in COLUMNS))
+    shown = [(title, row[key], form) for key, title, form in COLUMNS if row[key] is not None]
+    print(", ".join(f"{title} {format(value, form)}" for title, value, form in shown))
 
 
 def measured(config: Config, records: list[dict[str, Any]], o: argparse.Namespace) -> dict[str, Any]:
-    """The row of the epochs that there are, without accuracies."""
-    later = records[1:] or records  # the first epoch warms up
+    """The row of the epochs that there are, without accuracies. The first one records, tunes and warms up; where
+    it is the only one there is no speed."""
+
+    def of_later(key: str) -> float | None:
+        found = [r[key] for r in records[1:] if key in r]
+        return statistics.median(found) if found else None
+
     return {
         "data": config.data.name if o.archive is None else o.archive.name,
         "model": config.model.name,
         "epochs": len(records),
-        "seconds_an_epoch": statistics.median(r["seconds"] for r in later),
-        "images_per_second": statistics.median(r["images_per_second"] for r in later),
-        "wait_share": statistics.median(r["wait_share"] for r in later),
+        "seconds_an_epoch": of_later("seconds"),
+        "images_per_second": of_later("images_per_second"),
+        "wait_share": of_later("wait_share"),
+        "validation": of_later("validation"),
+        "checkpoint": of_later("checkpoint"),
         "losses": [r["loss"] for r in records],
         "epoch_seconds": [r["seconds"] for r in records],
         "bad_steps": sum(r["bad_steps"] for r in records),

@@ -8,10 +8,14 @@ import shlex
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from measure import ROOT, write_results
+
+WORKERS = 10  # of pytest on a GPU that they share
+FIRST_TESTED = ("capture", "step", "tune", "twin", "precision")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ def script(name: str, full: str, quick: str, seconds: float = 0.7) -> Callable[.
 
 
 def pytest_words(o: argparse.Namespace, limit: float, out: Path) -> list[str]:
-    which = ["tests/test_bench_tables.py"] if o.quick else ["-m", "gpu", "tests"]
+    which = ["tests/test_bench_tables.py"] if o.quick else ["-m", "gpu", *gpu_tests()]
+    if find_spec("xdist") is not None:
+        which = ["-n", "2" if o.quick else str(min(WORKERS, os.cpu_count() or 1)), *which]
     options = [
         "-o",
         "addopts=",
@@ -59,17 +65,30 @@ def pytest_words(o: argparse.Namespace, limit: float, out: Path) -> list[str]:
         "-p",
         "bench.interruptible",
         "--continue-on-collection-errors",
+        "--tb=long",
         "-q",
     ]
     return ["-m", "pytest", *options, *which, f"--junitxml={shown(out.with_suffix('.xml'))}"]
+
+
+def gpu_tests() -> list[str]:
+    """The files with tests for a CUDA device, the most telling first; collecting the others would take longer than
+    running these."""
+
+    def rank(path: Path) -> tuple[int, str]:
+        place = next((i for i, word in enumerate(FIRST_TESTED) if word in path.stem), len(FIRST_TESTED))
+        return place, path.as_posix()
+
+    files = (ROOT / "tests").rglob("test_*.py")
+    return [shown(p) for p in sorted(files, key=rank) if "mark.gpu" in p.read_text(encoding="utf-8")]
 
 
 def pytest_result(command: list[str], out: Path, o: argparse.Namespace, cut: bool) -> None:
     """The tests' counts and the names of those that failed, from pytest's own report; cut: it lacks some."""
     report = out.with_suffix(".xml")
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    if cut and cases and not len(cases[-1]):
-        cases.pop()  # it was running
+    if cut:  # the others were running, as many as there are processes
+        cases = [c for c in cases if c.find("properties/property[@name='finished']") is not None]
     kinds = {kind: [c for c in cases if c.find(kind) is not None] for kind in ("failure", "error", "skipped")}
     bad = [f"{c.get('classname')}::{c.get('name')}" for kind in ("failure", "error") for c in kinds[kind]]
     tests, skipped = len(cases), len(kinds["skipped"])
@@ -78,22 +97,52 @@ def pytest_result(command: list[str], out: Path, o: argparse.Namespace, cut: boo
     columns = [(k, k, "d") for k in ("tests", "passed", "skipped", "failed")]
     more = {"unfinished": ["the other tests"]} if cut else {}
     write_results(out, torch.device(o.device), columns, [row], suite_command=shlex.join(command), **more)
-    report.unlink()
 
 
 TINY = "--model smallresnet-2 --batch 4 --rounds 1"
+STEP = "--batch 128 --tune --budget {budget}"
+# whether it works and where the time goes; then what it is compared with, and more of the same
 STAGES = (
-    Stage("tests", 65, pytest_words, needs=("pytest",), finish=pytest_result),
+    Stage("tests", 60, pytest_words, needs=("pytest",), finish=pytest_result),
     Stage(
         "train",
-        115,
+        120,
         script(
             "train",
-            "--batch 128 --steps 10 --rounds 5 --tune --budget {budget}",
-            f"{TINY} --size 8 --no-compile",
-            seconds=0.8,
+            f"--recipes table1.mwpb_at {STEP} --steps 10 --rounds 5 --no-compile --profile",
+            f"--recipes table1.mwpb_at {TINY} --size 8 --no-compile --profile",
         ),
     ),
+    Stage(
+        "training",
+        40,
+        script(
+            "short_training",
+            "{{archive}} --epochs 3 --test-images 2000",
+            "--epochs 2 --subset 64 --test-images 20 --model smallresnet-2",
+        ),
+    ),
+    Stage(
+        "equivalence",
+        35,
+        script(
+            "equivalence",
+            "{{archive}} --objectives at --eps 8 1 --train-steps 60",
+            "--train-model smallresnet-2 --train-steps 2 --train-batch 4 --attack-steps 1 --per-class 1 "
+            "--eps 8 --objectives at --seeds 2 --no-weights",
+        ),
+    ),
+    Stage(
+        "kernels",
+        30,
+        script(
+            "kernels",
+            "--rounds 15 --budget 0.5 --compile-seconds {budget}",
+            "margin linf_step_ --rounds 3 --budget 0.1 --no-compile",
+            seconds=0.3,
+        ),
+    ),
+    Stage("layouts", 10, script("layouts", "", f"{TINY} --size 8")),
     Stage(
         "attack",
         75,
@@ -105,56 +154,46 @@ STAGES = (
         ),
     ),
     Stage(
-        "kernels",
-        60,
-        script(
-            "kernels",
-            "--rounds 15 --budget 0.5 --compile-seconds {budget}",
-            "margin linf_step_ --rounds 3 --budget 0.1 --no-compile",
-            seconds=0.5,
-        ),
-    ),
-    Stage(
-        "training",
-        55,
-        script(
-            "short_training",
-            "{{archive}} --epochs 3 --test-images 2000",
-            "--epochs 1 --subset 128 --test-images 20 --model smallresnet-2",
-        ),
-    ),
-    Stage(
-        "equivalence",
-        65,
-        script(
-            "equivalence",
-            "{{archive}} --objectives at trades --eps 8 1",
-            "--train-model smallresnet-2 --train-steps 2 --train-batch 4 --attack-steps 1 --per-class 1 "
-            "--eps 8 --objectives at --seeds 2 --no-weights",
-        ),
-    ),
-    Stage(
-        "loaders",
-        30,
-        script(
-            "loaders",
-            "{{shared}} --rounds 2 --seconds 0.5 --steps 20 --sets tinyimagenet",
-            "--sets --random 64 --model smallresnet-2 --batch 4 --steps 1 --rounds 1 --seconds 0.1",
-        ),
-    ),
-    Stage(
         "train-wrn",
         40,
         script(
             "train",
-            "--recipes table2.mwpb_at --batch 128 --rounds 3 --steps 4 --no-compile --tune --budget {budget}",
+            f"--recipes table2.mwpb_at {STEP} --rounds 3 --steps 4 --no-compile",
             f"--recipes table2.mwpb_at {TINY} --size 8 --no-compile",
+        ),
+    ),
+    Stage(
+        "train-compiled",
+        35,
+        script(
+            "train",
+            f"--recipes table1.mwpb_at {STEP} --steps 10 --rounds 5 --only float32 compiled",
+            f"--recipes table1.mwpb_at {TINY} --size 8 --no-compile --only float32",
+            seconds=0.8,
+        ),
+    ),
+    Stage(
+        "train-others",
+        35,
+        script(
+            "train",
+            f"--recipes table1.mwpb_trades table1.mwpb_mart {STEP} --steps 10 --rounds 3 --no-compile",
+            f"--recipes table1.mwpb_trades {TINY} --size 8 --no-compile --only float32 twin",
         ),
     ),
     Stage(
         "roofline",
         15,
         script("roofline", "--rounds 5 --budget 0.2", f"{TINY} --size 8 --budget 0.1"),
+    ),
+    Stage(
+        "loaders",
+        25,
+        script(
+            "loaders",
+            "{{shared}} --rounds 2 --seconds 0.5 --steps 20 --sets tinyimagenet",
+            "--sets --random 64 --model smallresnet-2 --batch 4 --steps 1 --rounds 1 --seconds 0.1",
+        ),
     ),
 )
 SECONDS = sum(stage.weight for stage in STAGES)

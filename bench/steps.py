@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from mwpb_fast.capture import CapturedStep
 from mwpb_fast.config import Config
+from mwpb_fast.engine.layers import EPILOGUE, FUSED, FoldedConv
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.tune import tune
@@ -24,12 +26,12 @@ from mwpb_fast.models import build_model
 from mwpb_fast.optim import make_optimizer
 from mwpb_fast.step import Step
 
-Run = Callable[[int], Tensor]  # from the number of a batch to the step's loss
-
 
 @dataclass(frozen=True)
 class Variant:
-    """dtype: of training, and of the attack on the twin without an attack_dtype. oracle: as in PrecisionConfig."""
+    """dtype: of training, and of the attack on the twin without an attack_dtype. layers: the implementation of
+    every layer of the twin that has it, "" for plain ones or what is tuned. deterministic: cuDNN's deterministic
+    algorithms alone. oracle: as in PrecisionConfig."""
 
     dtype: torch.dtype
     layout: torch.memory_format = torch.channels_last
@@ -37,6 +39,8 @@ class Variant:
     attack_dtype: torch.dtype | None = None
     compiled: bool = False
     captured: bool = False
+    layers: str = ""
+    deterministic: bool = False
     oracle: bool = False
 
     def precision(self, device: torch.device) -> Precision:
@@ -57,8 +61,12 @@ def variants(low: torch.dtype) -> dict[str, Variant]:
     return {
         "eager float32": Variant(torch.float32, torch.contiguous_format),
         f"eager {name} channels-last": Variant(low),
+        f"eager {name} captured": Variant(low, captured=True),
         f"twin {name}": Variant(low, twin=True),
         f"twin {name} captured": Variant(low, twin=True, captured=True),
+        f"twin {name} captured {EPILOGUE}": Variant(low, twin=True, captured=True, layers=EPILOGUE),
+        f"twin {name} captured {FUSED}": Variant(low, twin=True, captured=True, layers=FUSED),
+        f"twin {name} captured deterministic": Variant(low, twin=True, captured=True, deterministic=True),
         f"twin {name} compiled": Variant(low, twin=True, compiled=True),
         f"twin {name} captured compiled": Variant(low, twin=True, compiled=True, captured=True),
     }
@@ -82,6 +90,43 @@ class Batches:
         return Batches(x, y, torch.arange(o.batch, device=o.device), key)
 
 
+@dataclass(frozen=True)
+class Run:
+    """A step over batches by turns: run(number) is its loss on the batch of that number."""
+
+    step: Any
+    images: list[Tensor]
+    batches: Batches
+    method: Method
+    deterministic: bool
+
+    def __call__(self, number: int) -> Tensor:
+        with deterministic(self.deterministic):
+            return self.step(*self._arguments(number)).loss
+
+    def verify(self) -> list[str] | None:
+        """What of a captured step's results and state differs from the eager one's by a bit; None for others."""
+        if not isinstance(self.step, CapturedStep):
+            return None
+        with deterministic(self.deterministic):
+            return self.step.verify(*self._arguments(0))
+
+    def _arguments(self, number: int) -> tuple[Batch, Tensor, Method]:
+        turn = number % len(self.images)
+        batch = Batch(self.images[turn], self.batches.y[turn], self.batches.index)
+        return batch, self.batches.key, self.method
+
+
+@contextlib.contextmanager
+def deterministic(switch: bool) -> Iterator[None]:
+    """Whether cuDNN is held to its deterministic algorithms inside the block."""
+    before, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, switch
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
 def make_model(variant: Variant, name: str, sample: Tensor, *, classes: int = 10, seed: int = 0) -> nn.Module:
     """A model with random weights for images like the sample, on its device."""
     torch.manual_seed(seed)
@@ -101,7 +146,9 @@ def make_step(
     if variant.twin:
         net = TwinNet(model, precision, sample, variant.attack_dtype)
         if choices is not None:
-            choices[config.recipe] = tune(net, sample)
+            key = config.recipe + ", captured" * variant.captured
+            choices[key] = tune(net, sample, captured=variant.captured)
+        take_everywhere(net, variant.layers)
     else:
         net = EagerNet(model, precision)
     step = Step(
@@ -112,6 +159,13 @@ def make_step(
         attack_mode=config.attack_mode,
     )
     return captured(step) if variant.captured else step
+
+
+def take_everywhere(net: TwinNet, implementation: str) -> None:
+    """That implementation for all layers that can have it: on CUDA both fuse a bias and a ReLU."""
+    for layer in net.layers if implementation else ():
+        if isinstance(layer, FoldedConv) and layer.relu and layer.bias is not None:
+            layer.implementation = implementation
 
 
 class CompiledCode:
@@ -138,14 +192,10 @@ def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namesp
     variant.refuse_emulated(o.device)
     images = [x.contiguous(memory_format=variant.layout) for x in batches.x]
     model = make_model(variant, o.model or config.model.name, images[0])
-    step = make_step(variant, config, model, images[0], o.choices if o.tune else None)
-    method = Method.build(config)
-
-    def run(number: int) -> Tensor:
-        turn = number % len(images)
-        return step(Batch(images[turn], batches.y[turn], batches.index), batches.key, method).loss
-
-    return run
+    choices = o.choices if o.tune and not variant.layers else None
+    with deterministic(variant.deterministic):
+        step = make_step(variant, config, model, images[0], choices)
+    return Run(step, images, batches, Method.build(config), variant.deterministic)
 
 
 def captured(step: Step) -> Any:

@@ -20,11 +20,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+import traceback
 from typing import Any
 
 import torch
 from ceilings import arithmetic, multiply_adds
-from measure import Memory, command_line, ratios, seconds, settled, spread
+from kernel_profile import kernels
+from measure import Memory, SkippedError, command_line, ratios, seconds, settled, spread
 from record import Results
 from rounds import Rounds
 from steps import Batches, CompiledCode, Run, Variant, build, variants, warm_up
@@ -52,6 +54,9 @@ COLUMNS = (
     ("share", "share of the matrix rate", ".0%"),
     ("memory_mib", "peak MiB", ",.0f"),
     ("loss", "loss of the first step", ".4f"),
+    ("verified", "a replay is the eager step", ""),
+    ("kernels", "kernels", ",d"),
+    ("kernel_ms", "ms in kernels", ",.2f"),
 )
 
 
@@ -105,6 +110,8 @@ def prepare(
             if kind.compiled and CompiledCode.calls < before + expected:
                 raise RuntimeError(LEFT_OUT)
         except Exception as error:  # a variant that cannot run is named, and the others go on
+            if not isinstance(error, SkippedError):
+                traceback.print_exc()
             results.skip(label, error)
             continue
         running[variant] = run
@@ -136,6 +143,8 @@ def measure(part: str, o: argparse.Namespace, results: Results, deadline: float)
     before = next((row["variant"] for row in results.rows if row["part"] == name != part), None)
     running, notes = prepare(name, ({before: known[before]} if before else {}) | kinds, config, o, results)
     times: dict[str, list[float]] = {variant: [] for variant in running}
+    for run in running.values() if o.device.type == "cuda" else ():
+        timed(run, 2, o)  # clocks rise with work, and a figure for an epoch must not hold how they did
     rounds = Rounds(o.rounds if set(running) - {before} else 0, deadline, o.device)
     rows: list[dict[str, Any]] = []
     for turn in rounds:
@@ -149,9 +158,30 @@ def measure(part: str, o: argparse.Namespace, results: Results, deadline: float)
         ]
         results.more["beside"][part] = rounds.beside() | {"flop_per_step": flop}
         results.put(part, rows, done=False)
+    for row in rows if o.profile else ():
+        row |= looked_into(row["variant"], running[row["variant"]], name, o, results)
+        results.put(part, rows, done=False)
     results.put(part, rows)
     for row in rows:
         say(row)
+
+
+def looked_into(variant: str, run: Run, name: str, o: argparse.Namespace, results: Results) -> dict[str, Any]:
+    """Of a variant's step: whether a replay is the eager step to the bit, and the number and time of its kernels,
+    which stand one by one beside the rows."""
+    found: dict[str, Any] = {}
+    try:
+        differing = run.verify()
+        if differing is not None:
+            found["verified"] = "yes" if not differing else f"no: {len(differing)}, such as {differing[0]}"
+        listed = kernels(lambda: run(0), o.device)
+        results.more["kernels"][f"{name}: {variant}"] = listed
+        found["kernels"] = sum(row["count"] for row in listed)
+        found["kernel_ms"] = sum(row["us"] for row in listed) / 1e3
+    except Exception as error:  # what was timed counts without it
+        traceback.print_exc()
+        results.skip(f"{name}: {variant}, looked into", error)
+    return found
 
 
 def row_of(
@@ -207,13 +237,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--only", nargs="*", default=[], help="variants whose name holds one of these words")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--profile", action="store_true", help="verify what is captured, and list all kernels")
     parser.add_argument("--tune", action="store_true", help="choose the twin's convolutions by measurement")
     o = settled(parser.parse_args(arguments))
     o.steps = o.steps or (20 if o.device.type == "cuda" else 1)
     torch.backends.cudnn.benchmark = o.tune  # as the trainer has it
     settings = {k: getattr(o, k) for k in ("model", "batch", "size", "steps", "tune", "no_compile")}
     parts = [*o.recipes, *([] if o.no_compile else [name + COMPILED for name in o.recipes])]
-    more: dict[str, Any] = {"freed_memory_kept": o.kept, "beside": {}, "choices": {}}
+    more: dict[str, Any] = {"freed_memory_kept": o.kept, "beside": {}, "choices": {}, "kernels": {}}
     results = Results(o.json, o.device, COLUMNS, parts, **settings, **more)
     o.choices = results.more["choices"]
     started = time.monotonic()

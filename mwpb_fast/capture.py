@@ -129,15 +129,20 @@ class _Program:
             self.result: StepResult | None = function(*self.inputs, method)
 
         try:
-            for number in range(WARM_UP):
-                # the first run may make what is made once, such as a table on the device
-                with Watch() if number == 1 else contextlib.nullcontext():
-                    recorder.warm_up(run)
-        finally:
-            _restore(state, before)
-        # a gradient must not exist before the recording, so that backward makes it in the graph's own memory
-        _drop_gradients(step)
-        recorder.capture(run)
+            try:
+                for number in range(WARM_UP):
+                    # the first run may make what is made once, such as a table on the device
+                    with Watch() if number == 1 else contextlib.nullcontext():
+                        recorder.warm_up(run)
+            finally:
+                _restore(state, before)
+            # a gradient must not exist before the recording, so that backward makes it in the graph's own memory
+            _drop_gradients(step)
+            recorder.capture(run)
+        except BaseException:
+            self.close()
+            _drop_gradients(step)  # a step that goes on eagerly must not add to what a recording left
+            raise
 
     def serves(self, function: Callable[..., StepResult], method: Method) -> bool:
         # a loaded optimiser has other tensors of its learning rates

@@ -20,6 +20,7 @@ from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning
 from mwpb_fast.runs import checkpoint, resume, trace
 from mwpb_fast.runs.folder import clear, sweep, training_lock
 from mwpb_fast.runs.log import RunLog, Waits, environment, epoch_line, note, progress
+from mwpb_fast.runs.writer import Writer
 from mwpb_fast.step import Step, StepResult
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.memory import keep_freed_memory
@@ -98,6 +99,7 @@ class Trainer:
             choices=choices,
             device=device,
         )
+        self.writer = Writer(folder / "checkpoints", device)
         self.at = resume.Position(torch.zeros(len(self.loader), trace.COLUMNS, device=device))
 
     def _sample(self) -> torch.Tensor:
@@ -121,14 +123,15 @@ class Trainer:
             while self.at.epoch <= self.config.epochs:
                 record = self._train_epoch()
                 record |= self.validate()
-                log.write(record)
-                self._finish_epoch(record)
+                self._finish_epoch(record, log)
+            self.writer.wait()
             # with nothing held out best is the last model, also where a run is longer than when it was saved
             if len(self.val_index) == 0 or not checkpoint.existing(self.folder / "checkpoints", "best"):
-                self._save("best")
+                self.writer.now(self.state(), "best")
             self._write_radii()
         finally:
             log.close()
+            self.writer.close()
             self.loader.close()
             if self.captured is not None:
                 self.captured.forget()
@@ -164,7 +167,7 @@ class Trainer:
             self.at.seconds += time.monotonic() - started
             self.at.waited += batches.seconds
         if stopped:
-            self._save("last")
+            self.writer.now(self.state(), "last")
             raise Interrupted(self.request.number)
         return {
             "epoch": epoch,
@@ -209,16 +212,19 @@ class Trainer:
             eps = float(evaluation.eps)
             return validation.accuracies(model, batches, eps, epoch, self.precision, self._tick)
         except Interrupted:
-            self._save("last")
+            self.writer.now(self.state(), "last")
             raise
 
-    def _finish_epoch(self, record: dict[str, Any]) -> None:
+    def _finish_epoch(self, record: dict[str, Any], log: RunLog) -> None:
         self.at.next_epoch()
+        kinds = ["last"]
         score = (record.get("robust", -1.0), record.get("natural", -1.0))
         if "robust" in record and score > (self.at.best.get("robust", -1.0), self.at.best.get("natural", -1.0)):
             self.at.best = {k: record[k] for k in ("epoch", "natural", "robust")}
-            self._save("best")
-        self._save("last")
+            kinds = ["best", "last"]  # what last knows of the best one is there before it
+        record["checkpoint"] = self.writer.take(self.state(), *kinds)
+        log.write(record)  # before they can be there: records of epochs that are done again are dropped
+        self.writer.begin()
         if not self.quiet:
             print(epoch_line(record, self.config.epochs), flush=True)
 
@@ -233,17 +239,6 @@ class Trainer:
             "normalize": self.normalize,
         }
         return about | self.parts.state(self.at)
-
-    def _save(self, kind: str) -> None:
-        state = self.state()
-        epoch, batch = self.at.epoch, self.at.batch
-        if kind == "best":
-            # what is evaluated: the averaged weights where there are any, named after the epoch that made them
-            weights = state["ema"] or state["model"]
-            state = {k: state[k] for k in ("config", "classes", "channels", "data", "normalize", "best", "memory")}
-            epoch, batch = epoch - 1, 0
-            state |= {"epoch": epoch, "model": weights}
-        checkpoint.save(self.folder / "checkpoints", kind, epoch, batch, state, keep=1 if kind == "best" else 2)
 
     def _claim_folder(self) -> None:
         config = to_dict(self.config)

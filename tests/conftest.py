@@ -27,9 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # a shell starts what it puts in the background with SIGINT ignored, and children inherit that
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Children inherit what is ignored, and the trainer then ignores it too: SIGINT is where a shell has put the
+    # suite in the background, SIGHUP under nohup.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     config.addinivalue_line("markers", "unpoisoned: op tests for which filling new memory with NaN costs too much")
 
 

@@ -93,7 +93,10 @@ def test_float32_on_cuda_is_called_what_it_is(bench: Any, monkeypatch: Any) -> N
     before = products.fp32_precision
     with ceilings.products_in("TF32"):
         assert products.fp32_precision == "tf32"
+        # the older switches agree, so what reads them, as PyTorch's own calls of cuBLAS do, does not raise
+        assert (products.allow_tf32, torch.get_float32_matmul_precision()) == (True, "high")
     assert products.fp32_precision == before != "tf32"
+    assert (products.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest")
 
 
 @pytest.mark.parametrize(("flop_per_second", "size"), [(1e12, 2048), (2e10, 1024), (1e6, 256)])

@@ -166,7 +166,7 @@ def test_attacks_come_in_the_order_of_their_worth(bench: Any, monkeypatch: Any) 
     ]
     tuned: list[str] = []
     monkeypatch.setattr(bench("ceilings"), "cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(attack, "tune", lambda net, sample: tuned.append("x"))
+    monkeypatch.setattr(attack, "tune", lambda net, sample, captured: tuned.append("x"))
     monkeypatch.setattr(torch, "compile", lambda module: module)
     compiled["mwpb twin bf16, compiled, untuned"]()
     assert not tuned

@@ -241,11 +241,11 @@ def test_training_and_its_evaluation_need_no_jsonargparse(tmp_path: Path) -> Non
         "import short_training\n"
         "short_training.main(sys.argv[1:])\n"
     )
-    words = ["--epochs=1", "--subset=128", "--test-images=20", "--model=smallresnet-8", "--device=cpu", "--json"]
+    words = ["--epochs=2", "--subset=64", "--test-images=20", "--model=smallresnet-8", "--device=cpu", "--json"]
     command = [sys.executable, "-c", code, *words, str(out)]
     subprocess.run(command, check=True, timeout=200, env=os.environ | {"PYTHONPATH": search_path()})
     (row,) = json.loads(out.read_text())["rows"]
-    assert row["epochs"] == 1
+    assert row["epochs"] == 2
     assert row["bad_steps"] == 0
     assert 0 <= row["pgd20"] <= row["natural"] <= 100
     assert 0 < row["wait_share"] < 1

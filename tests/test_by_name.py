@@ -16,6 +16,7 @@ from mwpb_fast.config import (
     AXES,
     Config,
     ConfigError,
+    PrecisionConfig,
     check_axes,
     from_dict,
     load,
@@ -25,6 +26,10 @@ from mwpb_fast.config import (
     to_dict,
 )
 from mwpb_fast.data import find_set, known_sets
+from mwpb_fast.engine.net import EagerNet
+from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.method import Batch, Method
+from mwpb_fast.models import build_model
 
 VALUES = [
     (axis, name)
@@ -68,6 +73,30 @@ def test_every_value_of_an_axis_trains(axis: str, name: str, tmp_path: Path) -> 
     radii = json.loads((tmp_path / "radii.json").read_bytes())["radii"]
     assert len(radii) == 64
     assert all(0 <= radius <= 1 for radius in radii)
+
+
+@pytest.mark.parametrize("name", [name for axis, name in VALUES if axis == "attack"])
+def test_every_attack_stays_in_each_ball_and_in_the_pixel_range(name: str) -> None:
+    """A new tensor, in the balls of the budget or in those that the attack finds itself, at every epoch."""
+    config = fitting("attack", name)
+    model = build_model("smallresnet-8", num_classes=10, channels=1).eval()
+    net = EagerNet(model, make_precision(PrecisionConfig(device="cpu")))
+    whole = Method.build(config)
+    whole.remember(8, torch.device("cpu"))
+    x, y = torch.rand(8, 1, 8, 8).mul(1.4).sub(0.2).clamp(0, 1), torch.arange(8)
+    batch, radius, before = Batch(x, y, torch.arange(8)), torch.linspace(0, 0.35, 8), x.clone()
+    for epoch in (1, 100):
+        method, notes = whole.in_epoch(epoch), {}
+        key = torch.tensor([epoch])
+        x_adv = method.attack(net, batch, net.logits(x), radius, method.objective.inner, key, notes)
+        change = (x_adv.double() - x).flatten(1)
+        distance = change.norm(dim=1) if config.attack.norm == "l2" else change.abs().amax(1)
+        within = notes["radius"] if "radius" in config.attack.gives else radius
+        assert (distance <= within.double() * (1 + 1e-6) + 1e-7).all(), f"{name} leaves its balls"
+        assert 0 <= x_adv.min() <= x_adv.max() <= 1, f"{name} leaves [0, 1]"
+        assert (x_adv.shape, x_adv.dtype, x_adv.requires_grad) == (x.shape, x.dtype, False)
+        assert x_adv.data_ptr() != x.data_ptr(), f"{name} returns batch.x itself; return a copy"
+        assert torch.equal(x, before), f"{name} changes batch.x"
 
 
 @pytest.mark.parametrize("name", known_sets())

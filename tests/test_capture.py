@@ -25,8 +25,8 @@ from method_cases import Crafted, method
 from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import fixed, margin
 from mwpb_fast.capture import CapturedStep
-from mwpb_fast.config import ConfigError, load, names
-from mwpb_fast.method import Attack, Batch
+from mwpb_fast.config import ConfigError, axis_config, load, names
+from mwpb_fast.method import Attack, Batch, Budget, Objective, Perturbation, lacking
 from mwpb_fast.optim import set_learning_rate
 from mwpb_fast.perturbations import awp, none
 
@@ -55,27 +55,30 @@ def axes(kind: str) -> list[str]:
     return [name for name in names(kind) if hasattr(load(kind, name), "Config")]
 
 
+AXES = {"budgets": Budget, "attacks": Attack, "objectives": Objective, "perturbations": Perturbation}
+
+
 def fitting(kind: str, name: str) -> dict[str, Any]:
     """Configurations of the axes, the module `name` on its own, the others such that they go with it."""
     attacks = [pgd.Config(steps=2), pgd.Config(steps=2, count_correct=True)]
-    attacks += [load("attacks", n).Config() for n in axes("attacks") if n != "pgd"]
-    objectives = [load("objectives", n).Config() for n in axes("objectives")]
-    perturbation = none.Config()
+    attacks += [axis_config("attacks", n) for n in axes("attacks") if n != "pgd"]
+    objectives = [axis_config("objectives", n) for n in axes("objectives")]
+    others = {"budgets": margin.Config(), "perturbations": none.Config()}
     if kind == "objectives":
-        objectives = [load(kind, name).Config()]
+        objectives = [axis_config(kind, name)]
     elif kind == "attacks":
         attacks = [a for a in attacks if type(a) is load(kind, name).Config]
     else:
-        perturbation = load(kind, name).Config()
+        others[kind] = axis_config(kind, name)
     for objective in objectives:
         for attack in attacks:
             own = attack.own_loss and not objective.needs & attack.gives
             if objective.needs <= attack.gives and not own:
-                return {"objectives": objective, "attacks": attack, "perturbations": perturbation}
+                return {"objectives": objective, "attacks": attack, **others}
     raise AssertionError(f"nothing goes with {name}")
 
 
-EVERY = [(kind, n) for kind in ("objectives", "attacks", "perturbations") for n in axes(kind)]
+EVERY = [(kind, n) for kind in AXES for n in axes(kind)]
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
@@ -85,8 +88,10 @@ def test_every_module_of_the_axes_can_be_captured_or_says_why_not(kind: str, nam
     methods = []
     for _ in range(2):
         built = {k: config.build() for k, config in configs.items()}
+        for k, part in built.items():
+            assert not (lack := lacking(part, AXES[k])), lack
         attack, objective, perturb = built["attacks"], built["objectives"], built["perturbations"]
-        methods.append(method(objective, attack=attack, perturb=perturb))
+        methods.append(method(objective, budget=built["budgets"], attack=attack, perturb=perturb))
         methods[-1].remember(400, torch.device("cpu"))
     eager, other = make_step(), make_step()
     captured = capture(other)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from capture_cases import AT, assert_same, batch, capture, make_step, values
+from fake_recorder import FakeRecorder
 from method_cases import Crafted, method
 
 from mwpb_fast.capture import CapturedStep, check_batches
@@ -47,6 +48,22 @@ def test_what_waits_for_the_device_is_refused_by_name(f: Any, name: str) -> None
     captured = capture(step)
     with pytest.raises(ConfigError, match=name):
         captured(*batch(0), hooked(f))
+    assert_same(values(step), before)
+
+
+@pytest.mark.parametrize("error", [ConfigError("not permitted"), torch.OutOfMemoryError("out of memory")])
+def test_a_recording_that_fails_leaves_the_step_as_it_was(error: Exception) -> None:
+    class Failing(FakeRecorder):
+        def capture(self, function: Any) -> None:
+            super().capture(function)
+            raise error
+
+    step, alive = make_step(), FakeRecorder.alive
+    before = values(step)
+    with pytest.raises(type(error)):
+        CapturedStep(step, make_recorder=Failing)(*batch(0), AT)
+    assert FakeRecorder.alive == alive  # its memory is freed
+    assert all(parameter.grad is None for parameter in step.model.parameters())
     assert_same(values(step), before)
 
 

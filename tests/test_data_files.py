@@ -18,6 +18,13 @@ from mwpb_fast.data import Config, DataError, DataWriteError, load_split, prepar
 from mwpb_fast.system.files import write_atomically
 
 
+def test_writing_leaves_the_umask_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the process's: what another thread makes meanwhile would be open to everybody."""
+    monkeypatch.setattr(os, "umask", None)
+    write_atomically(tmp_path / "x", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
 def test_files_have_the_mode_that_the_umask_asks_for(mask: int, mode: int, tmp_path: Path) -> None:
     before = os.umask(mask)

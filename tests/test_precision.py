@@ -150,7 +150,7 @@ def test_bfloat16_on_the_cpu_is_refused_with_its_reason(monkeypatch: pytest.Monk
 
 def test_tune_measures_in_the_mode_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(build, "tune", lambda net, sample: seen.append(settings()) or [])
+    monkeypatch.setattr(build, "tune", lambda net, sample, **how: seen.append(settings()) or [])
     config = resolve(recipe("digits.mwpb_at"), [], ["--precision.engine=twin", "--precision.tune=true"])
     precision = dataclasses.replace(CPU32, benchmark=True)
     build.make_engine(randomise(ours("smallresnet-8")()), config, precision, torch.rand(2, 3, 8, 8))

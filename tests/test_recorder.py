@@ -25,12 +25,21 @@ class Stream:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Callable[[], None]]:
     """torch.cuda replaced by what notes its calls, and work that notes its stream; a capture's arguments must fit
-    the real signature."""
+    the real signature. After work that fails, a capture cannot be ended."""
     calls: list[str] = []
     current = [Stream("main", calls)]
-    real = inspect.signature(torch.cuda.graph.__init__)
+    real = inspect.signature(torch.cuda.CUDAGraph.capture_begin)
 
     class Graph:
+        def capture_begin(self, **kwargs: Any) -> None:
+            mode = real.bind(None, **kwargs).arguments["capture_error_mode"]
+            calls.append(f"begin on {current[-1].name}, {mode}")
+
+        def capture_end(self) -> None:
+            calls.append(f"end on {current[-1].name}")
+            if "fails" in calls:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
         def replay(self) -> None:
             calls.append("replay")
 
@@ -40,25 +49,19 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Callable[[], None]
     @contextlib.contextmanager
     def stream(one: Stream) -> Iterator[None]:
         current.append(one)
-        yield
-        current.pop()
-
-    @contextlib.contextmanager
-    def graph(*args: Any, **kwargs: Any) -> Iterator[None]:
-        bound = real.bind(None, *args, **kwargs).arguments
-        calls.append(f"begin on {bound['stream'].name}, {bound['capture_error_mode']}")
-        with stream(bound["stream"]):
+        try:
             yield
-        calls.append("end")
+        finally:
+            current.pop()
 
     for name, value in {
         "Stream": lambda device: Stream("side", calls),
         "CUDAGraph": Graph,
         "current_stream": lambda: current[-1],
         "stream": stream,
-        "graph": graph,
         "device": lambda device: contextlib.nullcontext(),
-        "synchronize": lambda device: calls.append("wait"),
+        "synchronize": lambda device=None: calls.append("wait"),
+        "empty_cache": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     return calls, lambda: calls.append(f"work on {current[-1].name}")
@@ -79,14 +82,62 @@ def test_the_order_of_a_recording(cuda: tuple[list[str], Callable[[], None]]) ->
         "side waits for main",
         "work on side",
         "main waits for side",
+        "wait",
         "begin on side, thread_local",
         "work on side",
-        "end",
+        "end on side",
         "replay",
         "replay",
         "wait",
         "reset",
     ]
+
+
+class OwnError(Exception):
+    """What a kernel's compiler may raise: no RuntimeError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (
+            RuntimeError("not permitted\nmore"),
+            ConfigError,
+            "the step cannot be captured: not permitted; leave it off",
+        ),
+        (OwnError(), ConfigError, "the step cannot be captured: OwnError; leave it off"),
+        (ConfigError("its own words"), ConfigError, "its own words"),
+        (torch.OutOfMemoryError("out of memory"), torch.OutOfMemoryError, "out of memory"),
+        (KeyboardInterrupt("now"), KeyboardInterrupt, "now"),
+    ],
+)
+def test_a_capture_that_fails_is_left_and_names_its_cause(
+    cuda: tuple[list[str], Callable[[], None]], error: BaseException, raised: Any, message: str
+) -> None:
+    log, work = cuda
+
+    def fails() -> None:
+        work()
+        log.append("fails")
+        raise error
+
+    one = CudaRecorder(torch.device("cuda"))
+    with pytest.raises(raised, match=message) as caught:
+        one.capture(fails)
+    assert log[-1] == "end on side"
+    assert caught.value is error or caught.value.__cause__ is error
+    assert "previous error during capture" in error.__notes__[0]
+    work()
+    assert log[-1] == "work on main"  # what follows is not on the stream of the capture
+    log.remove("fails")
+    one.capture(work)
+    assert log[-1] == "end on side"
+
+
+def test_a_capture_that_cannot_be_ended_says_so(cuda: tuple[list[str], Callable[[], None]]) -> None:
+    log, _ = cuda
+    with pytest.raises(ConfigError, match="cannot be captured: operation failed due to a previous error"):
+        CudaRecorder(torch.device("cuda")).capture(lambda: log.append("fails"))
 
 
 X = torch.rand(4, 3)

@@ -6,7 +6,11 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import typing
+from fractions import Fraction
+from pathlib import Path
 from types import ModuleType
+from typing import Any, Literal
 
 import pytest
 
@@ -35,13 +39,43 @@ def private(package: ModuleType) -> list[str]:
     return [found.name for found in pkgutil.iter_modules(package.__path__) if found.name.startswith("_")]
 
 
+def writable(hint: Any) -> bool:
+    """Whether an option may have this type: its values can be written on the command line and in YAML."""
+    if hint in (int, float, bool, str, Fraction) or typing.get_origin(hint) is Literal:
+        return True
+    many, inner = typing.get_origin(hint) is tuple, typing.get_args(hint)
+    return len(inner) == 2 and inner[1] is (... if many else type(None)) and writable(inner[0])
+
+
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in names(kind)])
 def test_what_an_axis_offers_is_built(kind: str, name: str) -> None:
     settings = axis_config(kind, name)
     assert type(settings) is load(kind, name).Config
     assert dataclasses.is_dataclass(settings)
     assert settings.__doc__
+    where = f"{type(settings).__module__}.Config"
+    assert type(settings).__dataclass_params__.frozen, (
+        f"{where} can change: write @dataclass(frozen=True, kw_only=True)"
+    )
+    hints = typing.get_type_hints(type(settings))
+    for option in dataclasses.fields(settings):
+        cure = "take int, float, bool, str, Fraction, a Literal, a tuple[T, ...] of one of them or T | None"
+        assert writable(hints[option.name]), (
+            f"{where}.{option.name}: {hints[option.name]} is no option's type; {cure}"
+        )
     assert callable(built := settings.build()) or hasattr(built, "outer")
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in names(kind)])
+def test_what_an_axis_offers_stands_in_the_manual(kind: str, name: str) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "usage.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{kind.removesuffix('s')}`"))
+    assert f"`{name}`" in row, f"docs/usage.md does not name {name} in its table of axes, {kind}"
+
+
+def test_types_that_no_option_can_have_are_known() -> None:
+    assert all(map(writable, (int, str | None, Fraction, tuple[int, ...], Literal["a"], bool)))
+    assert not any(map(writable, (dict, dict[str, int], list[int], set, Any, Path, int | str, tuple[dict, ...])))
 
 
 @pytest.mark.parametrize("axis", AXES)

@@ -59,6 +59,19 @@ def test_trainer_imports_downwards(path: Path) -> None:
         assert FLOOR[rest[0]] < FLOOR[mine], f"{relative(path)}:{line} imports {name}, which is not below it"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [p for p in TRAINER if p.parent.name in ("budgets", "attacks", "objectives", "perturbations")],
+    ids=lambda p: str(p.relative_to(ROOT / "mwpb_fast")),
+)
+def test_an_axis_imports_nothing_heavy(path: Path) -> None:
+    """Its options are read before that is there; what TYPE_CHECKING or a function holds is not run then."""
+    run = {node.lineno for node in parsed(path).body}
+    for name, line in imports(path):
+        heavy = line in run and name.split(".")[0] in ("torch", "mwpb_kernels", "numpy")
+        assert not heavy, f"{relative(path)}:{line} imports {name}: take it from mwpb_fast.system.lazy"
+
+
 def test_the_floors_picture_is_up_to_date() -> None:
     command = [sys.executable, str(ROOT / "docs" / "floors.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)

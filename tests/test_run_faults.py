@@ -20,6 +20,7 @@ from mwpb_fast.evaluation.evaluate import evaluate
 from mwpb_fast.reproduce.gather import _number
 from mwpb_fast.runs.log import parse_records, read_records
 from mwpb_fast.runs.plots import read_run
+from mwpb_fast.runs.writer import Writer
 from mwpb_fast.system.files import to_json
 
 WORDS = ["train", "digits.mwpb_at", "--data.subset=64", "--data.batch_size=16", "--model.name=smallresnet-4",
@@ -99,7 +100,7 @@ def test_points_of_an_epoch_that_is_done_again_are_shown_once(
     """Killed between an epoch's record and its checkpoint."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "_finish_epoch", lambda self, record: 1 / 0)
+        patch.setattr(Writer, "begin", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train.run(tiny("--epochs=1"), tmp_path, quiet=True)
     train.run(tiny("--epochs=2"), tmp_path, quiet=True)

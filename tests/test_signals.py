@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,12 +168,20 @@ def test_a_second_sigterm_while_a_checkpoint_is_written_leaves_the_one_before(
     before = checkpoint.existing(tmp_path / "checkpoints", "last")[0].read_bytes()
 
     def impatient(path: Path, content: bytes) -> None:
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
+        for _ in range(2):  # one after the other: of two at the same time the process takes one
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+        impatient.gone = True  # type: ignore[attr-defined]
+        raise OSError("nobody waits any more")
 
+    impatient.gone = False  # type: ignore[attr-defined]
     monkeypatch.setattr("mwpb_fast.runs.checkpoint.write_atomically", impatient)
     with raised(), pytest.raises(Interrupted):
         train.run(tiny("--epochs=2"), tmp_path, quiet=True)
+    assert not impatient.gone  # type: ignore[attr-defined]
+    for thread in threading.enumerate():
+        if thread.name == "mwpb-checkpoints":
+            thread.join()
     monkeypatch.undo()
     assert checkpoint.existing(tmp_path / "checkpoints", "last")[0].read_bytes() == before
     assert train.run(tiny("--epochs=2"), tmp_path, quiet=True)["epoch"] == 2

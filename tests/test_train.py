@@ -28,7 +28,7 @@ from mwpb_fast.runs import checkpoint
 from mwpb_fast.runs.log import read_records
 from mwpb_fast.system.signals import Interrupted
 
-TIMES = ("seconds", "images_per_second", "wait_share")
+TIMES = ("seconds", "images_per_second", "wait_share", "checkpoint", "validation")
 TINY = ["--epochs=2", "--warmup_epochs=1", "--data.subset=200", "--model.name=smallresnet-8", "--attack.steps=2"]
 
 
@@ -217,7 +217,7 @@ def test_a_tuned_run_keeps_its_choices_when_it_goes_on(tmp_path: Path, monkeypat
         trainer.train()
     assert json.loads((tmp_path / "engine.json").read_text()) == first
 
-    def otherwise(twin: TwinNet, x: torch.Tensor) -> list[dict[str, Any]]:
+    def otherwise(twin: TwinNet, x: torch.Tensor, captured: bool) -> list[dict[str, Any]]:
         return [r | {"chosen": FUSED if r["chosen"] == PLAIN else PLAIN} for r in first]
 
     monkeypatch.setattr(build, "tune", otherwise)

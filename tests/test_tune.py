@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from twin_cases import CPU32, Operators, needs_bf16, ours, randomise, same
 
+from mwpb_fast.config import recipe, resolve
+from mwpb_fast.engine import build
 from mwpb_fast.engine import tune as tuning
 from mwpb_fast.engine.layers import EPILOGUE, FUSED, PLAIN, FoldedConv, _Fused
 from mwpb_fast.engine.tune import tune
@@ -48,6 +50,16 @@ def test_layer_without_fused_call_stays_plain(monkeypatch: pytest.MonkeyPatch) -
     same(twin, model, x)
 
 
+def test_a_call_that_does_not_compile_is_refused_whatever_it_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> Tensor:
+        raise NotImplementedError
+
+    monkeypatch.setattr(FoldedConv, "fused", refuse)
+    model, x = randomise(ours("smallresnet-8")()), torch.rand(2, 3, 8, 8)
+    records = tune(TwinNet(model, CPU32, x), x, repeats=1)
+    assert {r["reason"] for r in records} == {"no fused call: NotImplementedError"}
+
+
 def test_wrong_fused_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FoldedConv, "fused", lambda self, x, skip: self.plain(x, skip) * 1.01)
     model, x = randomise(ours("smallresnet-8")()), torch.rand(2, 3, 8, 8)
@@ -64,7 +76,8 @@ def test_bias_and_relu_in_one_pass_are_a_candidate_on_cuda(
 ) -> None:
     """Where PyTorch's convolution does not add its bias itself; here as if the CPU's did not."""
     monkeypatch.setitem(tuning.CANDIDATES, "cpu", tuning.CANDIDATES["cuda"])
-    monkeypatch.setattr(tuning, "_measure", lambda runs, *_: {n: 1.0 if n == fastest else 2.0 for n in runs})
+    times = lambda runs, *_: ({n: 1.0 if n == fastest else 2.0 for n in runs}, "")  # noqa: E731
+    monkeypatch.setattr(tuning, "_measure", times)
     model, x = randomise(ours("resnet-18")()), torch.rand(4, 3, 16, 16)
     twin = TwinNet(model, CPU32, x, dtype)
     for layer, record in zip(convolutions(twin), tune(twin, x), strict=True):
@@ -141,7 +154,12 @@ def test_gradient_through_closed_relus_is_refused(monkeypatch: pytest.MonkeyPatc
 class Device:
     """A device with a clock of its own, on which work takes its time and launches none: they take the host's."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capturable: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capturable: tuple[str, ...],
+        error: Exception | None = None,
+    ) -> None:
         self.now, self.log, self.capturing = 0.0, [], False
         device = self
 
@@ -191,7 +209,7 @@ class Device:
         def run(name: str, launch: float, kernel: float) -> Callable[[], None]:
             def go() -> None:
                 if device.capturing and name not in capturable:
-                    raise RuntimeError("operation not permitted when stream is capturing")
+                    raise error or RuntimeError("operation not permitted")
                 device.now += kernel if device.capturing else max(launch, kernel)
 
             return go
@@ -204,17 +222,36 @@ class Device:
 
 def test_on_cuda_the_kernels_are_timed_and_not_their_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch, capturable=(PLAIN, FUSED))
-    medians = tuning._measure(device.runs, torch.device("cuda:1"), 3)
-    assert medians == {PLAIN: 2.0, FUSED: 1.0}
+    found = tuning._measure(device.runs, torch.device("cuda:1"), 3, captured=True)
+    assert found == ({PLAIN: 2.0, FUSED: 1.0}, "")
     assert device.log == ["waits"] * 6 + ["closed"] * 2
 
 
+def test_a_run_that_launches_its_kernels_is_timed_with_its_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, capturable=(PLAIN, FUSED))
+    found = tuning._measure(device.runs, torch.device("cuda:1"), 3, captured=False)
+    assert found == ({PLAIN: 5.0, FUSED: 6.0}, "")
+    assert device.log == ["waits"] * 6  # nothing was captured
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_what_is_timed_is_what_the_run_will_do(monkeypatch: pytest.MonkeyPatch, captured: bool) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(build, "tune", lambda net, sample, captured: seen.append(captured) or [])
+    words = ["--precision.engine=twin", "--precision.tune=true", f"--precision.capture={captured}"]
+    config = resolve(recipe("digits.mwpb_at"), [], words)
+    build.make_engine(randomise(ours("smallresnet-8")()), config, CPU32, torch.rand(2, 3, 8, 8))
+    assert seen == [captured]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not permitted\nmore"), NotImplementedError("not permitted")])
 @pytest.mark.parametrize("capturable", [(), (PLAIN,), (FUSED,)])
 def test_what_cannot_be_captured_is_timed_with_its_launches(
-    monkeypatch: pytest.MonkeyPatch, capturable: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, capturable: tuple[str, ...], error: Exception
 ) -> None:
-    device = Device(monkeypatch, capturable)
-    assert tuning._measure(device.runs, torch.device("cuda:1"), 3) == {PLAIN: 5.0, FUSED: 6.0}
+    device = Device(monkeypatch, capturable, error)
+    found = tuning._measure(device.runs, torch.device("cuda:1"), 3, captured=True)
+    assert found == ({PLAIN: 5.0, FUSED: 6.0}, "not permitted")
     assert device.log.count("closed") == (2 if capturable == (PLAIN,) else 1)
 
 
@@ -240,7 +277,7 @@ def test_every_call_on_a_gpu_is_captured_and_agrees(monkeypatch: pytest.MonkeyPa
     precision = dataclasses.replace(CPU32, device=torch.device("cuda"), dtype=dtype, benchmark=True)
     model, x = randomise(ours("resnet-18")()).cuda(), torch.rand(32, 3, 32, 32, device="cuda")
     with precision.mode():
-        records = tune(TwinNet(model.to(memory_format=torch.channels_last), precision, x), x)
+        records = tune(TwinNet(model.to(memory_format=torch.channels_last), precision, x), x, captured=True)
     assert captured
     assert all(all(work) for work in captured)
     assert not [r["reason"] for r in records if "differs" in r["reason"]]

@@ -99,6 +99,29 @@ def test_bfloat16_twin_is_close(case: tuple[nn.Module, Tensor]) -> None:
             assert layer.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_what_reads_the_image_is_not_rounded_on_any_device() -> None:
+    stem, later = (nn.Conv2d(channels, 8, 3, device="meta") for channels in (3, 8))
+    for source, dtype in ((stem, torch.float32), (later, torch.bfloat16)):
+        layer = FoldedConv("conv", source, None, True)
+        layer.lower(torch.bfloat16)
+        assert (layer.weight.dtype, layer.dtype) == (dtype, torch.bfloat16)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_cudnn_measures_nothing_for_the_few_images_of_the_check(
+    monkeypatch: pytest.MonkeyPatch, measured: bool
+) -> None:
+    seen, convolution = set(), torch.conv2d
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", measured)
+    look = lambda *words: (seen.add(torch.backends.cudnn.benchmark), convolution(*words))[1]  # noqa: E731
+    monkeypatch.setattr(torch, "conv2d", look)
+    model, x = randomise(ours("smallresnet-8")()), torch.rand(2, 3, 8, 8)
+    twin = TwinNet(model, CPU32, x)
+    assert seen == {False}
+    twin.logits(x)
+    assert seen == {False, measured}
+
+
 @needs_bf16
 def test_bfloat16_ledger_on_real_images(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))

@@ -227,18 +227,20 @@ def writes_in_place(*operands: Any) -> None:
     """The fake of an op that writes into its operands: nothing new."""
 
 
-def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Refuse what the logit ops cannot take, from metadata alone (no synchronisation)."""
-    check_tensors(logits=logits, labels=labels)
+def check_logits(logits: Tensor, *labels: Tensor) -> None:
+    """Refuse what the logit ops, with labels or without, cannot take, from metadata alone (no synchronisation)."""
+    check_tensors(logits=logits)
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits must be (B, C) with C >= 2, not {tuple(logits.shape)}")
     if logits.dtype not in LOGIT_DTYPES:
         raise TypeError(f"logits must be float32, bfloat16, float16 or float64, not {logits.dtype}")
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels must be ({logits.shape[0]},), not {tuple(labels.shape)}")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, not {labels.dtype}")
-    check_device(logits, labels)
+    for y in labels:
+        check_tensors(labels=y)
+        if y.shape != logits.shape[:1]:
+            raise ValueError(f"labels must be ({logits.shape[0]},), not {tuple(y.shape)}")
+        if y.dtype != torch.int64:
+            raise TypeError(f"labels must be int64, not {y.dtype}")
+        check_device(logits, y)
 
 
 def check_tensors(**named: Any) -> None:

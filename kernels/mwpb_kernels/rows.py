@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mwpb_kernels.op import LOGIT_DTYPES, Compile, check_device, check_tensors, compute_dtype, tl, triton
+from mwpb_kernels.op import Compile, check_device, check_logits, check_tensors, compute_dtype, tl, triton
 
 
 # reference ---------------------------------------------------------------------------------------------------
@@ -45,10 +45,7 @@ def check_pair(**named: Tensor) -> None:
     """Refuse two matrices that are no logits, or that differ in shape, type or device (no synchronisation)."""
     check_tensors(**named)
     logits, other = named.values()
-    if logits.dim() != 2 or logits.shape[1] < 2:
-        raise ValueError(f"logits must be (B, C) with C >= 2, not {tuple(logits.shape)}")
-    if logits.dtype not in LOGIT_DTYPES:
-        raise TypeError(f"logits must be float32, bfloat16, float16 or float64, not {logits.dtype}")
+    check_logits(logits)
     if other.shape != logits.shape:
         raise ValueError(f"logits of two shapes: {tuple(logits.shape)} and {tuple(other.shape)}")
     if other.dtype != logits.dtype:
@@ -139,20 +136,14 @@ def tile_launch(logits: Tensor) -> tuple[tuple[int], dict[str, Any]]:
     return (triton.cdiv(batch, rows),), dict(batch=batch, classes=classes, ROWS=rows, BLOCK=block, num_warps=warps)
 
 
-def run_rows(kernel: Any, out: Tensor, logits: Tensor, labels: Tensor, **others: Any) -> Tensor:
-    """`out`, filled by a kernel over logits and labels; others: what it takes beyond the arguments of all such."""
+def run_rows(kernel: Any, out: Tensor, logits: Tensor, labels: Tensor | None = None, **others: Any) -> Tensor:
+    """`out`, filled by a kernel over logits, and labels where it takes them; others: what else it takes."""
     if out.numel():
         grid, shape = tile_launch(logits)
-        kernel[grid](
-            out_ptr=out,
-            logits_ptr=logits,
-            labels_ptr=labels,
-            stride_b=logits.stride(0),
-            stride_c=logits.stride(1),
-            label_stride=labels.stride(0),
-            **shape,
-            **others,
-        )
+        if labels is not None:
+            shape |= dict(labels_ptr=labels, label_stride=labels.stride(0))
+        strides = dict(stride_b=logits.stride(0), stride_c=logits.stride(1))
+        kernel[grid](out_ptr=out, logits_ptr=logits, **strides, **shape, **others)
     return out
 
 
@@ -216,9 +207,10 @@ def like_fake(logits: Tensor, *others: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
-def row_bytes(logits: Tensor, labels: Tensor, *scalars: float) -> int:
-    """Logits and labels read, one value a row written."""
-    return logits.numel() * logits.element_size() + len(labels) * (8 + compute_dtype(logits.dtype).itemsize)
+def row_bytes(logits: Tensor, *others: Any) -> int:
+    """Logits read, and labels where there are any, one value a row written."""
+    labels = sum(8 * len(other) for other in others if isinstance(other, Tensor))
+    return logits.numel() * logits.element_size() + labels + len(logits) * compute_dtype(logits.dtype).itemsize
 
 
 def grad_bytes(logits: Tensor, labels: Tensor, *scalars: float) -> int:

@@ -58,7 +58,9 @@ def make_engine(
         return EagerNet(model, precision), []
     with precision.mode():  # so that what is measured is what will run
         net = make_net(model, precision, sample)
-        return net, tune(net, sample) if config.precision.tune and isinstance(net, TwinNet) else []
+        if not (config.precision.tune and isinstance(net, TwinNet)):
+            return net, []
+        return net, tune(net, sample, captured=config.precision.capture)
 
 
 def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

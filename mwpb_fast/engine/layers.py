@@ -75,8 +75,8 @@ class Folded(nn.Module):
 class FoldedConv(Folded):
     """relu(conv(x) + bias + skip), the last two optional: (B, C, H, W) of any float dtype -> its own dtype.
 
-    On the CPU the convolution that reads the image keeps float32 weights: it is a hundredth of the work, and
-    rounding the image accounts for half of a bf16 twin's error in the input gradient.
+    The convolution that reads the image keeps float32 weights: it is a hundredth of the work, and rounding the
+    image accounts for half of a bf16 twin's error in the input gradient.
     """
 
     def __init__(self, name: str, source: nn.Conv2d, norm: nn.Module | None, relu: bool) -> None:
@@ -89,8 +89,7 @@ class FoldedConv(Folded):
         self.ones = None if self.bias32 is None else torch.ones_like(self.bias32)
 
     def hold(self, dtype: torch.dtype) -> None:
-        on_cpu = self.weight32.device.type == "cpu"
-        super().hold(torch.float32 if on_cpu and self._reads_image else dtype)
+        super().hold(torch.float32 if self._reads_image else dtype)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         x = x.to(self.weight.dtype)

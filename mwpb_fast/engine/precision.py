@@ -68,6 +68,17 @@ class Precision:
 
 
 @contextlib.contextmanager
+def unmeasured() -> Iterator[None]:
+    """Inside the block cuDNN chooses its algorithms by rule. By measurement each new size of a batch costs
+    seconds, which those that are met once do not earn back."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextlib.contextmanager
 def full_float32() -> Iterator[None]:
     """Inside the block float32 convolutions and products are not rounded to TF32 or bfloat16 within.
 

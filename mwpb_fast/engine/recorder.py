@@ -50,13 +50,11 @@ class CudaRecorder:
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def capture(self, function: Callable[[], object]) -> None:
-        self._graph = torch.cuda.CUDAGraph()
-        # other threads, such as a loader's, may go on allocating meanwhile
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            function()
+        with torch.cuda.device(self.device):
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # the graph's pool takes none of what lies in the others
+            with torch.cuda.stream(self._stream):
+                self._graph = _captured(function)
 
     def replay(self) -> None:
         assert self._graph is not None
@@ -68,6 +66,33 @@ class CudaRecorder:
             torch.cuda.synchronize(self.device)  # a replay may still be running in the memory that is freed
             self._graph.reset()
             self._graph = None
+
+
+def _captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """What the function does on the current stream. Raises ConfigError that names the first error.
+
+    In place of `torch.cuda.graph`: where ending a capture raises, as it does after any operation that a capture
+    does not permit, that leaves the capture's stream the current one and hides the operation's own error.
+    """
+    graph, first = torch.cuda.CUDAGraph(), None
+    # other threads, such as a loader's, may go on allocating meanwhile
+    graph.capture_begin(capture_error_mode="thread_local")
+    try:
+        function()
+    except BaseException as error:  # whatever it is, the stream must leave its capture
+        first = error
+    try:
+        graph.capture_end()
+    except Exception as error:
+        if first is not None:
+            first.add_note(f"The capture could not be ended: {error}")
+        first = first or error
+    if first is None:
+        return graph
+    if isinstance(first, ConfigError | torch.OutOfMemoryError) or not isinstance(first, Exception):
+        raise first
+    reason = (str(first).splitlines() or [""])[0] or type(first).__name__
+    raise ConfigError(f"precision.capture: the step cannot be captured: {reason}; leave it off") from first
 
 
 def recorder_for(device: torch.device) -> Recorder:

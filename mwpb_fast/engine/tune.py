@@ -33,7 +33,8 @@ GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1e-1, torch.float16: 
 @dataclass(frozen=True)
 class Choice:
     """layer: its name in the model. input: shape. milliseconds: median of forward and input gradient by
-    implementation. chosen: the one taken. reason: why. cudnn_benchmark: whether cuDNN measured its algorithms."""
+    implementation, on CUDA as a run replays or launches them. chosen: the one taken. reason: why.
+    cudnn_benchmark: whether cuDNN measured its algorithms."""
 
     layer: str
     input: list[int]
@@ -43,10 +44,11 @@ class Choice:
     cudnn_benchmark: bool
 
 
-def tune(twin: TwinNet, x: torch.Tensor, repeats: int = 10) -> list[dict[str, Any]]:
+def tune(twin: TwinNet, x: torch.Tensor, repeats: int = 10, captured: bool = False) -> list[dict[str, Any]]:
     """Set the implementation of every convolution of `twin` for batches shaped like x; JSON-ready records.
 
-    x: (B, C, H, W) float32 images. Layers of the same shape are measured once. To be called before a CUDA
+    x: (B, C, H, W) float32 images. captured: whether the run will replay a CUDA graph; what is fastest without
+    the launches need not be so with them. Layers of the same shape are measured once. To be called before a CUDA
     graph is captured; it waits for the device.
     """
     seen: dict[FoldedConv, tuple[torch.Tensor, torch.Tensor | None]] = {}
@@ -65,7 +67,7 @@ def tune(twin: TwinNet, x: torch.Tensor, repeats: int = 10) -> list[dict[str, An
         sizes = (layer.stride, layer.padding, layer.dilation, layer.weight.shape, image.shape)
         key = (*map(tuple, sizes), layer.groups, layer.relu, skip is None, layer.weight.dtype, layer.bias is None)
         if key not in known:
-            known[key] = _choose(layer, image, skip, repeats)
+            known[key] = _choose(layer, image, skip, repeats, captured)
         layer.implementation = known[key].chosen
         records.append(asdict(known[key]) | {"layer": layer.name})
     return records
@@ -87,7 +89,7 @@ def _note(seen: dict[Any, Any]) -> Any:
     return hook
 
 
-def _choose(layer: FoldedConv, x: torch.Tensor, skip: torch.Tensor | None, repeats: int) -> Choice:
+def _choose(layer: FoldedConv, x: torch.Tensor, skip: torch.Tensor | None, repeats: int, captured: bool) -> Choice:
     def done(milliseconds: dict[str, float], chosen: str, reason: str) -> Choice:
         return Choice(layer.name, list(x.shape), milliseconds, chosen, reason, torch.backends.cudnn.benchmark)
 
@@ -106,7 +108,8 @@ def _choose(layer: FoldedConv, x: torch.Tensor, skip: torch.Tensor | None, repea
             runs[name] = run
     if len(runs) == 1:
         return done({}, PLAIN, "; ".join(reasons))
-    medians = _measure(runs, x.device, repeats)
+    medians, failure = _measure(runs, x.device, repeats, captured)
+    reasons += [f"timed with its launches, since they cannot be captured: {failure}"] if failure else []
     shares = {name: medians[name] / medians[PLAIN] for name in runs if name != PLAIN}
     reasons += [f"{name} takes {share:.2f} of the plain time" for name, share in shares.items()]
     best = min(shares, key=lambda name: shares[name])
@@ -134,8 +137,8 @@ def _refused(
     """Why an implementation cannot be taken: it fails, or differs beyond rounding; "" where it can."""
     try:
         out, gradient = run()
-    except RuntimeError as error:
-        return f"no {name} call: {(str(error).splitlines() or [''])[0]}"
+    except Exception as error:  # a library, a compiler or a launch may fail in any way
+        return f"no {name} call: {_first_line(error)}"
     apart = _distance(out, plain[0], torch.inf)
     if not apart <= TOLERANCE.get(out.dtype, 1e-3):
         return f"the {name} call differs by {apart:.1e} of the largest value"
@@ -151,38 +154,49 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor, order: float) -> float:
     return (apart / size.clamp_min(1e-30)).item()
 
 
-def _measure(runs: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each run, measured in turn."""
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _measure(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, captured: bool
+) -> tuple[dict[str, float], str]:
+    """Median milliseconds of each run, measured in turn; and why they are not of replays, where they should be."""
+    failure = ""
     with contextlib.ExitStack() as stack:
-        work, count = (_recorded(runs, device, stack), RUNS) if device.type == "cuda" else (runs, 1)
+        work, count = runs, 1
+        if device.type == "cuda":
+            work, count = {name: partial(_several, run) for name, run in runs.items()}, RUNS
+        if device.type == "cuda" and captured:
+            try:
+                work = _recorded(runs, device, stack)
+            except Exception as error:  # as above
+                failure = _first_line(error)
         taken: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(repeats):
             for name, times in taken.items():
                 times.append(_milliseconds(work[name], device) / count)
-    return {name: statistics.median(times) for name, times in taken.items()}
+    return {name: statistics.median(times) for name, times in taken.items()}, failure
+
+
+def _several(run: Callable[[], object]) -> None:
+    for _ in range(RUNS):
+        run()
 
 
 def _recorded(
     runs: Mapping[str, Callable[[], object]], device: torch.device, stack: contextlib.ExitStack
 ) -> dict[str, Callable[[], object]]:
-    """Each run RUNS times: as a CUDA graph, because on an idle device the launches of a convolution take longer
-    than its kernels, and its time would be the host's. Called one by one where any of them cannot be captured."""
-
-    def several(run: Callable[[], object]) -> None:
-        for _ in range(RUNS):
-            run()
-
+    """Each run RUNS times, as a CUDA graph: launched one by one on an idle device, a convolution takes as long as
+    its launches, which a captured run does not make. Raises what capturing any of them does."""
     replays: dict[str, Callable[[], object]] = {}
-    try:
-        for name, run in runs.items():
-            recorder = CudaRecorder(device)
-            stack.callback(recorder.close)
-            for _ in range(WARM_UP):
-                recorder.warm_up(run)
-            recorder.capture(partial(several, run))
-            replays[name] = recorder.replay
-    except RuntimeError:
-        return {name: partial(several, run) for name, run in runs.items()}
+    for name, run in runs.items():
+        recorder = CudaRecorder(device)
+        stack.callback(recorder.close)
+        for _ in range(WARM_UP):
+            recorder.warm_up(run)
+        recorder.capture(partial(_several, run))
+        replays[name] = recorder.replay
     return replays
 
 

@@ -14,7 +14,7 @@ import torch
 
 from mwpb_fast.engine.fold import UnfoldableError, fold, refresh
 from mwpb_fast.engine.net import EagerNet, module_mode
-from mwpb_fast.engine.precision import Precision, full_float32
+from mwpb_fast.engine.precision import Precision, full_float32, unmeasured
 from mwpb_fast.method import Net
 
 CHECKED = 8  # images in the comparison with the model that every new twin must pass
@@ -48,7 +48,7 @@ class TwinNet:
         self._modules = list(model.modules())
         self._told = False
         few = sample[:CHECKED].detach().float().contiguous()
-        with module_mode(model, training=False):
+        with module_mode(model, training=False), unmeasured():
             self.graph, self.layers = fold(model)
             self.refresh()
             self._compare(few)

@@ -21,6 +21,7 @@ from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.contract import EvaluationAttack
 from mwpb_fast.evaluation.evaluate import attack_all, attack_share, write_result
+from mwpb_fast.evaluation.layout import faster_layout
 from mwpb_fast.evaluation.request import Request
 from mwpb_fast.evaluation.session import Session
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
@@ -66,7 +67,8 @@ class Subject:
         for name in self.evaluation.attacks:
             find_attack(name)
         asked = config.precision if request.device is None else replace(config.precision, device=request.device)
-        self.precision = make_precision(replace(asked, dtype="fp32", attack_dtype="auto"))
+        # not tuned: an attack goes on with fewer and fewer images, and cuDNN would measure for each number of them
+        self.precision = make_precision(replace(asked, dtype="fp32", attack_dtype="auto", tune=False))
         where = config.data if request.data_dir is None else replace(config.data, dir=str(request.data_dir))
         self.images = data.load_split(where, "test")
         normalize = state.get("normalize")
@@ -93,8 +95,17 @@ class Subject:
         ) as error:  # of the user's own code
             raise checkpoint.CheckpointError(f"{path.name}: {error}") from error
         self.model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
+        self.precision = replace(self.precision, memory_format=self._layout())
         self.about |= {"model": config.model.name, "data": config.data.name, "split": "test"}
         self.about["split_sha256"] = self.images.sha256
+
+    def _layout(self) -> torch.memory_format:
+        """That of its precision; on CUDA whichever is faster."""
+        device, asked = self.precision.device, self.precision.memory_format
+        if device.type != "cuda" or asked != torch.channels_last:
+            return asked
+        size = min(self.evaluation.batch_size, len(self.images))
+        return faster_layout(self.model, next(data.eval_batches(self.images, device, size, torch.arange(size))).x)
 
     def attack(self, probes: dict[str, EvaluationAttack] | None = None) -> dict[str, Any]:
         """The result of its evaluation, and of the probes."""

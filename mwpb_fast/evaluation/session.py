@@ -119,6 +119,7 @@ class Session:
             "seed": setting.seed,
             "batch_size": setting.batch_size,
             "dtype": str(setting.precision.dtype).removeprefix("torch."),
+            "layout": str(setting.precision.memory_format).removeprefix("torch."),
             "model_sha256": self.model_hash,
             "data_sha256": self.data_hash,
             "environment": environment(setting.precision.device) | packages,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 import mwpb_kernels as ops
@@ -9,7 +10,7 @@ import torch
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.engine.net import EagerNet, module_mode
-from mwpb_fast.engine.precision import Precision
+from mwpb_fast.engine.precision import Precision, unmeasured
 from mwpb_fast.evaluation.accuracy import correct
 from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.method import Batch, Budget
@@ -25,12 +26,13 @@ def accuracies(
     precision: Precision,
     tick: Callable[..., None],
 ) -> dict[str, float]:
-    """Natural and PGD-10 accuracy in % on images in [0, 1], each of which has its own noise in each epoch.
+    """Natural and PGD-10 accuracy in % on images in [0, 1], each of which has its own noise in each epoch; and as
+    "validation" the seconds that it took.
 
     batches: gives them anew at each call. tick: called after each batch. Modes and random generators are left as
     they were.
     """
-    net, device = EagerNet(model, precision), precision.device
+    started, net, device = time.monotonic(), EagerNet(model, precision), precision.device
     attack = pgd.Config(start="uniform").build()
     key = torch.tensor([ops.derive_seed(0, epoch)], device=device)
 
@@ -38,10 +40,12 @@ def accuracies(
         return attack(net, Batch(x, y, index), None, torch.full(y.shape, eps, device=device), cross_entropy, key)
 
     # whatever the model draws here, training goes on as if there had been no validation, or a part of one
-    with module_mode(model, training=False), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    on_cuda = [device] if device.type == "cuda" else []
+    with module_mode(model, training=False), unmeasured(), torch.random.fork_rng(on_cuda):
         natural = correct(net, batches(), tick=tick)
         robust = correct(net, batches(), perturb, tick)
-    return {"natural": 100 * natural.float().mean().item(), "robust": 100 * robust.float().mean().item()}
+    found = {"natural": 100 * natural.float().mean().item(), "robust": 100 * robust.float().mean().item()}
+    return found | {"validation": time.monotonic() - started}
 
 
 def radii(
@@ -49,7 +53,7 @@ def radii(
 ) -> torch.Tensor:
     """The radius that a budget gives each image, (N,) on the CPU. Arguments as those of `accuracies`."""
     net, found = EagerNet(model, precision), []
-    with module_mode(model, training=False):
+    with module_mode(model, training=False), unmeasured():
         for x, y, _ in batches():
             tick()
             found.append(budget(net.logits(x), y).cpu())

@@ -170,7 +170,8 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     return (
         f"epoch {record['epoch']:3d}/{epochs} {record['phase']:6s} loss {record['loss']:.4f} {accuracy} "
         f"radius {record['radius_min']:.4f} {record['radius_mean']:.4f} {record['radius_max']:.4f} "
-        f"lr {record['learning_rate']:.2g} {record['images_per_second']:,.0f} images/s"
+        f"lr {record['learning_rate']:.2g} {record['images_per_second']:,.0f} images/s "
+        f"checkpoint {record['checkpoint']:.2f} s"
     )
 
 

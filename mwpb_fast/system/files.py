@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,24 @@ from typing import Any
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that at any moment either the old file or the whole new one is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # made with the mode of any new file: looking at the umask would change it for every other thread meanwhile
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        honour_umask(Path(name))
-        os.replace(name, path)
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            os.unlink(temporary)
         raise
     sync(path.parent)
 
 
 def honour_umask(path: Path) -> None:
-    """Give a file that was made for its owner alone, as temporary files are, the mode of any new file."""
+    """Give a file that was made for its owner alone, as temporary files are, the mode of any new file. Not to be
+    called while another thread makes files."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)

@@ -6,6 +6,7 @@ Nothing here knows an op by name, but for what has to be bit-equal: the cases co
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -34,6 +35,11 @@ TOLERANCE = {
     torch.bfloat16: (2.0**-7, 1e-6),
     torch.float16: (2.0**-10, 2.0**-24),
 }
+
+
+def exported(name: str) -> bool:
+    """Whether an op has a public function; a module of its name, which is there by itself, is none."""
+    return name in mwpb_kernels.__all__ and inspect.isfunction(getattr(mwpb_kernels, name, None))
 
 
 # arguments ---------------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ import mwpb_kernels as ops
 import numpy as np
 import pytest
 import torch
-from cases import NAMES, OPS, exact_copy, samples, tensors
-from mwpb_kernels.op import Op
+from cases import NAMES, OPS, exact_copy, exported, samples, tensors
+from mwpb_kernels.op import Op, check_logits
 
-PUBLIC = [n for n in NAMES if hasattr(ops, n)]
+PUBLIC = [n for n in NAMES if exported(n)]
 B = 3
 KEY, INDEX = torch.tensor([5]), torch.arange(B)
 
@@ -154,6 +154,18 @@ def test_philox_words_refuses_what_it_would_get_wrong() -> None:
     ):
         with pytest.raises(error, match=message):
             ops.philox_words(index, seed, stream, groups)  # type: ignore[arg-type]
+
+
+def test_logits_without_labels_are_checked_as_well() -> None:
+    check_logits(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="C >= 2"):
+        check_logits(torch.zeros(3))
+    with pytest.raises(TypeError, match="not torch"):
+        check_logits(torch.zeros(3, 2, dtype=torch.int64))
+    with pytest.raises(TypeError, match="logits must be a tensor, not list"):
+        check_logits([[0.0, 1.0]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="labels must be a tensor, not NoneType"):
+        ops.margin(torch.zeros(3, 2), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -21,6 +21,7 @@ from cases import (
     compare,
     describe,
     exact_copy,
+    exported,
     in_float64,
     inject,
     laid_out,
@@ -56,8 +57,13 @@ def test_op_is_complete(name: str) -> None:
     assert op.triton is not None, "no Triton implementation"
     assert op.compiles, "no ahead-of-time entry"
     assert samples(op), "no samples"
+    called = exported(name) or name.endswith("_backward")  # which is inside another
+    where = "mwpb_kernels/__init__.py does not export its function: add it to the imports and to __all__"
+    assert called, f"{name} is an op, but {where}"
     if mwpb_kernels.native_library is not None:
-        assert mwpb_kernels.implementation(name, "cpu") == "native"
+        stem = op.reference.__module__.rpartition(".")[2]
+        cure = f"write it in kernels/csrc/{stem}.cpp and call make setup"
+        assert mwpb_kernels.implementation(name, "cpu") == "native", f"{name} has no native code: {cure}"
     types = {t.dtype for s in samples(op) for t in tensors(s) if t.dtype.is_floating_point}
     numels = {t.numel() for s in samples(op) for t in tensors(s)}
     assert 0 in numels, "no empty sample"
@@ -67,6 +73,23 @@ def test_op_is_complete(name: str) -> None:
         assert op.bytes_moved(*args) >= 0
     mutable = {i for i, a in enumerate(op.dispatched._schema.arguments) if a.alias_info and a.alias_info.is_write}
     assert mutable == set(op.mutates), "the schema and `mutates` disagree"
+
+
+@pytest.mark.parametrize("changed", ["margin", "__all__"])
+def test_a_function_that_is_not_exported_is_told_of(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under its name there is something even so: its module, if that has the op's name."""
+    monkeypatch.setattr(mwpb_kernels, changed, [])
+    with pytest.raises(AssertionError, match=r"margin is an op, but .* add it to the imports and to __all__"):
+        test_op_is_complete("margin")
+
+
+def test_missing_native_code_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mwpb_kernels, "native_library", "any")
+    with (
+        mwpb_kernels.force_reference(),
+        pytest.raises(AssertionError, match=r"csrc/losses\.cpp and call make setup"),
+    ):
+        test_op_is_complete("kl_div")
 
 
 @pytest.mark.parametrize("runner", FAST)
