@@ -15,7 +15,7 @@ from mwpb_fast.config import Config, check_axes, to_dict, yaml_file
 from mwpb_fast.engine.build import compiled, make_engine, make_method, make_model
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluation import validation
-from mwpb_fast.method import Method
+from mwpb_fast.method import Batch, Method
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from mwpb_fast.runs import checkpoint, resume, trace
 from mwpb_fast.runs.folder import clear, sweep, training_lock
@@ -61,13 +61,13 @@ class Trainer:
         check_axes(config)
         self.config, self.folder, self.request, self.quiet = config, folder, request, quiet
         self.precision = make_precision(config.precision)
-        device = self.precision.device
+        device, layout = self.precision.device, self.precision.memory_format
         self.images = data.load_split(config.data, "train")
         self.train_index, self.val_index = data.split_indices(self.images.labels, config.data)
         if self.images.num_classes < 2:
             raise data.DataError(f"{self.images.origin}: has fewer than two classes; nothing is to be told apart")
         self.loader = data.make_loader(
-            self.images, config.data, seed=config.seed, device=device, train_index=self.train_index
+            self.images, config.data, seed=config.seed, device=device, train_index=self.train_index, layout=layout
         )
         self.normalize = self.images.statistics(self.train_index) if config.model.normalize else None
         torch.manual_seed(ops.derive_seed(config.seed))
@@ -105,7 +105,7 @@ class Trainer:
     def _sample(self) -> torch.Tensor:
         """A batch of training images, without augmentation."""
         index = self.train_index[: self.config.data.batch_size]
-        return next(data.eval_batches(self.images, self.precision.device, len(index), index)).x
+        return next(self._plain_batches(index, len(index))()).x
 
     def _capture(self) -> capture.CapturedStep:
         capture.check_capturable(self.step, self.method)
@@ -231,7 +231,7 @@ class Trainer:
     # state ----------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, in tensors and plain types."""
-        about = {
+        about = checkpoint.MARK | {
             "config": to_dict(self.config),
             "classes": list(self.images.classes),
             "channels": self.images.channels,
@@ -270,9 +270,10 @@ class Trainer:
         if self.request.number:
             raise Interrupted(self.request.number)
 
-    def _plain_batches(self, index: torch.Tensor) -> validation.Batches:
-        size = self.config.evaluation.batch_size
-        return lambda: data.eval_batches(self.images, self.precision.device, size, index)
+    def _plain_batches(self, index: torch.Tensor, size: int = 0) -> Callable[[], Iterator[Batch]]:
+        size = size or self.config.evaluation.batch_size
+        device, layout = self.precision.device, self.precision.memory_format
+        return lambda: data.eval_batches(self.images, device, size, index, layout)
 
     def _write_radii(self) -> None:
         found = checkpoint.read_newest(self.folder / "checkpoints", "best")

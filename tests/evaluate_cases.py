@@ -17,6 +17,7 @@ from mwpb_fast.evaluation.autoattack import COMPONENTS
 from mwpb_fast.evaluation.checkpoint import evaluate_run
 from mwpb_fast.evaluation.contract import EvaluationAttack
 from mwpb_fast.evaluation.evaluate import attack_all
+from mwpb_fast.evaluation.model_checks import EvaluationError
 from mwpb_fast.evaluation.request import Request
 from mwpb_fast.evaluation.session import Session
 from mwpb_fast.models import build_model
@@ -103,3 +104,25 @@ def untrained_state() -> dict[str, Any]:
         "epoch": 3,
         "model": build_model(settings.model.name, num_classes=10, channels=1).state_dict(),
     }
+
+
+# models of others -----------------------------------------------------------------------------------------------
+
+
+class Wrap(nn.Module):
+    """A function of a model and its images; weights and repr do not tell which."""
+
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+        self.eval()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.model, x)
+
+
+def one_line(call: Callable[[], object]) -> str:
+    with pytest.raises(EvaluationError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

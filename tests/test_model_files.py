@@ -53,15 +53,24 @@ def test_load_weights_accepts_the_field_variants(vary) -> None:
     assert all(torch.equal(value, weights[key]) for key, value in target.state_dict().items())
 
 
-def test_dropped_normalisation_is_compared() -> None:
+def test_normalisation_of_a_file_is_applied() -> None:
     weights = build_model("smallresnet-2", num_classes=10).state_dict()
     buffers = {"mu": torch.tensor(MEAN).view(1, 3, 1, 1), "sigma": torch.tensor(STD).view(1, 3, 1, 1)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_weights(build_model("smallresnet-2", num_classes=10, normalize=(MEAN, STD)), weights | buffers)
-    with pytest.warns(UserWarning, match=r"normalisation (mu|sigma)=") as caught:
-        load_weights(build_model("smallresnet-2", num_classes=10), weights | buffers)
-    assert len(caught) == 2
+    x, logits = torch.rand(2, 3, 8, 8), []
+    for normalize in ((MEAN, STD), None):
+        model = build_model("smallresnet-2", num_classes=10, normalize=normalize).eval()
+        loaded = load_weights(model, weights | buffers)
+        assert loaded.normalize is not None
+        torch.testing.assert_close(torch.tensor(loaded.normalize), torch.tensor((MEAN, STD)))
+        logits.append(model(x))
+    assert torch.equal(*logits)
+    plain = build_model("smallresnet-2", num_classes=10).eval()
+    load_weights(plain, weights)
+    assert not torch.allclose(plain(x), logits[0])
+    with pytest.raises(
+        ValueError, match=r"mu, sigma is mean 0\.4914.*the model's mean 0\.5.*leave --model\.normal"
+    ):
+        load_weights(build_model("smallresnet-2", num_classes=10, normalize=((0.5,) * 3, STD)), weights | buffers)
 
 
 @pytest.mark.parametrize(

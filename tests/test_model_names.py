@@ -71,7 +71,7 @@ def test_outside_code_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_names_are_checked_without_torch() -> None:
-    assert available() == ["preactresnet", "resnet", "smallresnet", "wrn"]
+    assert available() == ["preactresnet", "resnet", "smallresnet", "wrn", "wrnsilu"]
     assert parse_name("wrn-34-10") == ("mwpb_fast.models.wrn", (34, 10))
     code = "import sys; from mwpb_fast.models import parse_name; parse_name('wrn-34-10'); print(*sys.modules)"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

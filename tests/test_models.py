@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mwpb_fast.models import available, build_model, load_weights, read_checkpoint
 
-NAMES = ["resnet-18", "preactresnet-18", "wrn-10-2", "smallresnet-5"]
+NAMES = ["resnet-18", "preactresnet-18", "wrn-10-2", "wrnsilu-10-2", "smallresnet-5"]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,11 @@ from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.config.option_values import path, whole
 from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.evaluation.request import Request
+
+# of a recipe's values, those that an evaluation depends on; the data's that choose the images of statistics, too
+USED = re.compile(
+    r"model\..*|evaluation\..*|precision\.(device|channels_last|oracle|engine|tune)|data\.(name|dir|validation|subset)"
+)
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -33,7 +39,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     own += [
         add("--attacks", metavar="A,B,...", help="such as natural,pgd20,cw20,aa (default: the run's)"),
         add("--costly-subset", type=whole, metavar="N", help="images for spsa, 0 for all (default: the run's)"),
-        add("--accept-warnings", action="store_true", help="exit with 0 although AutoAttack doubts its result"),
+        add("--accept-warnings", action="store_true", help="exit with 0 although the result is doubtful"),
     ]
     given, request = _read(parser, own, arguments)
     options.check_attacks(request.evaluation)
@@ -44,7 +50,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     result = evaluate_run(request)
     print(format_table(result))
     if result["warnings"] and not given.accept_warnings:
-        print("mwpb-fast: AutoAttack doubts this result; --accept-warnings to let it pass", file=sys.stderr)
+        print(
+            "mwpb-fast: this result is doubtful, see the warnings; --accept-warnings to let it pass",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -66,7 +75,7 @@ def trust(arguments: Sequence[str]) -> int:
         add("--without", metavar="A,B,...", default="", help="attacks to leave out, such as aa,square"),
         add("--control", type=path, metavar="RUN", help="an evaluated run to show beside: that with alpha = 0"),
     ]
-    given, request = _read(parser, own, arguments)
+    given, request = _read(parser, own, arguments, budget=True)
 
     from mwpb_fast.evaluation.trust import trust_run
     from mwpb_fast.evaluation.trust_report import markdown
@@ -85,15 +94,17 @@ def _target(parser: Parser) -> list[argparse.Action]:
         add("--eps", metavar="8/255", help="radius (default: the run's)"),
         add("--step-size", metavar="1/255", help="of PGD and CW (default: the run's)"),
         add("--subset", type=whole, metavar="N", help="attack N test images only: a preview"),
-        add("--which", choices=["best", "last"], default="best", help="of a run's checkpoints (default: best)"),
+        add("--which", choices=["best", "last"], help="of a run's checkpoints (default: best)"),
         add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N (default: the run's)"),
         add("--data-dir", type=path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
+        add("--seed", type=whole, default=0, metavar="N", help="of what is random in the attacks (default: 0)"),
         add("--recipe", metavar="RECIPE", help="of a file of weights; changed by options as in train"),
+        add("--weights", metavar="PLACE", default="", help="in such a file, of several sets: state_dict_ema, ..."),
     ]
 
 
 def _read(
-    parser: Parser, own: Sequence[argparse.Action], arguments: Sequence[str]
+    parser: Parser, own: Sequence[argparse.Action], arguments: Sequence[str], budget: bool = False
 ) -> tuple[argparse.Namespace, Request]:
     """What the options say, and what is asked for by those that every command here has."""
     given, overrides = parser.parse_with_overrides(own, arguments)
@@ -109,10 +120,33 @@ def _read(
             changes["attacks"] = tuple(changes["attacks"].split(","))
         start = config.evaluation if config else _evaluation_of(given.target, changes)
         evaluation = dataclasses.replace(start, **changes)
+        options.check_attacks(evaluation if "attacks" in changes else None)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    same = {name: vars(given)[name] for name in ("which", "data_dir", "device")}
-    return given, Request(given.target, evaluation, config=config, **same)
+    _refuse_idle(given, overrides, budget)
+    same = {name: vars(given)[name] for name in ("data_dir", "device", "seed", "weights")}
+    return given, Request(given.target, evaluation, which=given.which or "best", config=config, **same)
+
+
+def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], budget: bool) -> None:
+    """Refuse what would be read and then have no effect. budget: whether the budget has one."""
+    names = [word.removeprefix("--").partition("=")[0] for word in overrides]
+    for name in names:
+        if not USED.fullmatch(name) and not (budget and name.partition(".")[0] == "budget"):
+            raise ConfigError(f"--{name} has no effect here: it is for training")
+    if given.which and given.target.is_file():
+        raise ConfigError(f"--which says which checkpoint of a run's folder; {given.target} is a file")
+    idle = [name for name in names if not name.startswith("evaluation.")] + ["weights"] * bool(given.weights)
+    if not idle or not given.target.exists():
+        return
+    if given.target.is_file():
+        from mwpb_fast.evaluation.checkpoint import own_config, read_weights
+
+        if own_config(*read_weights(given.target, "")) is None:
+            return
+    raise ConfigError(
+        f"{given.target} says itself what model and data it belongs to: --{idle[0]} is for other files"
+    )
 
 
 def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:

@@ -16,6 +16,7 @@ from mwpb_fast.cli.commands import COMMANDS, PRINTING
 from mwpb_fast.config import ConfigError
 from mwpb_fast.runs.log import own_version
 from mwpb_fast.system import threads
+from mwpb_fast.system.memory import none_left
 from mwpb_fast.system.signals import Interrupted, raised
 from mwpb_fast.system.streams import Lasting, lasting
 
@@ -27,10 +28,7 @@ STATUS = {
     "mwpb_fast.runs.checkpoint.CheckpointError": 2,
     "mwpb_fast.runs.checkpoint.CheckpointWriteError": 1,
     "mwpb_fast.train.TrainingError": 1,
-    "torch.OutOfMemoryError": 1,
-    "builtins.MemoryError": 1,
 }
-NO_MEMORY = "can't allocate memory"  # in what PyTorch says of the CPU's, as a RuntimeError
 
 
 def usage() -> str:
@@ -97,7 +95,7 @@ def _status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
     kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]  # the most specific first
-    machine = isinstance(error, OSError) or (isinstance(error, RuntimeError) and NO_MEMORY in str(error))
+    machine = isinstance(error, OSError) or none_left(error)
     return next((STATUS[kind] for kind in kinds if kind in STATUS), int(machine))
 
 

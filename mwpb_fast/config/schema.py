@@ -30,7 +30,8 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """name: model file and its numbers, such as resnet-18, preactresnet-18, wrn-34-10, smallresnet-16.
+    """name: model file and its numbers, such as resnet-18, preactresnet-18, wrn-34-10, wrnsilu-28-10,
+    smallresnet-16.
     normalize: put the data set's mean and standard deviation into the model as its first layer."""
 
     name: str = "resnet-18"

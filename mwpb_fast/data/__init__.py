@@ -70,8 +70,11 @@ def make_loader(
     device: torch.device | str = "cpu",
     train_index: Tensor | None = None,
     augment: bool = True,
+    layout: torch.memory_format | None = None,
 ) -> Loader:
     """The loader that the config asks for; "auto" is resident if the images fit in half of the free memory.
+
+    layout: of the batches' images, channels-last if None.
 
     Given the training split of a prepared set, the dali loader decodes the image files, if
     `prepare(..., encoded=True)` kept them.
@@ -81,7 +84,9 @@ def make_loader(
     if kind == "auto":
         kind = "resident" if images.images.nbytes <= memory_budget(device) else "dali"
     if kind == "resident":
-        return ResidentLoader(images, config, seed=seed, device=device, train_index=train_index, augment=augment)
+        return ResidentLoader(
+            images, config, seed=seed, device=device, train_index=train_index, augment=augment, layout=layout
+        )
     from mwpb_fast.data.dali import DaliLoader
 
     return DaliLoader(
@@ -92,6 +97,7 @@ def make_loader(
         train_index=train_index,
         augment=augment,
         encoded=load_encoded(config) if Path(images.origin).name == "train.safetensors" else None,
+        layout=layout,
     )
 
 

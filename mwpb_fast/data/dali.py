@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.data.dataset import Batch, Config, DataError, Images, Plan
+from mwpb_fast.system.layout import in_layout
 from mwpb_fast.system.lazy import ops, torch
 from mwpb_fast.system.optional import attempt
 
@@ -27,7 +28,7 @@ class DaliLoader:
     """Batches of `images` through DALI: on the GPU if `device` is one, else on the CPU.
 
     encoded: the same samples as image files, which DALI then decodes (on a GPU with its JPEG hardware);
-    without it the pixels of `images` are fed. seed, train_index, augment: as for the resident loader.
+    without it the pixels of `images` are fed. seed, train_index, augment, layout: as for the resident loader.
     Pixels are equal to the resident loader's bit for bit, except for what two JPEG decoders make of a file.
     """
 
@@ -41,11 +42,12 @@ class DaliLoader:
         train_index: Tensor | None = None,
         augment: bool = True,
         encoded: Packed | None = None,
+        layout: torch.memory_format | None = None,
     ) -> None:
         if encoded is not None and len(encoded) != len(images):
             raise DataError(f"{images.origin}: {len(encoded)} image files for {len(images)} images")
         self._plan = Plan(images, config, seed, train_index, augment)
-        self._device = torch.device(device)
+        self._device, self._layout = torch.device(device), layout or torch.channels_last
         self._images, self._encoded = images, encoded
         self._labels = images.labels.to(self._device)
         pad = self._plan.pad
@@ -80,7 +82,7 @@ class DaliLoader:
         for index in indices:
             if self._running != mine or self._pipeline is None:
                 raise ValueError("the loader was closed, or another epoch was begun, during this one")
-            x = self._run()
+            x = in_layout(self._run(), self._layout)
             yield Batch(x, self._labels[index.to(self._device)], index.to(self._device))
 
     def _rewind(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mwpb_fast.data.dataset import Batch, Config, Images, Plan
+from mwpb_fast.system.layout import in_layout
 from mwpb_fast.system.lazy import ops, torch
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ class ResidentLoader:
     """Batches of `images` from memory of `device`.
 
     seed: the run's. train_index: (n,) int64 positions to train on, None for all. augment: False for the
-    images as they are, in the same order.
+    images as they are, in the same order. layout: of the batches' images, channels-last if None.
     """
 
     def __init__(
@@ -28,9 +29,10 @@ class ResidentLoader:
         device: torch.device | str = "cpu",
         train_index: Tensor | None = None,
         augment: bool = True,
+        layout: torch.memory_format | None = None,
     ) -> None:
         self._plan = Plan(images, config, seed, train_index, augment)
-        self._device = torch.device(device)
+        self._device, self._layout = torch.device(device), layout or torch.channels_last
         self._images = images.images.to(self._device)
         self._labels = images.labels.to(self._device)
 
@@ -58,21 +60,28 @@ class ResidentLoader:
         """The samples at `index`, their images augmented: device work alone, which can be captured."""
         plan, mode = self._plan, self._plan.config.pad_mode
         x = ops.crop_flip(self._images, index, key, pad=plan.pad, pad_mode=mode, flip=plan.flip)
-        return Batch(x, self._labels[index], index)
+        return Batch(in_layout(x, self._layout), self._labels[index], index)
 
     def close(self) -> None:
         """Nothing to stop; here for the loaders' common interface."""
 
 
 def eval_batches(
-    images: Images, device: torch.device | str = "cpu", batch_size: int = 256, index: Tensor | None = None
+    images: Images,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    index: Tensor | None = None,
+    layout: torch.memory_format | None = None,
 ) -> Iterator[Batch]:
-    """All images (or those at `index`, (n,) int64) as they are, in order; the last batch may be smaller."""
-    device = torch.device(device)
+    """All images (or those at `index`, (n,) int64) as they are, in order; the last batch may be smaller.
+
+    layout: of the batches' images, channels-last if None.
+    """
+    device, layout = torch.device(device), layout or torch.channels_last
     index = torch.arange(len(images)) if index is None else index.cpu()
     key = torch.zeros(1, dtype=torch.int64, device=device)
     for part in index.split(batch_size):
         pixels = images.images[part].contiguous(memory_format=torch.channels_last).to(device)
         rows = torch.arange(len(part), device=device)
         x = ops.crop_flip(pixels, rows, key, pad=0, flip=False)
-        yield Batch(x, images.labels[part].to(device), part.to(device))
+        yield Batch(in_layout(x, layout), images.labels[part].to(device), part.to(device))

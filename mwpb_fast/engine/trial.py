@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from mwpb_fast.config import ConfigError
 from mwpb_fast.engine.net import module_mode
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.system.layout import in_layout, set_layout
+from mwpb_fast.system.memory import none_left
 
 
 def fault(logits: Any, images: int, classes: int) -> str:
@@ -25,6 +28,11 @@ def fault(logits: Any, images: int, classes: int) -> str:
     return ""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def try_model(
     model: torch.nn.Module, name: str, x: torch.Tensor, classes: int, smallest: int, precision: Precision
 ) -> None:
@@ -35,16 +43,31 @@ def try_model(
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"model.name: {name} has no weights to train")
-    x = x[:2].contiguous(memory_format=precision.memory_format)
+    x = in_layout(x[:2], precision.memory_format)
     with _undone(model, precision.device):
         for training in (False, True) if len(x) > 1 else (False,):
             if reason := _run(model, x, classes, training, precision):
+                if channels_last_is_why(model, x, precision):
+                    reason += "; it cannot take channels-last images: write --precision.channels_last false"
                 raise ConfigError(f"model.name: {name} cannot be trained on these images: {reason}")
         if smallest == 1 and (reason := _run(model, x[:1], classes, True, precision)):
             raise ConfigError(
                 f"model.name: {name} cannot be trained on a batch of one image, and there is one: {reason}; "
                 "take --data.last_batch drop, or another --data.batch_size"
             )
+
+
+def channels_last_is_why(model: torch.nn.Module, x: torch.Tensor, precision: Precision) -> bool:
+    """Whether a model that fails on images x in the precision's layout works in the contiguous one; if so it and
+    its weights are left in that one."""
+    if precision.memory_format != torch.channels_last:
+        return False
+    plain = dataclasses.replace(precision, memory_format=torch.contiguous_format)
+    set_layout(model, torch.contiguous_format)
+    if not _run(model, in_layout(x, torch.contiguous_format), 1, False, plain):
+        return True
+    set_layout(model, torch.channels_last)
+    return False
 
 
 def _run(model: torch.nn.Module, x: torch.Tensor, classes: int, training: bool, precision: Precision) -> str:
@@ -56,10 +79,10 @@ def _run(model: torch.nn.Module, x: torch.Tensor, classes: int, training: bool, 
         if reason := fault(logits, len(x), classes):
             return reason
         return "" if logits.requires_grad else "its logits have no gradient"
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # the model's own code, which may raise anything
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if none_left(error):
+            raise
+        return first_line(error)
 
 
 @contextlib.contextmanager

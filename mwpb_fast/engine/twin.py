@@ -11,8 +11,11 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from torch import fx
 
 from mwpb_fast.engine.fold import UnfoldableError, fold, refresh
+from mwpb_fast.engine.layers import Folded
+from mwpb_fast.engine.made_of import MadeOf
 from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import Precision, full_float32, unmeasured
 from mwpb_fast.method import Net
@@ -32,7 +35,8 @@ class TwinNet:
     through model and twin, which must agree in logits and input gradient. dtype: of convolutions and matrix
     products, precision.dtype by default; the layer that gives the logits is always float32. In train mode
     (batch statistics, dropout) calls run the model itself, with a warning once. `refresh()` must follow every
-    change of the weights. Raises UnfoldableError.
+    change of the model: of weights, which it folds anew, and of what the twin was made from, its modules and
+    their plain attributes, where it makes the twin anew. Raises UnfoldableError.
     """
 
     def __init__(
@@ -45,33 +49,66 @@ class TwinNet:
         self.model = model
         self.dtype = precision.dtype if dtype is None else dtype
         self.eager = EagerNet(model, precision)
-        self._modules = list(model.modules())
-        self._told = False
-        few = sample[:CHECKED].detach().float().contiguous()
-        with module_mode(model, training=False), unmeasured():
-            self.graph, self.layers = fold(model)
-            self.refresh()
-            self._compare(few)
-            for layer in self.layers:
-                layer.lower(self.dtype)
-            self.refresh()
-            self._results(self, few)
+        self.graph: fx.GraphModule
+        self.layers: list[Folded]
+        self._told = self._lost = False
+        self._few = sample[:CHECKED].detach().float().contiguous().clone()
+        self._idle: set[tuple[str, str]] = set()
+        self._made_of: MadeOf
+        self._make()
 
     def refresh(self) -> None:
         """Fold the model's weights and statistics as they are now: in place, without a wait for the device,
-        capturable in a CUDA graph."""
+        capturable in a CUDA graph. Where the model is no longer what the twin was made from, the twin is made
+        anew; where that cannot be done, calls run the model itself from then on, with a warning."""
+        if (now := self._made_of.differs(self._idle)) and not self._same_code(now):
+            try:
+                self._make()
+            except UnfoldableError as error:
+                self._lost, self._made_of = True, MadeOf(self.model)
+                message = f"the model has changed and cannot be folded any more ({error}): it takes the plain path"
+                warnings.warn(message, EngineWarning, stacklevel=2)
+        self._made_of.follow(self.graph)
         refresh(self.layers)
+
+    def _make(self) -> None:
+        self._made_of, self._modules = MadeOf(self.model), list(self.model.modules())
+        self._lost = False
+        with module_mode(self.model, training=False), unmeasured():
+            self.graph, self.layers = fold(self.model)
+            refresh(self.layers)
+            self._compare(self._few)
+            for layer in self.layers:
+                layer.lower(self.dtype)
+            refresh(self.layers)
+            self._results(self, self._few)
+
+    def _same_code(self, changed: set[tuple[str, str]]) -> bool:
+        """Whether the attributes that have changed say nothing to the twin, such as a count of calls. They are
+        not looked at any more."""
+        if not self._made_of.harmless(changed):
+            return False
+        if self._lost:
+            return True
+        with module_mode(self.model, training=False):
+            try:
+                code = fold(self.model)[0].code
+            except UnfoldableError:
+                return False
+        if code == self.graph.code:
+            self._idle |= changed
+        return code == self.graph.code
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(B, classes), float32 where the model ends in a linear layer, without a graph."""
-        if self._training():
+        if self._lost or self._training():
             return self.eager.logits(x)
         with torch.no_grad():
             return self.graph(x)
 
     def input_grad(self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """As Net.input_grad; no weight gradient is computed."""
-        if self._training():
+        if self._lost or self._training():
             return self.eager.input_grad(x, dlogits)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()

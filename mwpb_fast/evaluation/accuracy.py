@@ -22,13 +22,23 @@ def correct(
     """(N,) boolean on the CPU: is the prediction right after perturb(x, y, index) -> x_adv?
 
     batches: of x, y, index as loaders give them; perturb None: on the natural images. tick: called with the
-    number of images after each batch. Logits that are not finite count as wrong.
+    number of images after each batch.
     """
     flags = [torch.zeros(0, dtype=torch.bool)]
     for x, y, index in batches:
         logits = net.logits(x if perturb is None else perturb(x, y, index))
-        right = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
-        flags.append(right.cpu())
+        flags.append(right(logits, y).cpu())
         if tick is not None:
             tick(len(y))
     return torch.cat(flags)
+
+
+def sound(logits: torch.Tensor) -> torch.Tensor:
+    """(B,) boolean: whether (B, classes) logits say anything: no NaN, no +inf, and not all of them -inf. A class
+    that a model rules out by -inf is no fault."""
+    return logits.amax(1).isfinite()
+
+
+def right(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(B,) boolean: whether (B, classes) logits predict the labels y. Those that are not sound count as wrong."""
+    return (logits.argmax(1) == y) & sound(logits)

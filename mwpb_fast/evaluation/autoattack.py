@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,23 +17,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from mwpb_fast.config import ConfigError
+from mwpb_fast.evaluation.accuracy import right
 from mwpb_fast.system.lazy import torch
 from mwpb_fast.system.optional import attempt, version_of
 
 TARGETS = 9
 SQUARE_MARGIN = 0.002
+FLOOR = 10.0  # how far below all other logits a class stands that the model rules out by -inf
 
 
 @dataclass(frozen=True)
 class Component:
     """One of the four attacks. name: of the package's object. forwards: images sent through the model for an
     image, at most, with 9 targets. parameters: the standard version's, set on the object whatever the package's
-    own defaults. targeted: whether it goes for each of `TARGETS` other classes. classes: how many it needs.
-    l2_side: how many pixels height and width need to have in l2."""
+    own defaults. gradients: whether it follows them. targeted: whether it goes for each of `TARGETS` other
+    classes. classes: how many it needs. l2_side: how many pixels height and width need to have in l2."""
 
     name: str
     forwards: int
     parameters: dict[str, Any]
+    gradients: bool = True
     targeted: bool = False
     classes: int = 2
     l2_side: int = 1
@@ -46,7 +50,7 @@ COMPONENTS = {
     "apgd-ce": Component("apgd", 101, _APGD),
     "apgd-t": Component("apgd_targeted", TARGETS * 102, _APGD, targeted=True, classes=4),
     "fab-t": Component("fab", TARGETS * 202, _FAB, targeted=True),
-    "square": Component("square", 5001, _SQUARE, l2_side=5),
+    "square": Component("square", 5001, _SQUARE, gradients=False, l2_side=5),
 }
 STANDARD = tuple(COMPONENTS)
 _NORMS = {"linf": "Linf", "l2": "L2"}
@@ -123,7 +127,9 @@ def autoattack(
     with torch.no_grad():
         logits = torch.cat([model(part) for part in x.split(batch_size)])
     departures = deviations(logits.shape[1], components)
-    alive = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
+    alive = right(logits, y)
+    if bool((logits == -math.inf).any()):
+        model = _floored(model, float(logits[logits.isfinite()].min()) - FLOOR)
     x_adv, after = x.clone(), {"clean": alive.clone()}
     with _contained(package, x.device) as messages:
         adversary = package.AutoAttack(
@@ -170,6 +176,18 @@ def square_warning(after: dict[str, float]) -> dict[str, str]:
         return {}
     drop = 100 * (after["fab-t"] - after["square"])
     return {"square": f"Square, which uses no gradients, took another {drop:.2f} %: they may be masked"}
+
+
+def _floored(
+    model: Callable[[torch.Tensor], torch.Tensor], floor: float
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same predictions with numbers in place of -inf: the package's losses subtract logits from each other."""
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        logits = model(x)
+        return torch.where(logits == -math.inf, floor, logits)
+
+    return forward
 
 
 def _package() -> Any:

@@ -191,7 +191,8 @@ def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Evaluatio
 
     forwards = 1 + sum(COMPONENTS[name].forwards for name in components)
     parameters = {name: COMPONENTS[name].parameters for name in components}
-    return EvaluationAttack(run, forwards, needs, long=True, parameters=parameters, **own)
+    gradients = any(COMPONENTS[name].gradients for name in components)
+    return EvaluationAttack(run, forwards, needs, gradients, long=True, parameters=parameters, **own)
 
 
 def by_samples(spsa: SPSA) -> EvaluationAttack:
@@ -207,11 +208,11 @@ def by_samples(spsa: SPSA) -> EvaluationAttack:
         check_ball(x_adv, x, setting)
         return Outcome(right.cpu())
 
-    return EvaluationAttack(run, spsa.forwards, long=True, costly=True, parameters=asdict(spsa))
+    return EvaluationAttack(run, spsa.forwards, gradients=False, long=True, costly=True, parameters=asdict(spsa))
 
 
 NAMED = {
-    "natural": EvaluationAttack(natural, forwards=1, ball=False),
+    "natural": EvaluationAttack(natural, forwards=1, gradients=False, ball=False),
     "fgsm": descent(1, cross_entropy, start="none"),
     "aa": of_autoattack(),
     "aa-l2": of_autoattack(norm="l2", eps=L2),

@@ -18,6 +18,7 @@ import torch
 from mwpb_fast import data
 from mwpb_fast.config import Config, ConfigError, from_dict
 from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.engine.trial import channels_last_is_why
 from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.contract import EvaluationAttack
 from mwpb_fast.evaluation.evaluate import attack_all, attack_share, write_result
@@ -35,9 +36,10 @@ from mwpb_fast.system.threads import adaptive_openmp_waits
 def evaluate_run(request: Request) -> dict[str, Any]:
     """Attack what is asked for and return the result, see `evaluate`.
 
-    The result goes to evaluation-<which>.json in the run folder, beside the file for a file; finished shards are
-    kept in the folder of the same name, and the same call goes on from them. Raises ConfigError, DataError and
-    CheckpointError for what the user can mend, and Interrupted after SIGTERM or SIGINT.
+    The result goes to evaluation-<which>.json in the run folder, beside the file for a file, a preview not in the
+    place of a result on the whole test set, see `write_result`; finished shards are kept in the folder of the same
+    name, and the same call goes on from them. Raises ConfigError, DataError and CheckpointError for what the user
+    can mend, and Interrupted after SIGTERM or SIGINT.
     """
     subject = Subject(request)
     result = subject.attack()
@@ -71,11 +73,11 @@ class Subject:
         self.precision = make_precision(replace(asked, dtype="fp32", attack_dtype="auto", tune=False))
         where = config.data if request.data_dir is None else replace(config.data, dir=str(request.data_dir))
         self.images = data.load_split(where, "test")
-        normalize = state.get("normalize")
-        if "config" not in state and config.model.normalize:
+        normalize = state["normalize"] if own else None
+        if not own and config.model.normalize:
             train = data.load_split(where, "train")
             normalize = train.statistics(data.split_indices(train.labels, where)[0])
-        trained, mine = data.identity_of(state), data.identity(self.images)
+        trained, mine = data.identity_of(state if own else {}), data.identity(self.images)
         if other := data.difference(trained, {key: mine[key] for key in data.KIND}):
             raise ConfigError(f"{self.images.origin}: not the data of the checkpoint, which has {other}")
         try:
@@ -85,7 +87,10 @@ class Subject:
                 channels=self.images.channels,
                 normalize=normalize,
             )
-            load_weights(self.model, state.get("ema") or state.get("model") or state)
+            if own:
+                load_weights(self.model, state.get("ema") or state["model"])
+            else:
+                self.about["weights"] = str(load_weights(self.model, state, request.weights))
         except (
             ValueError,
             TypeError,
@@ -95,9 +100,23 @@ class Subject:
         ) as error:  # of the user's own code
             raise checkpoint.CheckpointError(f"{path.name}: {error}") from error
         self.model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
-        self.precision = replace(self.precision, memory_format=self._layout())
+        if self._takes_layout():
+            self.precision = replace(self.precision, memory_format=self._layout())
         self.about |= {"model": config.model.name, "data": config.data.name, "split": "test"}
         self.about["split_sha256"] = self.images.sha256
+
+    def _takes_layout(self) -> bool:
+        """Whether the model runs in its precision's layout. One that cannot take channels-last images gets others:
+        its weights are made contiguous, and the session finds that out, or says what else is wrong with it."""
+        height, width = self.images.images.shape[2:]
+        x = torch.zeros(2, self.images.channels, height, width, device=self.precision.device)
+        try:
+            with torch.no_grad():
+                self.model(x.clone(memory_format=self.precision.memory_format))
+        except Exception:  # the model's own code, which may raise anything
+            channels_last_is_why(self.model, x, self.precision)
+            return False
+        return True
 
     def _layout(self) -> torch.memory_format:
         """That of its precision; on CUDA whichever is faster."""
@@ -179,11 +198,9 @@ def read_weights(target: Path, which: str) -> tuple[Path, dict[str, Any]]:
 
 def own_config(path: Path, state: dict[str, Any]) -> Config | None:
     """The configuration of the run that wrote a checkpoint; None for bare weights. Raises ConfigError."""
-    if not isinstance(state.get("config"), dict) or "model" not in state:
-        return None
     try:
-        return from_dict(state["config"])
-    except ConfigError as error:
+        return from_dict(state["config"]) if checkpoint.is_ours(state) else None
+    except (ConfigError, checkpoint.CheckpointError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

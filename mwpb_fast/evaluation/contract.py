@@ -51,15 +51,16 @@ class EvaluationAttack:
     """run(model, x, y, index, setting) -> Outcome, with a frozen model in eval mode, x (n, C, H, W) float32 in
     [0, 1], y and index (n,) int64, all on one device. forwards: images sent through the model for each image
     attacked, at most, for progress. needs(classes): versions of other packages that it uses; raises ConfigError
-    where it cannot run. stepped: whether the setting's step size matters. long: worth several processes.
-    costly: run on the evaluation's `costly_subset` unless the whole is smaller. ball: whether it moves images
-    at all. eps, step_size, norm: its own, in place of the evaluation's. per_image: what its radii are called where
-    each image has one of its own, {eps} for the setting's. parameters: what else is fixed about it,
-    in plain types; recorded, and a part of its shards' key."""
+    where it cannot run. gradients: whether it follows the model's own. stepped: whether the setting's step size
+    matters. long: worth several processes. costly: run on the evaluation's `costly_subset` unless the whole is
+    smaller. ball: whether it moves images at all. eps, step_size, norm: its own, in place of the evaluation's.
+    per_image: what its radii are called where each image has one of its own, {eps} for the setting's. parameters:
+    what else is fixed about it, in plain types; recorded, and a part of its shards' key."""
 
     run: AttackFunction
     forwards: int
     needs: Callable[[int], dict[str, str]] = lambda classes: {}
+    gradients: bool = True
     stepped: bool = False
     long: bool = False
     costly: bool = False
@@ -81,9 +82,17 @@ class EvaluationAttack:
 
 
 def check_images(x: torch.Tensor) -> torch.Tensor:
-    """x with values outside [0, 1] by rounding (1e-6) clamped. Raises EvaluationError where it is more."""
-    if not x.is_floating_point() or x.dim() != 4:
-        raise EvaluationError(f"images must be float (N, C, H, W) in [0, 1], not {x.dtype} {tuple(x.shape)}")
+    """x with values outside [0, 1] by rounding (1e-6) clamped; uint8 in [0, 255] as it is. Raises EvaluationError
+    for anything else."""
+    if not isinstance(x, torch.Tensor):
+        raise EvaluationError(f"images must be a tensor (N, C, H, W), not {type(x).__name__}")
+    x = x.detach()
+    if x.dim() != 4 or not (x.is_floating_point() or x.dtype == torch.uint8):
+        raise EvaluationError(
+            f"images must be float (N, C, H, W) in [0, 1] or uint8, not {x.dtype} {tuple(x.shape)}"
+        )
+    if x.dtype == torch.uint8:
+        return x
     if len(x):
         low, high = x.amin().item(), x.amax().item()
         if not (low >= -BALL_TOLERANCE and high <= 1 + BALL_TOLERANCE):
@@ -92,6 +101,23 @@ def check_images(x: torch.Tensor) -> torch.Tensor:
                 "normalisation belongs into the model, as its first layer"
             )
     return x.float().clamp(0, 1)
+
+
+def check_labels(y: torch.Tensor, images: int) -> torch.Tensor:
+    """y as (N,) int64 on the CPU. Raises EvaluationError unless there is one class number, 0 or more, for each of
+    so many images."""
+    if not isinstance(y, torch.Tensor):
+        raise EvaluationError(f"labels must be a tensor (N,) of class numbers, not {type(y).__name__}")
+    if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise EvaluationError(
+            f"labels must be integers (N,), one class number an image, not {y.dtype} {tuple(y.shape)}"
+        )
+    if len(y) != images:
+        raise EvaluationError(f"there are {images} images and {len(y)} labels")
+    y = y.to("cpu", torch.int64)
+    if len(y) and (low := int(y.min())) < 0:
+        raise EvaluationError(f"a label is {low}: class numbers begin at 0")
+    return y
 
 
 def check_ball(

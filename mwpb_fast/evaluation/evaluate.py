@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.engine.precision import Precision
-from mwpb_fast.evaluation.score import summary, worst
+from mwpb_fast.evaluation.model_checks import Model
+from mwpb_fast.evaluation.score import not_finite, summary, worst
 from mwpb_fast.evaluation.session import Session, TestSet
 from mwpb_fast.runs.log import progress
 from mwpb_fast.system.files import to_json, write_atomically
@@ -22,7 +24,7 @@ StartHelpers = Callable[[int], AbstractContextManager[Helpers]]
 
 
 def evaluate(
-    model: torch.nn.Module,
+    model: Model,
     images: TestSet,
     config: EvaluationConfig,
     precision: Precision,
@@ -35,9 +37,10 @@ def evaluate(
 
         evaluate(model.eval(), (x, y), EvaluationConfig(attacks=("natural", "pgd20")), precision)
 
-    model: in eval mode, float32 weights, on the precision's device; it is left as it was. images: a data set's
-    Images, or (x, y) with x (N, C, H, W) float in [0, 1] and y (N,) int64. folder: keeps finished shards, so
-    that the same call goes on after a kill; the result goes to the same path with .json; or None. seed: of what is
+    model: a module in eval mode, float32 weights, on the precision's device, which is left as it was; or any
+    function from images to logits. images: a data set's Images, or (x, y) with x (N, C, H, W) float in [0, 1] and
+    y (N,) integers. folder: keeps finished shards, so that the same call goes on after a kill; the result goes to
+    the same path with .json, see `write_result`; or None. seed: of what is
     random in the attacks. show: a bar of progress for each attack. For a run's folder or a file there is
     `checkpoint.evaluate_run`; for more than is asked for here, a `Session` and `attack_all`.
 
@@ -45,7 +48,8 @@ def evaluate(
     image, and the ball that it kept to; under "worst" the point-wise worst case, see score.worst; under
     "warnings" what makes it doubtful. Raises EvaluationError and ConfigError, in one line.
     """
-    result = attack_all(Session(model, images, config, precision, folder=folder, seed=seed), show=show)
+    with torch.inference_mode(False):
+        result = attack_all(Session(model, images, config, precision, folder=folder, seed=seed), show=show)
     if folder is not None:
         write_result(folder, result)
     return result
@@ -77,13 +81,17 @@ def attack_all(
                         helpers.wait(tick)
                         attack.run(session.model, [n for n in range(len(attack.shards)) if n not in mine], report)
     results = {name: summary(attack, len(session.index)) for name, attack in attacks.items()}
+    doubts: dict[str, Any] = {
+        kind: {"message": message, "shards": []}
+        for kind, message in (session.function.doubts | not_finite(results)).items()
+    }
     return {
         "format": FORMAT,
         **session.describe(),
         "preview": session.preview,
         "attacks": results,
         **worst({name: results[name] for name in session.named}, session.index.tolist(), session.setting),
-        "warnings": {k: v for r in results.values() for k, v in r.get("warnings", {}).items()},
+        "warnings": doubts | {k: v for r in results.values() for k, v in r.get("warnings", {}).items()},
     }
 
 
@@ -96,6 +104,17 @@ def attack_share(session: Session, part: int, parts: int, tick: Callable[[], Non
                 attack.run(session.model, range(part, len(attack.shards), parts))
 
 
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Keep a result as `path` with .json after its name."""
+def write_result(path: Path, result: dict[str, Any]) -> Path:
+    """Keep a result as `path` with .json after its name; a preview beside a result on the whole set, with
+    -preview.json. Returns the path without .json."""
+    if result["preview"] and _is_whole(Path(f"{path}.json")):
+        path = path.with_name(f"{path.name}-preview")
     write_atomically(Path(f"{path}.json"), (to_json(result, indent=1) + "\n").encode())
+    return path
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return json.loads(path.read_bytes())["preview"] is False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

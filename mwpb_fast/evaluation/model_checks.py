@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mwpb_fast.config import ConfigError
 from mwpb_fast.system.lazy import torch
+from mwpb_fast.system.plain import is_plain
 
 if TYPE_CHECKING:
     from mwpb_fast.engine.precision import Precision
+
+
+Model = Callable[["torch.Tensor"], "torch.Tensor"]
+"""A module, or any other function, from images (B, C, H, W) to logits (B, classes)."""
 
 
 class EvaluationError(ConfigError):
@@ -38,8 +43,24 @@ def hash_model(model: torch.nn.Module) -> str:
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def hash_attributes(model: torch.nn.Module) -> str:
+    """SHA-256 of what else of a model is plain: numbers, text and tensors that are attributes of its modules."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        for key, value in sorted(vars(module).items()):
+            if isinstance(value, torch.Tensor):
+                value = (str(value.dtype), tuple(value.shape), _bytes(value))
+            if is_plain(value):
+                digest.update(f"{name}.{key}={value!r}\n".encode())
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ class Request:
 
     target: a run's folder, one checkpoint, or a file of weights. evaluation, data_dir, device: instead of the
     run's own. which: of a run's checkpoints, best or last. config: says the model and data set of a bare file of
-    weights. seed: of what is random in the attacks. processes: how many share the long attacks on the CPU; as
-    many as there are threads if None. show: a bar of progress for each attack.
+    weights; weights: which of several sets in it, by the beginning of its place. seed: of what is random in the
+    attacks. processes: how many share the long attacks on the CPU; as many as there are threads if None. show: a
+    bar of progress for each attack.
     """
 
     target: Path
@@ -23,6 +24,7 @@ class Request:
     _: KW_ONLY
     which: str = "best"
     config: Config | None = None
+    weights: str = ""
     data_dir: Path | str | None = None
     device: str | None = None
     seed: int = 0

@@ -43,6 +43,9 @@ def summary(attack: ShardedAttack, whole: int) -> dict[str, Any]:
         result["images"] = attack.index.tolist()
     result["seconds"] = round(sum(record["seconds"] for record in records), 3)
     result["forwards"] = sum(record["forwards"] for record in records)
+    bad = {kind: sum(record["not_finite"][kind] for record in records) for kind in ("logits", "gradients")}
+    if any(bad.values()):
+        result["not_finite"] = bad
     if attack.attack.parameters:
         result["parameters"] = attack.attack.parameters
     if records[0]["values"]:
@@ -60,6 +63,18 @@ def summary(attack: ShardedAttack, whole: int) -> dict[str, Any]:
     warnings |= {kind: {"message": message, "shards": []} for kind, message in late.items()}
     deviations = sorted({text for record in records for text in record["deviations"]})
     return result | {"after": after, "warnings": warnings, "deviations": deviations}
+
+
+def not_finite(results: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What to say of the logits and gradients of these attacks that were not finite, by kind of warning."""
+    told = {"logits": "which counts as wrong", "gradients": "which leads an attack nowhere"}
+    found = {}
+    for kind, what in told.items():
+        counts = {name: r["not_finite"][kind] for name, r in results.items() if r.get("not_finite", {}).get(kind)}
+        if counts:
+            where = ", ".join(f"{count} times in {name}" for name, count in counts.items())
+            found[f"not_finite_{kind}"] = f"the model's {kind} are not finite, {what}: {where}"
+    return found
 
 
 def _ball(attack: ShardedAttack) -> dict[str, Any]:
@@ -110,6 +125,8 @@ def format_table(result: dict[str, Any]) -> str:
     lines = list(text_tables.plain(["attack", "accuracy", "95 % interval", "ball"], rows))
     what = f"{result['n']} images, {result['norm']} eps {result['eps']}, step {result['step_size']}"
     lines.append(what + (", a preview: not the whole test set" if result["preview"] else ""))
+    lines += [result["weights"]] if "weights" in result else []
+    lines += result["notes"]
     for name, attack in result["attacks"].items():
         if len(attack.get("after", ())) > 2:
             steps = ", ".join(f"{stage} {accuracy:.2f}" for stage, accuracy in attack["after"].items())

@@ -14,12 +14,20 @@ import torch
 from mwpb_fast import data
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.engine.precision import Precision, full_float32
-from mwpb_fast.engine.trial import fault
 from mwpb_fast.evaluation.catalog import find_attack, shard_name
-from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, check_images
-from mwpb_fast.evaluation.model_checks import EvaluationError, check_model, hash_model, weights_frozen
-from mwpb_fast.evaluation.sharded import ShardedAttack, Watched
-from mwpb_fast.runs.log import environment
+from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, check_images, check_labels
+from mwpb_fast.evaluation.function import PROBES, examine, probes
+from mwpb_fast.evaluation.model_checks import (
+    EvaluationError,
+    Model,
+    check_model,
+    hash_attributes,
+    hash_model,
+    weights_frozen,
+)
+from mwpb_fast.evaluation.sharded import ShardedAttack
+from mwpb_fast.evaluation.watched import Called, Watched
+from mwpb_fast.runs.log import environment, own_version
 
 NORM = "linf"
 TestSet = data.Images | tuple[torch.Tensor, torch.Tensor]
@@ -28,41 +36,48 @@ TestSet = data.Images | tuple[torch.Tensor, torch.Tensor]
 class Session:
     """A checked model and the images to attack.
 
-    images: a data set's Images, or x (N, C, H, W) float in [0, 1] and y (N,) int64; config.subset says how many of
-    them to attack. folder: for shard files, or None. seed: of what is random in the attacks. probes: what is
-    measured besides the attacks that the configuration names. Raises EvaluationError and ConfigError for what
+    images: a data set's Images, or x (N, C, H, W) float in [0, 1] and y (N,) integers; config.subset says how
+    many of them to attack. folder: for shard files, or None. seed: of what is random in the attacks. extra: what
+    is measured besides the attacks that the configuration names. Raises EvaluationError and ConfigError for what
     cannot be evaluated.
     """
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Model,
         images: TestSet,
         config: EvaluationConfig,
         precision: Precision,
         folder: Path | None = None,
         seed: int = 0,
-        probes: dict[str, EvaluationAttack] | None = None,
+        extra: dict[str, EvaluationAttack] | None = None,
     ) -> None:
         pixels, labels = (images.images, images.labels) if isinstance(images, data.Images) else images
-        labels = labels.cpu()
+        pixels = check_images(pixels)
+        labels = check_labels(labels, len(pixels))
         self.named = config.attacks
-        self.attacks = {name: find_attack(name) for name in self.named} | (probes or {})
+        self.attacks = {name: find_attack(name) for name in self.named} | (extra or {})
         index, self.preview = choose(labels, config.subset)
         if not self.attacks or len(index) == 0:
             raise EvaluationError("nothing to evaluate: evaluation.attacks is empty, or there are no images")
+        model = model if isinstance(model, torch.nn.Module) else Called(model)
         check_model(model, precision)
-        self.pixels = pixels if pixels.dtype == torch.uint8 else check_images(pixels)
-        self.labels, self.index, self.precision, self.folder = labels, index, precision, folder
+        self.pixels, self.labels, self.index = pixels, labels, index
+        self.precision, self.folder = precision, folder
         self.costly = choose(labels, min(config.costly_subset or len(labels), len(index)))[0]
-        self.model = Watched(model, precision.memory_format)
-        with torch.no_grad():
-            logits = model(self.load(index[:1])[0])
-        if reason := fault(logits, 1, 1):
-            raise EvaluationError(f"the model cannot be evaluated: {reason}")
-        classes = logits.shape[1]
-        if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        self.model = Watched(model, precision.memory_format, precision.device)
+        spread = torch.linspace(0, len(pixels) - 1, min(PROBES, len(pixels))).long()
+        with self.ready(lambda: None):
+            self.function = examine(self.model, probes(self.load(spread)[0]))
+        classes = self.model.classes
+        if int(labels.max()) >= classes:
             raise EvaluationError(f"labels reach {int(labels.max())}, the model has {classes} classes")
+        blind = [name for name, attack in self.attacks.items() if attack.gradients]
+        if blind and self.function.no_gradient:
+            raise EvaluationError(
+                f"{blind[0]} follows the model's gradient, and there is none: {self.function.no_gradient}; "
+                "natural, square and spsa need none"
+            )
         self.packages = {name: attack.needs(classes) for name, attack in self.attacks.items()}
         self.setting = AttackSetting(
             eps=config.eps,
@@ -72,14 +87,24 @@ class Session:
             seed=seed,
             batch_size=config.batch_size,
         )
+        self.notes = []
+        if self.model.layout != precision.memory_format:
+            self.notes.append("contiguous images: the model cannot take channels-last ones")
         self.model_hash, self.data_hash = hash_model(model), self._hash_data(index)
+        self.attributes = hash_attributes(model)
 
     @contextlib.contextmanager
     def ready(self, tick: Callable[[], None]) -> Iterator[None]:
-        """The state in which attacks run: weights frozen, full float32, the precision's own mode; tick is called
-        before every forward pass and may raise."""
+        """The state in which attacks run: weights frozen, full float32, the precision's own mode, whatever mode
+        of autograd the caller is in; tick is called before every forward pass and may raise."""
         self.model.tick = tick
-        with weights_frozen(self.model), self.precision.mode(), full_float32(), torch.enable_grad():
+        with (
+            torch.inference_mode(False),
+            weights_frozen(self.model),
+            self.precision.mode(),
+            full_float32(),
+            torch.enable_grad(),
+        ):
             yield
 
     def load(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,13 +122,17 @@ class Session:
         index = self.costly if attack.costly else self.index
         key = {
             "model": self.model_hash,
+            "attributes": self.attributes,
+            "layout": str(self.model.layout),
+            "mwpb-fast": own_version(),
             "data": self._hash_data(index) if attack.costly else self.data_hash,
             "device": self.precision.device.type,
             "torch": str(torch.__version__),
             "packages": self.packages[name],
         }
         setting = attack.setting(self.setting)
-        return ShardedAttack(shard_name(name), attack, index, self.load, setting, self.folder, key)
+        name, folder, fingerprint = shard_name(name), self.folder, self.function.fingerprint
+        return ShardedAttack(name, attack, index, self.load, setting, folder, key, fingerprint)
 
     def describe(self) -> dict[str, Any]:
         """What the numbers depend on."""
@@ -119,7 +148,8 @@ class Session:
             "seed": setting.seed,
             "batch_size": setting.batch_size,
             "dtype": str(setting.precision.dtype).removeprefix("torch."),
-            "layout": str(setting.precision.memory_format).removeprefix("torch."),
+            "layout": str(self.model.layout).removeprefix("torch."),
+            "notes": self.notes,
             "model_sha256": self.model_hash,
             "data_sha256": self.data_hash,
             "environment": environment(setting.precision.device) | packages,

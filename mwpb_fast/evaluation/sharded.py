@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome
+from mwpb_fast.evaluation.function import Fingerprint, same
+from mwpb_fast.evaluation.watched import Watched
 from mwpb_fast.system.files import to_json, write_atomically
 
 SHARD = 250
@@ -29,29 +31,14 @@ def split(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.tensor_split(index, max(1, math.ceil(len(index) / SHARD)))
 
 
-class Watched(torch.nn.Module):
-    """The model on images in the run's layout; `tick` is called before each forward pass and may raise.
-    forwards: how many images have been sent through it."""
-
-    def __init__(self, model: torch.nn.Module, layout: torch.memory_format) -> None:
-        super().__init__()
-        self.inside, self.layout = model, layout
-        self.tick: Callable[[], None] = lambda: None
-        self.training, self.forwards = False, 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.tick()
-        self.forwards += len(x)
-        return self.inside(x.contiguous(memory_format=self.layout))
-
-
 @dataclass
 class ShardedAttack:
     """One attack on the images numbered `index`.
 
     name: its stem in file names. setting: with the attack's own values in it. load: from image numbers to x
     (n, C, H, W) float32 in [0, 1] and y (n,) on the device. key: whatever results depend on besides the attack and
-    the setting; a file with another key is not taken. folder None: nothing is kept.
+    the setting; a file with another key is not taken. fingerprint: of the model's function; a file with another
+    one is not taken either. folder None: nothing is kept.
     """
 
     name: str
@@ -61,6 +48,7 @@ class ShardedAttack:
     setting: AttackSetting
     folder: Path | None
     key: dict[str, Any]
+    fingerprint: Fingerprint
 
     def __post_init__(self) -> None:
         setting = self.setting
@@ -92,8 +80,9 @@ class ShardedAttack:
                 self.write(number, *self._attack(model, index, counter))
             counter.reach(1.0)
 
-    def _attack(self, model: Watched, index: torch.Tensor, counter: _Counter) -> tuple[Outcome, float, int]:
+    def _attack(self, model: Watched, index: torch.Tensor, counter: _Counter) -> tuple[Outcome, dict[str, Any]]:
         before, tick = model.forwards, model.tick
+        model.not_finite.zero_()
 
         def count() -> None:
             tick()
@@ -106,25 +95,31 @@ class ShardedAttack:
             outcome = self.attack.run(model, x, y, index.to(x.device), self.setting)
         finally:
             model.tick = tick
-        return outcome, time.monotonic() - started, model.forwards - before
+        logits, gradients = model.not_finite.tolist()
+        return outcome, {
+            "seconds": round(time.monotonic() - started, 3),
+            "forwards": model.forwards - before,
+            "not_finite": {"logits": logits, "gradients": gradients},
+        }
 
     # shard files ----------------------------------------------------------------------------------------------
     def path(self, shard: int) -> Path | None:
         """Where the result of a shard is kept."""
         return self.folder and self.folder / f"{self.name}-{self.digest[:12]}-{shard:05d}.json"
 
-    def write(self, shard: int, outcome: Outcome, seconds: float, forwards: int) -> None:
-        """Keep a shard's result, with the time it took and the number of images sent through the model."""
+    def write(self, shard: int, outcome: Outcome, about: dict[str, Any]) -> None:
+        """Keep a shard's result, with what is known about its making: the time that it took, the number of images
+        sent through the model, and how many of them gave logits and gradients that are not finite."""
         record = {
             "key": self.digest,
+            "fingerprint": self.fingerprint,
             "shard": shard,
             "flags": bits(outcome.correct),
             "after": {name: bits(flags) for name, flags in outcome.after.items()},
             "warnings": outcome.warnings,
             "deviations": list(outcome.deviations),
             "values": {name: numbers.tolist() for name, numbers in outcome.values.items()},
-            "seconds": round(seconds, 3),
-            "forwards": forwards,
+            **about,
         }
         self.records[shard] = record
         path = self.path(shard)
@@ -141,11 +136,13 @@ class ShardedAttack:
             flags = [record["flags"], *record["after"].values()]
             fits = (
                 record["key"] == self.digest
+                and same(record["fingerprint"], self.fingerprint)
                 and record["shard"] == shard
                 and all(len(text) == count and set(text) <= {"0", "1"} for text in flags)
                 and all(len(numbers) == count for numbers in record["values"].values())
                 and isinstance(record["seconds"], float)
                 and isinstance(record["forwards"], int)
+                and all(isinstance(record["not_finite"][kind], int) for kind in ("logits", "gradients"))
                 and isinstance(record["warnings"], dict)
                 and isinstance(record["deviations"], list)
             )

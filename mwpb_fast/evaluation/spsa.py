@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mwpb_fast.evaluation.accuracy import right
 from mwpb_fast.system.lazy import ops, torch
 
 STREAM = 100  # of the counter-based noise; those of the fused ops are below
@@ -77,8 +78,7 @@ class SPSA:
         return x_adv, not self._wrong(model, x_adv, y)
 
     def _wrong(self, model: Model, x: torch.Tensor, y: int) -> bool:
-        logits = model(x[None])[0]
-        return int(logits.argmax()) != y or not bool(torch.isfinite(logits).all())
+        return not bool(right(model(x[None]), torch.tensor([y], device=x.device)))
 
     def directions(self, x: torch.Tensor, number: int, iteration: int, seed: int) -> torch.Tensor:
         """Sign vectors (pairs, *x.shape) of x's type for the image of that number at that iteration."""

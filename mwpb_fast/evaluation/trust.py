@@ -35,6 +35,7 @@ GAP = 10.0  # points between PGD and AutoAttack: published methods that AutoAtta
 MUCH = 2.0  # points that more steps or starts may gain: converged PGD gains less than 1
 NEARLY_ZERO = 1.0  # per cent that may be right at the largest radius
 NO_GRADIENT = 1.0  # per cent of images that may have no gradient
+NOT_FINITE, UNSTEADY = ("not_finite_logits", "not_finite_gradients"), ("batch", "randomized")  # kinds of warnings
 
 
 def trust_run(request: Request, *, without: Sequence[str] = (), control: Path | None = None) -> dict[str, Any]:
@@ -59,9 +60,8 @@ def trust_run(request: Request, *, without: Sequence[str] = (), control: Path | 
         if split not in (None, result["split_sha256"]):  # None: made by a version that did not write it
             raise ConfigError(f"{beside['path']}: was made on other test images; evaluate the control again")
         report["control"] = beside
-    path = result_path(request.target, request.which, "trust")
+    path = write_result(result_path(request.target, request.which, "trust"), report)
     write_atomically(Path(f"{path}.md"), (markdown(report) + "\n").encode("utf-8", "backslashreplace"))
-    write_result(path, report)
     return report
 
 
@@ -106,7 +106,8 @@ def compare(first: str, second: str) -> Paired:
 def judge(result: dict[str, Any], evaluation: EvaluationConfig) -> dict[str, Any]:
     """The result of an evaluation by `plan` and the probes, with "sweep", "measures" and "verdicts" added."""
     attacks = result["attacks"]
-    results = _Results(attacks, [name for name in sweep(evaluation) if name in attacks])
+    named = [name for name in sweep(evaluation) if name in attacks]
+    results = _Results(attacks, result.get("warnings", {}), named)
     verdicts = []
     for title, needs, check in CHECKS:
         needs = needs or tuple(sweep(evaluation))
@@ -122,8 +123,8 @@ def judge(result: dict[str, Any], evaluation: EvaluationConfig) -> dict[str, Any
 class _Results:
     """The results by attack, for the checks."""
 
-    def __init__(self, attacks: dict[str, Any], sweep: list[str]) -> None:
-        self.attacks, self.sweep = attacks, sweep
+    def __init__(self, attacks: dict[str, Any], warnings: dict[str, Any], sweep: list[str]) -> None:
+        self.attacks, self.warnings, self.sweep = attacks, warnings, sweep
 
     def accuracy(self, name: str) -> float:
         return self.attacks[name]["accuracy"]
@@ -198,6 +199,14 @@ def _zero_gradients(results: _Results) -> tuple[bool, str]:
     return share <= NO_GRADIENT, text
 
 
+def _free_of(kinds: Sequence[str], otherwise: str) -> Callable[[_Results], tuple[bool, str]]:
+    def check(results: _Results) -> tuple[bool, str]:
+        found = [results.warnings[kind]["message"] for kind in kinds if kind in results.warnings]
+        return not found, "; ".join(found) or otherwise
+
+    return check
+
+
 def _weighted(results: _Results) -> tuple[bool, str]:
     found = compare(results.flags("pgd20"), results.flags("weighted"))
     mean = 255 * _measures(results)["radius"]["mean"]
@@ -218,6 +227,8 @@ CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[_Results], tuple[bool, str]]
     ("larger radii", (), _falls),  # needs the whole sweep
     ("zero gradients", ("gradients",), _zero_gradients),
     ("weighted radii against uniform", ("pgd20", "weighted"), _weighted),
+    ("finite numbers", ("natural",), _free_of(NOT_FINITE, "all logits and gradients are finite")),
+    ("each image by itself", ("natural",), _free_of(UNSTEADY, "logits depend on no other image, nor on chance")),
 )
 
 

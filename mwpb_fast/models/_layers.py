@@ -6,6 +6,7 @@ which helps batch-norm folding and tracing, and its state-dict names are the fie
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
@@ -34,6 +35,18 @@ class Normalize(nn.Module):
 
     def extra_repr(self) -> str:
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+def set_normalize(model: nn.Module, channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let the model's first layer, `normalize`, apply these statistics. Raises ValueError, one line, for unusable
+    ones and for a model without such a layer."""
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(f"normalize needs {channels} means and deviations, not {len(mean)} and {len(std)}")
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise ValueError(f"normalize needs finite means and positive deviations, not {mean} and {std}")
+    if not hasattr(model, "normalize"):
+        raise ValueError("it has no `normalize` layer to set")
+    model.normalize = Normalize(mean, std)
 
 
 class Block(Protocol):

@@ -2,7 +2,7 @@
 
 A checkpoint is `<kind>-<epoch>-<batch>.pt` with a sidecar in the format of sha256sum. The sidecar is written
 first; a file whose bytes do not match it is passed over for the one before. Contents are tensors and plain
-types only.
+types only, and a mark that tells them from any other program's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import Any
 import torch
 
 from mwpb_fast.system.files import write_atomically
+
+MARK = {"mwpb_fast_checkpoint": 1}  # in every state that is saved, with the number of its form
+_BEFORE_THE_MARK = {"config": dict, "classes": list, "channels": int, "epoch": int, "model": dict}
 
 
 class CheckpointError(ValueError):
@@ -47,6 +50,20 @@ def save(folder: Path, kind: str, epoch: int, batch: int, state: dict[str, Any],
     except OSError as error:
         raise CheckpointWriteError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
+
+
+def is_ours(state: dict[Any, Any]) -> bool:
+    """Whether a file's content is a checkpoint of this program: by its mark, or, where it was written before there
+    was one, by all that such a file holds. Raises CheckpointError for one of a later version."""
+    (name, form), *_ = MARK.items()
+    if name not in state:
+        old = all(isinstance(state.get(key), kind) for key, kind in _BEFORE_THE_MARK.items())
+        return old and {"recipe", "objective", "budget"} <= state["config"].keys()
+    if state[name] != form:
+        raise CheckpointError(
+            f"a checkpoint of another version of this program: {name} is {state[name]}, not {form}"
+        )
+    return True
 
 
 def existing(folder: Path, kind: str) -> list[Path]:

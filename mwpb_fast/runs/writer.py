@@ -106,4 +106,4 @@ def _of_kind(kind: str, state: dict[str, Any]) -> dict[str, Any]:
         return state
     # what is evaluated: the averaged weights where there are any, named after the epoch that made them
     weights = state["ema"] or state["model"]
-    return {k: state[k] for k in EVALUATED} | {"epoch": state["epoch"] - 1, "model": weights}
+    return checkpoint.MARK | {k: state[k] for k in EVALUATED} | {"epoch": state["epoch"] - 1, "model": weights}
