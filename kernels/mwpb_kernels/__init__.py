@@ -23,7 +23,7 @@ from mwpb_kernels.l2_start import l2_start
 from mwpb_kernels.linf import linf_step_
 from mwpb_kernels.logit_grads import ce_grad, cw_grad, dlr_grad, kl_grad
 from mwpb_kernels.losses import kl_div
-from mwpb_kernels.margin import deviation_radius, margin, margin_radius
+from mwpb_kernels.margin import deviation_radius, margin, margin_radius, standardised_radius
 from mwpb_kernels.native import load_native
 from mwpb_kernels.op import OPS, force_reference, implementation, triton_problem, unsaid
 from mwpb_kernels.philox import derive_seed, philox_words
@@ -64,6 +64,7 @@ __all__ = [
     "native_problem",
     "philox_words",
     "scale_bias_relu",
+    "standardised_radius",
     "triton_problem",
     "uniform_start",
 ]

@@ -15,7 +15,7 @@ from mwpb_fast.engine.tune import take
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.method import Net
 from mwpb_fast.optim import Average
-from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs import checkpoint, trace
 from mwpb_fast.runs.checkpoint import CheckpointError
 
 
@@ -90,7 +90,7 @@ class Parts:
             own |= {f"memory.{axis}.{name}": value for name, value in memory.items()}
             found = state.get("memory", {}).get(axis, {})
             saved |= {f"memory.{axis}.{name}": value for name, value in found.items()}
-        own["trace"], saved["trace"] = position.trace, state.get("trace")
+        own["trace"], saved["trace"] = position.trace, _trace(state)
         for name, value in own.items():
             if isinstance(value, torch.Tensor):
                 theirs = getattr(saved.get(name), "shape", None)
@@ -117,8 +117,14 @@ class Parts:
             take(self.net, self.choices)
         position.epoch, position.batch, position.best = state["epoch"], state["batch"], state["best"]
         position.seconds, position.waited = state["seconds"], state["waited"]
-        position.trace = state["trace"].to(self.device)
+        position.trace = _trace(state).to(self.device)
         checkpoint.set_random_state(state["random"], self.device)  # last: what is above may draw
+
+
+def _trace(state: dict[str, Any]) -> Any:
+    """The trace of a saved state, as it is to be now."""
+    rows = state.get("trace")
+    return trace.widened(rows) if isinstance(rows, torch.Tensor) and rows.dim() == 2 else rows
 
 
 def find(folder: Path, config: Config) -> tuple[Path, dict[str, Any]] | None:
