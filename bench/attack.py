@@ -22,6 +22,7 @@ import copy
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import mwpb_kernels as ops
@@ -40,7 +41,7 @@ from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.recorder import WARM_UP, recorder_for
 from mwpb_fast.engine.tune import tune
-from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.engine.twin import BY_HAND, VARIANTS, TwinNet
 from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
@@ -57,15 +58,17 @@ def ours(
     o: argparse.Namespace,
     compiled: bool = False,
     replayed: bool = False,
+    variant: str = VARIANTS[0],
 ) -> Attack:
     """The trainer's attack: Gaussian start, closed-form logit gradients, one fused step. The twin's refresh is
-    part of the time. Compiled, it is not tuned: torch.compile breaks its graph at every fused cuDNN call."""
+    part of the time. Compiled, it is not tuned: torch.compile breaks its graph at every fused cuDNN call; nor is a
+    variant but the first, which has no calls to choose among."""
     refuse_emulated(dtype, o.device)
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = Precision(o.device, dtype, torch.channels_last, oracle=False)
     sample = torch.rand(o.batch, 3, o.size, o.size, device=o.device).contiguous(memory_format=torch.channels_last)
-    net: Any = TwinNet(model, precision, sample) if twin else EagerNet(model, precision)
-    if twin and o.tune and not compiled:
+    net: Any = TwinNet(model, precision, sample, variant=variant) if twin else EagerNet(model, precision)
+    if twin and o.tune and not compiled and variant == VARIANTS[0]:
         o.choices[f"twin {dtype}{', graph' if replayed else ''}"] = tune(net, sample, captured=replayed)
     if compiled:
         net.graph = torch.compile(net.graph)
@@ -114,8 +117,12 @@ def contestants(
         "mwpb twin fp32": lambda: ours(model, fp32, True, o),
         REFERENCE: lambda: ours(model, fp32, False, o),
     }
+    plain[f"mwpb twin bf16, {BY_HAND}"] = lambda: ours(model, bf16, True, o, variant=BY_HAND)
     if o.device.type == "cuda":
-        plain["mwpb twin bf16, graph"] = lambda: captured(ours(model, bf16, True, o, replayed=True), x, y)
+        for v in VARIANTS:
+            name = f"mwpb twin bf16, {'' if v == VARIANTS[0] else f'{v}, '}graph"
+            made = partial(ours, model, bf16, True, o, replayed=True, variant=v)
+            plain[name] = lambda m=made: captured(m(), x, y)  # type: ignore[misc]
     for name, build in PEERS.items():
         for variant in ("as used", "autocast channels-last"):
             plain[f"{name}, {variant}"] = lambda b=build, v=variant: peer(b, model, v, o.steps)  # type: ignore[misc]

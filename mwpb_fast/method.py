@@ -99,7 +99,10 @@ class Attack(Axis, Protocol):
 
 
 class Objective(Axis, Protocol):
-    """uses_clean: whether `inner` looks at the natural logits, which else may be None."""
+    """uses_clean: whether `inner` looks at the natural logits, which else may be None. sends_natural: whether
+    `outer` sends the natural images through the model too, so that they move its running statistics."""
+
+    sends_natural: bool = False
 
     @property
     def uses_clean(self) -> bool:
@@ -134,7 +137,10 @@ class Perturbation(Axis, Protocol):
 
 # their options ---------------------------------------------------------------------------------------------------
 class BudgetConfig(Protocol):
-    """eps: the base radius, where there is one; another budget that takes this one's place takes it over."""
+    """eps: the base radius, where there is one; another budget that takes this one's place takes it over.
+    earlier: options that came later and whose default is another than what was done before: name -> what was."""
+
+    earlier: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     @property
     def eps(self) -> Fraction | None:

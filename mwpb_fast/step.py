@@ -24,22 +24,29 @@ from mwpb_fast.optim import Average
 
 class StepResult(NamedTuple):
     """loss: scalar. radius: (B,), of the balls. finite: scalar boolean; False where the step left the weights
-    alone."""
+    alone. norm: scalar, of the whole gradient before it was clipped; NaN where it was not asked for, which is
+    with loss scaling and without clipping."""
 
     loss: torch.Tensor
     radius: torch.Tensor
     finite: torch.Tensor
+    norm: torch.Tensor
 
 
 @dataclass
 class Step:
-    """step(batch, key, method) trains `model` on one batch, and `average`, if any, follows it."""
+    """step(batch, key, method) trains `model` on one batch, and `average`, if any, follows it.
+
+    natural_pass, clip_norm: as `mwpb_fast.config.Config` and `OptimConfig` have them.
+    """
 
     model: torch.nn.Module
     net: Net
     optimizer: torch.optim.Optimizer
     precision: Precision
     attack_mode: str = "eval"
+    natural_pass: bool = False
+    clip_norm: float = 0.0
     average: Average | None = None
 
     def __post_init__(self) -> None:
@@ -72,15 +79,18 @@ class Step:
 
         model.train()
         self.statistics.save()
+        if self.natural_pass:  # before the weights are perturbed, so that the statistics are those of the model
+            with torch.no_grad(), self.precision.autocast():
+                model(x)
         with method.perturb(model, outer):
             loss = outer()
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
-            finite = self.update(loss)
+            finite, norm = self.update(loss)
         self.statistics.put_back(finite)
         if self.average is not None:
             self.average.update()
-        return StepResult(loss.detach(), notes.get("radius", radius), finite)
+        return StepResult(loss.detach(), notes.get("radius", radius), finite, norm)
 
     def count(self) -> None:
         """The host's part of a step."""
@@ -99,22 +109,33 @@ class Step:
             found |= {f"{name}.{k}": v for k, v in memory.items()}
         return found
 
-    def update(self, loss: torch.Tensor) -> torch.Tensor:
-        """The optimiser's step, left out on the device where loss or gradient is not finite; returns finite.
+    def update(self, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The optimiser's step, left out on the device where loss or gradient is not finite; returns finite and
+        the gradient's norm.
 
         fp16 gradients may overflow in the ordinary course of loss scaling: there the scaler leaves the step out.
         """
         if self.scaler.is_enabled():
+            norm = torch.full_like(loss.detach(), torch.nan)
+            if self.clip_norm:
+                self.scaler.unscale_(self.optimizer)
+                norm = self.clipped()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            return torch.isfinite(loss.detach())
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+            return torch.isfinite(loss.detach()), norm
+        norm = self.clipped()
         finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
         # the protocol by which torch.amp's own scaler tells a fused optimiser to leave a step out
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        return finite
+        return finite, norm
+
+    def clipped(self) -> torch.Tensor:
+        """The norm of the whole gradient, which is then shortened to clip_norm where it is longer."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+        return norm
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -86,6 +86,8 @@ class Trainer:
             optimizer=make_optimizer(self.model, config.optim),
             precision=self.precision,
             attack_mode=config.attack_mode,
+            natural_pass=config.natural_pass,
+            clip_norm=config.optim.clip_norm,
             average=self.ema,
         )
         self.engine = Engine(
@@ -174,7 +176,7 @@ class Trainer:
         return {
             "epoch": epoch,
             "phase": "warmup" if epoch <= config.warmup_epochs else "main",
-            **trace.figures(rows),
+            **trace.figures(rows, config.optim.clip_norm),
             "learning_rate": rate,
             "images_per_second": self.at.batch * size / self.at.seconds,
             "seconds": self.at.seconds,

@@ -169,6 +169,9 @@ def test_attack_dtypes() -> None:
 
 
 # without values -----------------------------------------------------------------------------------------------
+SWITCHES: dict[str, Any] = {"natural_pass": True, "clip_norm": 1.0}
+
+
 class WithoutValues(Watch):
     """PyTorch's fused SGD has no form for tensors without values; its arguments are looked at all the same."""
 
@@ -179,8 +182,8 @@ class WithoutValues(Watch):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_step_stays_on_its_device_and_needs_no_value(objective: str) -> None:
+@pytest.mark.parametrize(("objective", "switches"), [(o, {}) for o in OBJECTIVES] + [("at", SWITCHES)])
+def test_a_step_stays_on_its_device_and_needs_no_value(objective: str, switches: dict[str, Any]) -> None:
     """On the meta device a tensor has no values that the host could read, and nothing mixes with the CPU."""
     with torch.device("meta"):
         model = build_model("smallresnet-8", num_classes=10, channels=3)
@@ -192,6 +195,7 @@ def test_a_step_stays_on_its_device_and_needs_no_value(objective: str) -> None:
         optimizer=make_optimizer(model, OptimConfig()),
         precision=CPU,
         average=Average(model, 0.9),
+        **switches,
     )
     step.optimizer._need_device_dtype_check_for_fused = False  # type: ignore[attr-defined]
     with WithoutValues():

@@ -206,7 +206,7 @@ def test_yaml_that_cannot_be_read(tmp_path: Path) -> None:
         ("tabel1.mwpb_at", "did you mean table1.mwpb_at"),
         ("table1.mpwb_at", "did you mean table1.mwpb_at"),
         ("table1", "table1 has table1.at"),
-        ("nothing_like_it", "among the recipes: digits"),
+        ("nothing_like_it", "among the recipes: ablation"),
         ("table1.SETTING", "no recipe"),
         ("table1.Setting", "no recipe"),
         ("table1.__doc__", "is not a recipe's name"),
@@ -223,7 +223,7 @@ def test_unknown_recipe(name: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(Config)])
+@pytest.mark.parametrize("key", sorted({field.name for field in dataclasses.fields(Config)} - {"natural_pass"}))
 def test_saved_configuration_must_be_whole(key: str) -> None:
     values = to_dict(START)
     del values[key]

@@ -55,7 +55,7 @@ def two_sided(norm: int, n: int = 60) -> tuple[nn.Module, Tensor, Tensor, Tensor
         *((name, 1, 0.01) for name in ("fgsm", "pgd20", "pgd20x2", "cw20", "aa")),
         *((name, 1, 0.01) for name in ("apgd-ce", "apgd-t", "fab", "square")),
         ("spsa32", 1, 0.05),  # where the weight is next to 0, an estimate's sign is chance
-        ("aa-l2", 2, 0.01),
+        *((name, 2, 0.01) for name in ("aa-l2", "pgd20-l2", "pgd20x2-l2", "cw20-l2")),
     ],
 )
 def test_attack_finds_exactly_what_a_linear_model_must_lose(name: str, norm: int, near: float) -> None:

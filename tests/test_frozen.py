@@ -76,6 +76,10 @@ def test_what_the_interrupted_epoch_had_done_is_kept(run: Path) -> None:
     rest = (record["loss"] * 7 - first.sum().item()) / 5
     assert 0.5 < rest < 2.5, "the losses of the five steps after the stop"
     assert newest(run, "last")["epoch"] == 4
+    # the first two steps are of a version that kept neither norms nor quantiles: the rest have them
+    assert 0 < record["norm_mean"] <= record["norm_max"] < math.inf
+    assert record["radius_min"] <= record["radius_p05"] <= record["radius_p50"] <= record["radius_max"]
+    assert "clipped" not in record
 
 
 def test_the_frozen_evaluation_is_found_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,8 +62,8 @@ def test_no_operator_waits_for_a_value(method: str) -> None:
     """All but the optimiser's own step, which on the CPU reads its found_inf."""
     step, asked = parts(method, "cpu")
 
-    def update(loss: torch.Tensor) -> torch.Tensor:
-        return torch.isfinite(loss.detach())
+    def update(loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.isfinite(loss.detach()), step.clipped()
 
     step.update = update  # type: ignore[method-assign]
     with Operators() as seen:

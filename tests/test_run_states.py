@@ -32,7 +32,7 @@ def drop(name: str, key: str) -> Any:
         (lambda s: s["model"].update({"linear.bias": torch.zeros(1)}), r"model.linear.bias is \(1,\), not"),
         (drop("model", "linear.bias"), r"model.linear.bias is nothing, not \(10,\)"),
         (lambda s: s["model"].update(other=torch.zeros(1)), "does not fit this run: Error"),
-        (lambda s: s.update(trace=torch.zeros(7, 5)), r"trace is \(7, 5\), not \(3, 5\)"),
+        (lambda s: s.update(trace=torch.zeros(7, 11)), r"trace is \(7, 11\), not \(3, 11\)"),
         (lambda s: s["optimizer"]["param_groups"][0]["params"].pop(), "loaded state dict"),
         (lambda s: s.update(ema=None), "it has no averaged weights"),
         (lambda s: s.pop("best"), "best"),

@@ -23,7 +23,30 @@ Tensor margin_radius(const Tensor& logits, const Tensor& labels, double eps, dou
   });
 }
 
+// Two sums over the classes at once.
+template <class A> struct Spread {
+  Spread& operator+=(const Spread& other) {
+    sum += other.sum, squares += other.squares;
+    return *this;
+  }
+
+  Vec<A> sum{}, squares{};
+};
+
 Tensor deviation_radius(const Tensor& logits, const Tensor& labels, double eps, double alpha) {
+  return row_values(logits, labels, [=]<class A>(Rows<A>& rows, IntVec<A> y) {
+    const auto [own, best, other] = rows.compare(y);
+    const Vec<A> top = select(own > best, own, best), mine = vexp_decay(own - top);
+    const Spread<A> found = rows.sum_of([&](int64_t c) {
+      const Vec<A> e = vexp_decay(rows.z[c] - top), apart = e - mine;
+      return Spread<A>{e, apart * apart};
+    });
+    const Vec<A> deviation = square_root(found.squares / A(rows.classes - 1)) / found.sum;
+    return vexp(A(alpha) * deviation) * A(eps);
+  });
+}
+
+Tensor standardised_radius(const Tensor& logits, const Tensor& labels, double eps, double alpha) {
   return row_values(logits, labels, [=]<class A>(Rows<A>& rows, IntVec<A> y) {
     rows.softmax();
     const A count = A(rows.classes), mean = A(1) / count;
@@ -57,5 +80,6 @@ STABLE_TORCH_LIBRARY_IMPL(mwpb, CPU, m) {
   m.impl("margin", TORCH_BOX(&mwpb::margin));
   m.impl("margin_radius", TORCH_BOX(&mwpb::margin_radius));
   m.impl("deviation_radius", TORCH_BOX(&mwpb::deviation_radius));
+  m.impl("standardised_radius", TORCH_BOX(&mwpb::standardised_radius));
   m.impl("margin_backward", TORCH_BOX(&mwpb::margin_backward));
 }

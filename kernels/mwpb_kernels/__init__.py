@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from mwpb_kernels.augment import crop_flip
 from mwpb_kernels.awp import awp_perturb_, awp_restore_
+from mwpb_kernels.bias_add_relu import bias_add_relu_, gated_sum
 from mwpb_kernels.boosted import boosted_ce
+from mwpb_kernels.conv import conv_input_grad, conv_relu
 from mwpb_kernels.crop import crop_flip_params
 from mwpb_kernels.l2 import l2_step_
 from mwpb_kernels.l2_start import l2_start
 from mwpb_kernels.linf import linf_step_
 from mwpb_kernels.logit_grads import ce_grad, cw_grad, dlr_grad, kl_grad
 from mwpb_kernels.losses import kl_div
-from mwpb_kernels.margin import deviation_radius, margin, margin_radius
+from mwpb_kernels.margin import deviation_radius, margin, margin_radius, standardised_radius
 from mwpb_kernels.native import load_native
 from mwpb_kernels.op import OPS, force_reference, implementation, triton_problem, unsaid
 from mwpb_kernels.philox import derive_seed, philox_words
@@ -36,8 +38,11 @@ __all__ = [
     "OPS",
     "awp_perturb_",
     "awp_restore_",
+    "bias_add_relu_",
     "boosted_ce",
     "ce_grad",
+    "conv_input_grad",
+    "conv_relu",
     "crop_flip",
     "crop_flip_params",
     "cw_grad",
@@ -45,6 +50,7 @@ __all__ = [
     "deviation_radius",
     "dlr_grad",
     "force_reference",
+    "gated_sum",
     "gaussian_start",
     "implementation",
     "kl_div",
@@ -58,6 +64,7 @@ __all__ = [
     "native_problem",
     "philox_words",
     "scale_bias_relu",
+    "standardised_radius",
     "triton_problem",
     "uniform_start",
 ]

@@ -54,6 +54,15 @@ def margin_radius_reference(logits: Tensor, labels: Tensor, eps: float, alpha: f
 def deviation_radius_reference(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
     z = logits.to(compute_dtype(logits.dtype))
     p = torch.softmax(z, dim=1)
+    apart = p - pick(p, one_hot(labels, z.shape[1]))[:, None]
+    score = (apart.square().sum(1) / (z.shape[1] - 1)).sqrt()
+    return poison(torch.exp(alpha * score) * eps, labels, z.shape[1])
+
+
+@torch.no_grad()
+def standardised_radius_reference(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
+    z = logits.to(compute_dtype(logits.dtype))
+    p = torch.softmax(z, dim=1)
     centred = p - 1.0 / z.shape[1]
     deviation = centred.square().mean(1).sqrt()
     distance = pick(centred, one_hot(labels, z.shape[1]))
@@ -80,7 +89,7 @@ def _radius_kernel(
     logits_ptr,  # (B, C)
     labels_ptr,  # (B,) int64
     batch, classes, stride_b, stride_c, label_stride, eps, alpha,
-    SCORE: tl.constexpr,  # "margin": the margin itself; "margin_radius", "deviation_radius": the radius
+    SCORE: tl.constexpr,  # "margin": the margin itself; else the radius of the op of that name
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, column, inside = tile(batch, classes, ROWS, BLOCK)
@@ -88,6 +97,9 @@ def _radius_kernel(
     own, valid = load_labels(labels_ptr, row, column, label_stride, batch, classes)
     e, total, _ = softmax_rows(z, inside)
     if SCORE == "deviation_radius":
+        apart = tl.where(inside, e - pick_rows(e, own)[:, None], 0.0)
+        score = tl.sqrt(tl.sum(apart * apart, 1) / (classes - 1)) / total
+    elif SCORE == "standardised_radius":
         # Both quotients are rounded correctly, so that they cancel exactly at the uniform distribution.
         count = tl.zeros((ROWS, BLOCK), tl.float32) + classes
         mean = tl.div_rn(tl.full((ROWS, BLOCK), 1.0, tl.float32), count)
@@ -142,6 +154,10 @@ def deviation_radius_triton(logits: Tensor, labels: Tensor, eps: float, alpha: f
     return _run_radius("deviation_radius", logits, labels, eps, alpha)
 
 
+def standardised_radius_triton(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
+    return _run_radius("standardised_radius", logits, labels, eps, alpha)
+
+
 def margin_backward_triton(grad: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     own = dict(grad_ptr=grad, grad_stride=grad.stride(0))
     return run_rows(_margin_backward_kernel, like_fake(logits), logits, labels, **own)
@@ -152,6 +168,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return MARGIN_BACKWARD(grad, *ctx.saved_tensors), None
 
 
+RADIUS_TYPES = {"out_ptr": "*fp32", "eps": "fp32", "alpha": "fp32"}
 MARGIN_BACKWARD = Op(
     schema="margin_backward(Tensor grad, Tensor logits, Tensor labels) -> Tensor",
     reference=margin_backward_reference,
@@ -171,7 +188,7 @@ MARGIN = Op(
     differentiable=(0,),
     samples=logit_samples,
     bytes_moved=row_bytes,
-    compiles=row_compile(_radius_kernel, {"SCORE": "margin"}, out_ptr="*fp32", eps="fp32", alpha="fp32"),
+    compiles=row_compile(_radius_kernel, {"SCORE": "margin"}, **RADIUS_TYPES),
 )
 MARGIN_RADIUS = Op(
     schema="margin_radius(Tensor logits, Tensor labels, float eps, float alpha) -> Tensor",
@@ -180,7 +197,7 @@ MARGIN_RADIUS = Op(
     triton=margin_radius_triton,
     samples=lambda device: ((z, y, 8 / 255, 0.58) for z, y in logit_samples(device)),
     bytes_moved=row_bytes,
-    compiles=row_compile(_radius_kernel, {"SCORE": "margin_radius"}, out_ptr="*fp32", eps="fp32", alpha="fp32"),
+    compiles=row_compile(_radius_kernel, {"SCORE": "margin_radius"}, **RADIUS_TYPES),
 )
 DEVIATION_RADIUS = Op(
     schema="deviation_radius(Tensor logits, Tensor labels, float eps, float alpha) -> Tensor",
@@ -189,7 +206,16 @@ DEVIATION_RADIUS = Op(
     triton=deviation_radius_triton,
     samples=lambda device: ((z, y, 8 / 255, 0.3) for z, y in logit_samples(device)),
     bytes_moved=row_bytes,
-    compiles=row_compile(_radius_kernel, {"SCORE": "deviation_radius"}, out_ptr="*fp32", eps="fp32", alpha="fp32"),
+    compiles=row_compile(_radius_kernel, {"SCORE": "deviation_radius"}, **RADIUS_TYPES),
+)
+STANDARDISED_RADIUS = Op(
+    schema="standardised_radius(Tensor logits, Tensor labels, float eps, float alpha) -> Tensor",
+    reference=standardised_radius_reference,
+    fake=row_fake,
+    triton=standardised_radius_triton,
+    samples=lambda device: ((z, y, 8 / 255, 0.3) for z, y in logit_samples(device)),
+    bytes_moved=row_bytes,
+    compiles=row_compile(_radius_kernel, {"SCORE": "standardised_radius"}, **RADIUS_TYPES),
 )
 
 
@@ -220,12 +246,25 @@ def margin_radius(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> T
 
 
 def deviation_radius(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
-    """PROVISIONAL standard-deviation-weighted radius exp(alpha * s) * eps.
+    """The deviation-weighted radius exp(alpha * s) * eps of every sample, in one pass over the logits.
 
-    s = (p_y - mean(p)) / std(p), population standard deviation over the classes, p = softmax(logits); s = 0 at
-    the uniform distribution. The formula of the paper that names such a radius (arXiv 2403.04070) could not be
-    recovered; this reading makes no claim to reproduce it.
-    Arguments, result, errors and NaN: as `margin_radius`; here the radius may reach exp(alpha * sqrt(C-1)) * eps.
+    s = sqrt(sum_k (p_k - p_y)^2 / (C - 1)), p = softmax(logits): how far the classes lie from the true one's
+    probability, right or wrong. s is in [0, 1]: 0 at the uniform distribution, 1 at a certain right answer,
+    1 / sqrt(C - 1) at a certain wrong one. So the radius is never below eps.
+    Arguments, result, errors and NaN: as `margin_radius`.
+    Source: the formula that the authors of MWPB released for SDWPB (arXiv 2403.04070), which their paper may state
+    otherwise.
     """
     check_logits(logits, labels)
     return DEVIATION_RADIUS(logits, labels, number(eps, "eps"), number(alpha, "alpha"))
+
+
+def standardised_radius(logits: Tensor, labels: Tensor, eps: float, alpha: float) -> Tensor:
+    """Radius exp(alpha * s) * eps with s = (p_y - mean(p)) / std(p), the population's standard deviation.
+
+    p = softmax(logits); s = 0 at the uniform distribution. A reading of the name of SDWPB (arXiv 2403.04070) from
+    before its released formula was known, see `deviation_radius`; nobody is known to have used it.
+    Arguments, result, errors and NaN: as `margin_radius`; here the radius may reach exp(alpha * sqrt(C-1)) * eps.
+    """
+    check_logits(logits, labels)
+    return STANDARDISED_RADIUS(logits, labels, number(eps, "eps"), number(alpha, "alpha"))

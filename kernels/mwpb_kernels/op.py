@@ -78,7 +78,8 @@ class Op:
     triton: launcher with the same arguments; never handed float64. setup_context, backward: as
     `torch.library.register_autograd` takes them; an op without a backward gives outputs that carry no gradient.
     differentiable: positions of the arguments for which gradients exist. mutates: positions of the arguments
-    written in place.
+    written in place. native: False where nothing of ours serves the CPU better than the reference does. fit: makes
+    arguments of any sizes go together, where a size follows from others.
     """
 
     schema: str
@@ -92,6 +93,8 @@ class Op:
     differentiable: tuple[int, ...] = ()
     mutates: tuple[int, ...] = ()
     compiles: tuple[Compile, ...] = ()
+    native: bool = True
+    fit: Callable[..., tuple[Any, ...]] | None = None
     name: str = field(init=False)
     takes: tuple[str, ...] = field(init=False)  # the arguments' names
     dispatched: Any = field(init=False)  # the overload registered with PyTorch's dispatcher

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -13,9 +13,9 @@ from mwpb_fast.system.lazy import ops, torch
 @dataclass(frozen=True, kw_only=True)
 class Config(AttackConfig):
     """norm: of the balls. steps: K. step_ratio: step size as a share of the sample's radius, unless step_size
-    fixes it. start: Gaussian noise of standard deviation sigma (TRADES), uniform in the ball, or the image
-    itself. count_correct: note as "hits" which share of the K iterates, each before its step, is classified
-    right (GAIRAT's kappa / K)."""
+    fixes it; warmup_step_size fixes it for the first warmup_epochs epochs alone. start: Gaussian noise of standard
+    deviation sigma (TRADES), uniform in the ball, or the image itself. count_correct: note as "hits" which share
+    of the K iterates, each before its step, is classified right (GAIRAT's kappa / K)."""
 
     norm: Literal["linf", "l2"] = "linf"
     steps: int = 10
@@ -24,6 +24,8 @@ class Config(AttackConfig):
     start: Literal["gaussian", "uniform", "none"] = "gaussian"
     sigma: float = 0.001
     count_correct: bool = False
+    warmup_step_size: Fraction | None = None
+    warmup_epochs: int = 0
 
     @property
     def gives(self) -> frozenset[str]:
@@ -35,6 +37,8 @@ class Config(AttackConfig):
             raise ValueError(f"steps must not be negative, not {self.steps}")
         if self.sigma < 0:
             raise ValueError(f"sigma must not be negative, not {self.sigma}")
+        if self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs must not be negative, not {self.warmup_epochs}")
         if self.count_correct and self.steps == 0:
             raise ValueError("count_correct counts over the steps, of which there are none")
 
@@ -47,6 +51,14 @@ class PGD(Attack):
     """attack(net, batch, clean, radius, inner, key, notes) -> x_adv, in each sample's ball and in [0, 1]."""
 
     config: Config
+
+    def in_epoch(self, epoch: int) -> PGD:
+        """What serves in the `epoch`th epoch, counted from 1."""
+        first = self.config.warmup_step_size
+        if first is None:
+            return self
+        now = first if epoch <= self.config.warmup_epochs else self.config.step_size
+        return PGD(replace(self.config, step_size=now, warmup_step_size=None, warmup_epochs=0))
 
     def __call__(
         self,

@@ -172,7 +172,7 @@ def recipes(arguments: Sequence[str]) -> int:
         if stem != module:
             print(f"{'' if not module else chr(10)}{_first_line(source.__doc__)}")
             module = stem
-        print(f"  {name:24s}{_first_line(vars(source)[function].__doc__)}")
+        print(f"  {name:30s}{_first_line(vars(source)[function].__doc__)}")
     return 0
 
 

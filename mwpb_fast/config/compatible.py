@@ -27,6 +27,11 @@ def check_axes(config: Config) -> None:
             f"attack {names['attack']} ascends a loss of its own, which objective {names['objective']} does not "
             "descend"
         )
+    if config.natural_pass and objective.build().sends_natural:
+        raise ConfigError(
+            f"natural_pass: objective {names['objective']} sends the natural images through the model already; "
+            "take natural_pass=false"
+        )
     if attack.own_radius and config.budget.build().uses_logits:
         raise ConfigError(
             f"attack {names['attack']} finds every sample's radius itself, so it cannot follow budget "

@@ -11,7 +11,7 @@ from typing import Any
 
 from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.config.registry import axis_config, axis_name
-from mwpb_fast.config.schema import AXES, Config, ConfigError
+from mwpb_fast.config.schema import ADDED, AXES, Config, ConfigError
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -32,12 +32,14 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """The configuration that `to_dict` wrote. Raises ConfigError for unknown keys and bad values."""
-    return resolve(blank(values), [values], [])
+    start = blank(values)
+    earlier = [{field: own} for field in AXES if (own := _earlier(getattr(start, field), values[field]))]
+    return resolve(start, [*earlier, values], [])
 
 
 def blank(values: Mapping[str, Any]) -> Config:
     """The recipe and the axes of what `to_dict` wrote, with the defaults of all else. Raises ConfigError."""
-    missing = {f.name for f in dataclasses.fields(Config)} - set(values)
+    missing = {f.name for f in dataclasses.fields(Config)} - ADDED - set(values)
     if missing:
         raise ConfigError(f"a saved configuration without {', '.join(sorted(missing))}")
     return Config(
@@ -51,6 +53,11 @@ def _axis(field: str, value: Any) -> Any:
     if not isinstance(value, Mapping) or "name" not in value:
         raise ConfigError(f"{field} must say which module of {AXES[field]} it means, as name: ...")
     return axis_config(AXES[field], str(value["name"]))
+
+
+def _earlier(axis: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What an axis was before it had options that a saved configuration does not name."""
+    return {name: value for name, value in getattr(axis, "earlier", {}).items() if name not in saved}
 
 
 def resolve(start: Config, files: Iterable[Mapping[str, Any]], arguments: list[str]) -> Config:

@@ -21,6 +21,7 @@ AXES = {
     "objective": "objectives",
     "perturbation": "perturbations",
 }  # option of a run: folder of the modules that it names
+ADDED = frozenset({"natural_pass"})  # options that saved configurations of earlier versions do not have
 
 
 class ConfigError(ValueError):
@@ -42,6 +43,7 @@ class OptimConfig:
     """SGD with the learning rate divided by 10 at the start of each epoch in `drops` (counted from 1).
 
     ema: decay of an averaged copy of the weights, which is then validated and kept; 0 for none.
+    clip_norm: the whole gradient is shortened to this norm where it is longer, before each step; 0 for never.
     fused: "apex" asks for NVIDIA apex's FusedSGD, "torch" for PyTorch's own fused SGD.
     """
 
@@ -51,6 +53,7 @@ class OptimConfig:
     drops: tuple[int, ...] = (80, 90)
     drop_factor: float = 0.1
     ema: float = 0.0
+    clip_norm: float = 0.0
     fused: str = "torch"
 
     def __post_init__(self) -> None:
@@ -58,6 +61,8 @@ class OptimConfig:
             raise ValueError("lr must be positive and finite, weight_decay must be finite and not negative")
         if not (0 <= self.momentum < 1 and 0 <= self.ema < 1 and 0 < self.drop_factor <= 1):
             raise ValueError("momentum and ema must be in [0, 1), drop_factor in (0, 1]")
+        if not 0 <= self.clip_norm < math.inf:
+            raise ValueError(f"clip_norm must be finite and not negative, not {self.clip_norm}")
         if self.fused not in ("torch", "apex"):
             raise ValueError(f"fused must be torch or apex, not {self.fused}")
         if list(self.drops) != sorted(self.drops) or any(epoch < 1 for epoch in self.drops):
@@ -140,6 +145,8 @@ class Config:
 
     attack_mode: how batch normalisation runs while margins and attacks are computed: eval; train; or batch, as
     train but leaving the running statistics alone.
+    natural_pass: before the training pass on the adversarial images send the natural ones through the model in
+    train mode, which moves the running statistics and nothing else; for objectives that do not do so themselves.
     The axes hold the `Config` of the modules that they name; data is `mwpb_fast.data.dataset.Config`.
     """
 
@@ -158,6 +165,7 @@ class Config:
     epochs: int = 110
     warmup_epochs: int = 0
     attack_mode: str = "eval"
+    natural_pass: bool = False
     max_bad_steps: int = 20
 
     def __post_init__(self) -> None:

@@ -33,8 +33,8 @@ class DataWriteError(DataError):
 class Config:
     """What to train on and how it is fed.
 
-    name: digits, cifar10, cifar100, svhn, tinyimagenet, folder, or the dotted path of a module of one's own; all
-    but digits may have a name for one of several, as in folder:cats.
+    name: digits, cifar10, cifar100, cifar4 (four classes of CIFAR-10), svhn, tinyimagenet, folder, or the dotted
+    path of a module of one's own; all but digits may have a name for one of several, as in folder:cats.
     dir: holds the prepared sets, one folder each. loader: resident keeps all images on the device, dali
     streams and decodes them, auto takes resident, which measures faster (docs/performance.md), if they fit in
     half of the device's free memory. validation: fraction of the training split

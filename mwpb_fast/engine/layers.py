@@ -8,6 +8,7 @@ convolution without bias, and bias and ReLU in one pass after it; `mwpb_fast.eng
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mwpb_kernels as ops
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mwpb_fast.engine.small_maps import Convolution, Products, serves
+from mwpb_fast.engine.small_maps import Convolution, Products, convolve, serves
 
 PLAIN, FUSED, EPILOGUE = "plain", "fused", "epilogue"
 # A convolution of at most so many channels is taken for the one that reads the image.
@@ -126,6 +127,31 @@ class FoldedConv(Folded):
         if skip is None:
             return out
         return out.add_(skip) if skip.shape == out.shape else out + skip
+
+    def input_grad(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
+        """The gradient at the convolution's input, of that shape, from the one at `convolved`'s result."""
+        gradient, geometry = gradient.to(self.weight.dtype), (self.stride, self.padding, self.dilation)
+        if self.products is not None and serves(gradient, self.weight, geometry, self.groups):
+            return convolve(gradient, self.products.backward, None)
+        like = gradient.new_empty(1).expand(shape)  # of the input the shape alone is asked for
+        given = (*geometry, False, [0, 0], self.groups, (True, False, False))
+        of_input, _, _ = torch.ops.aten.convolution_backward(gradient, like, self.weight, None, *given)
+        return of_input
+
+    @property
+    def simple(self) -> bool:
+        """Whether `ops.conv_relu` has its geometry and type: of one stride and padding, in the twin's dtype."""
+        plain = self.groups == 1 and set(self.dilation) == {1} and self.weight.dtype == self.dtype
+        return plain and all(a == b for a, b in (self.stride, self.padding, self.weight.shape[2:]))
+
+    def result_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the result for an input of that shape."""
+        taken = zip(shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        return (
+            shape[0],
+            self.weight.shape[0],
+            *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in taken),
+        )
 
     def fused(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """The library's fused call: oneDNN on the CPU, cuDNN on CUDA. Raises where it has none."""

@@ -55,8 +55,8 @@ def tune(twin: TwinNet, x: torch.Tensor, repeats: int = 10, captured: bool = Fal
     convolutions = [layer for layer in twin.layers if isinstance(layer, FoldedConv)]
     handles = [layer.register_forward_pre_hook(_note(seen)) for layer in convolutions]
     try:
-        with module_mode(twin.model, training=False):
-            twin.logits(x)
+        with module_mode(twin.model, training=False), torch.no_grad():
+            twin.graph(x)  # layer by layer, whatever the variant
     finally:
         for handle in handles:
             handle.remove()

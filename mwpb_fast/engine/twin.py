@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
+from mwpb_fast.engine.by_hand import ByHand
 from mwpb_fast.engine.fold import UnfoldableError, fold, refresh
 from mwpb_fast.engine.layers import Folded
 from mwpb_fast.engine.made_of import MadeOf
@@ -21,6 +22,10 @@ from mwpb_fast.engine.precision import Precision, full_float32, unmeasured
 from mwpb_fast.method import Net
 
 CHECKED = 8  # images in the comparison with the model that every new twin must pass
+# How the twin's gradient is computed: by autograd; as engine/by_hand.py has it; and so with one kernel for a
+# convolution and what follows it, which is made for CUDA alone.
+PLAIN, BY_HAND, ONE_KERNEL = "plain", "by_hand", "one_kernel"
+VARIANTS = (PLAIN, BY_HAND, ONE_KERNEL)
 TOLERANCE = 2e-2  # of it, for each image, relative: rounding gives up to 1e-3, a wrong rewrite 1
 
 
@@ -33,10 +38,11 @@ class TwinNet:
 
     sample: (B, C, H, W) float32 images on the model's device, such as a training batch; a few of them are run
     through model and twin, which must agree in logits and input gradient. dtype: of convolutions and matrix
-    products, precision.dtype by default; the layer that gives the logits is always float32. In train mode
-    (batch statistics, dropout) calls run the model itself, with a warning once. `refresh()` must follow every
-    change of the model: of weights, which it folds anew, and of what the twin was made from, its modules and
-    their plain attributes, where it makes the twin anew. Raises UnfoldableError.
+    products, precision.dtype by default; the layer that gives the logits is always float32. variant: one of
+    VARIANTS, which agree within rounding. In train mode (batch statistics, dropout) calls run the model itself,
+    with a warning once. `refresh()` must follow every change of the model: of weights, which it folds anew, and of
+    what the twin was made from, its modules and their plain attributes, where it makes the twin anew. Raises
+    UnfoldableError.
     """
 
     def __init__(
@@ -45,10 +51,14 @@ class TwinNet:
         precision: Precision,
         sample: torch.Tensor,
         dtype: torch.dtype | None = None,
+        variant: str = PLAIN,
     ) -> None:
+        if variant not in VARIANTS:
+            raise ValueError(f"no variant {variant!r} of the twin; there are {', '.join(VARIANTS)}")
         self.model = model
         self.dtype = precision.dtype if dtype is None else dtype
         self.eager = EagerNet(model, precision)
+        self.variant = variant
         self.graph: fx.GraphModule
         self.layers: list[Folded]
         self._told = self._lost = False
@@ -69,18 +79,24 @@ class TwinNet:
                 message = f"the model has changed and cannot be folded any more ({error}): it takes the plain path"
                 warnings.warn(message, EngineWarning, stacklevel=2)
         self._made_of.follow(self.graph)
+        self._refold()
+
+    def _refold(self) -> None:
         refresh(self.layers)
+        if self.by_hand is not None:
+            self.by_hand.refresh()
 
     def _make(self) -> None:
         self._made_of, self._modules = MadeOf(self.model), list(self.model.modules())
         self._lost = False
         with module_mode(self.model, training=False), unmeasured():
             self.graph, self.layers = fold(self.model)
-            refresh(self.layers)
+            self.by_hand = ByHand(self.graph, self.variant == ONE_KERNEL) if self.variant != PLAIN else None
+            self._refold()
             self._compare(self._few)
             for layer in self.layers:
                 layer.lower(self.dtype)
-            refresh(self.layers)
+            self._refold()
             self._results(self, self._few)
 
     def _same_code(self, changed: set[tuple[str, str]]) -> bool:
@@ -103,6 +119,8 @@ class TwinNet:
         """(B, classes), float32 where the model ends in a linear layer, without a graph."""
         if self._lost or self._training():
             return self.eager.logits(x)
+        if self.by_hand is not None:
+            return self.by_hand.logits(x)
         with torch.no_grad():
             return self.graph(x)
 
@@ -110,6 +128,8 @@ class TwinNet:
         """As Net.input_grad; no weight gradient is computed."""
         if self._lost or self._training():
             return self.eager.input_grad(x, dlogits)
+        if self.by_hand is not None:
+            return self.by_hand.input_grad(x, dlogits)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             logits = self.graph(leaf)
@@ -164,6 +184,7 @@ def make_net(
     precision: Precision,
     sample: torch.Tensor,
     dtype: torch.dtype | None = None,
+    variant: str = PLAIN,
 ) -> Net:
     """The fastest Net for `model`: its twin, else the model itself with a warning that says why.
 
@@ -172,7 +193,7 @@ def make_net(
     if precision.oracle:
         return EagerNet(model, precision)
     try:
-        return TwinNet(model, precision, sample, dtype)
+        return TwinNet(model, precision, sample, dtype, variant)
     except UnfoldableError as error:
         message = f"the attack takes the plain path: the model cannot be folded: {error}"
         warnings.warn(message, EngineWarning, stacklevel=2)

@@ -2,8 +2,10 @@
 
 natural: none. pgdK, cwK: K steps from a uniform start, on the cross-entropy and on the Carlini-Wagner margin;
 pgdKxR: the worst of R starts. fgsm: one step of size eps from the image. aa, aa-l2: standard AutoAttack; apgd-ce,
-apgd-t, fab, square: its parts alone. spsaP: SPSA of P pairs an iteration; spsa is spsa256. After an `@` comes the
-attack's own radius, then, after a colon, its own step size: pgd20@12/255, pgd20@32/255:8/255.
+apgd-t, fab, square: its parts alone. spsaP: SPSA of P pairs an iteration; spsa is spsa256. pgdK-l2, cwK-l2: in the
+l2 ball. pgdK-weighted, pgdK-reversed: in radii of mean eps, see `by_margin`. After an `@` comes the attack's own
+radius, then, after a colon, its own step size: pgd20@12/255, pgd20@32/255:8/255; an own radius alone takes a step
+size that the attack has of itself along in proportion.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.attacks import pgd
+from mwpb_fast.budgets import margin
 from mwpb_fast.config import ConfigError
 from mwpb_fast.config.radius import check_linf, parse_radius
 from mwpb_fast.evaluation.autoattack import COMPONENTS, STANDARD, autoattack, deviations, package_version
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
     from mwpb_fast.method import Inner
 
 
+ALPHA = 0.58  # the paper's with AT on CIFAR-10
+L2 = Fraction(128, 255)
+
+
 def find_attack(name: str) -> EvaluationAttack:
     """The attack of that name, with the radius and step of its suffix. Raises ConfigError, if there is none."""
     base, at, own = name.partition("@")
@@ -39,6 +46,8 @@ def find_attack(name: str) -> EvaluationAttack:
         raise ConfigError(f"evaluation.attacks: {name}: {base} has no {'step size' if attack.ball else 'radius'}")
     try:
         radii: dict[str, Any] = {"eps": parse_radius(eps)} | ({"step_size": parse_radius(step)} if colon else {})
+        if not colon and attack.step_size is not None and attack.eps:
+            radii["step_size"] = attack.step_size * radii["eps"] / attack.eps
         if attack.norm != "l2":
             for which, value in radii.items():
                 check_linf(which, value)
@@ -50,16 +59,18 @@ def find_attack(name: str) -> EvaluationAttack:
 def _named(base: str) -> EvaluationAttack:
     if base in NAMED:
         return NAMED[base]
-    match = re.fullmatch(r"([a-z]+)([1-9]\d{0,4})(?:x([1-9]\d{0,2}))?", base)
-    if match is None or match[1] not in FAMILIES or (match[3] and match[1] not in RESTARTED):
-        known = ", ".join([*NAMED, *(f"{family}20" for family in FAMILIES)])
+    match = re.fullmatch(r"([a-z]+)([1-9]\d{0,4})(?:x([1-9]\d{0,2}))?(-[a-z0-9]+)?", base)
+    family = "" if match is None else match[1] + (match[4] or "")
+    if match is None or family not in MAKERS or (match[3] and family not in RESTARTED):
+        known = ", ".join([*NAMED, *(f"{name}20" for name in FAMILIES)])
+        others = ", ".join(name.replace("-", "20-") for name in VARIANTS)
         raise ConfigError(
             f"evaluation.attacks: no attack {base!r}; there are {known}, with any number in place of 20, "
-            "pgd20x5 for 5 starts, and pgd20@6/255 for a radius of its own"
+            f"pgd20x5 for 5 starts, {others}, and pgd20@6/255 for a radius of its own"
         )
     if match[3]:
-        return RESTARTED[match[1]](int(match[2]), int(match[3]))
-    return FAMILIES[match[1]](int(match[2]))
+        return RESTARTED[family](int(match[2]), int(match[3]))
+    return MAKERS[family](int(match[2]))
 
 
 def shard_name(name: str) -> str:
@@ -79,13 +90,15 @@ def descent(
     inner: Inner,
     restarts: int = 1,
     start: Any = "uniform",
-    radius_of: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    radius_of: Callable[[Any, torch.Tensor, torch.Tensor, AttackSetting], torch.Tensor] | None = None,
+    proportional: bool = False,
+    **own: Any,
 ) -> EvaluationAttack:
     """PGD of so many steps of the setting's fixed size on the given inner loss, from each of so many starts; or
     from the image itself, in one step as long as the radius, for start "none".
 
-    radius_of: (net, x, y) -> (B,), a radius for each image in place of the setting's; the outcome then holds
-    them as values["radius"].
+    radius_of: (net, x, y, setting) -> (B,), a radius for each image in place of the setting's; the outcome then
+    holds them as values["radius"]. proportional: whether its step goes with it. own: as `EvaluationAttack` has it.
     """
 
     def run(
@@ -93,13 +106,16 @@ def descent(
     ) -> Outcome:
         norm: Any = setting.norm
         step_size = setting.eps if start == "none" else setting.step_size
-        attack = pgd.Config(norm=norm, steps=steps, step_size=step_size, start=start).build()
+        step: dict[str, Any] = {"step_size": step_size}
+        if proportional and setting.eps:
+            step = {"step_ratio": step_size / setting.eps}
+        attack = pgd.Config(norm=norm, steps=steps, start=start, **step).build()
         radii: list[torch.Tensor] = []
 
         def perturb(net: Any, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
             radius = torch.full(y.shape, float(setting.eps), device=x.device)
             if radius_of is not None:
-                radius = radius_of(net, x, y)
+                radius = radius_of(net, x, y, setting)
                 radii.append(radius.cpu())
             x_adv = attack(net, Batch(x, y, index), None, radius, inner, key)
             check_ball(x_adv, x, setting, None if radius_of is None else radius)
@@ -119,7 +135,32 @@ def descent(
         return Outcome(correct, values={"radius": torch.cat(radii)[: len(y)]} if radii else {})
 
     forwards = restarts * (steps + 1) + (radius_of is not None)
-    return EvaluationAttack(run, forwards, stepped=start != "none")
+    return EvaluationAttack(run, forwards, stepped=start != "none", **own)
+
+
+def in_l2(steps: int, inner: Inner, restarts: int = 1) -> EvaluationAttack:
+    """`descent` in the l2 ball of 128/255, in steps of an eighth of it."""
+    return descent(steps, inner, restarts, norm="l2", eps=L2, step_size=L2 / 8)
+
+
+def by_margin(steps: int, form: Any) -> EvaluationAttack:
+    """`descent` in radii whose mean over every batch is the setting's eps: as the margin budget weights them (form
+    plain), or the other way round (reversed), the more the smaller the margin of the natural image.
+
+    It is another threat model than a ball of eps for every image: an attacker who may spend an average budget on
+    whom he likes. alpha is the same for every model, so that models can be compared.
+    """
+    config = margin.Config(eps=Fraction(1), alpha=ALPHA, form=form, share="rescaled")
+    budget = config.build()
+
+    def radius_of(net: Any, x: torch.Tensor, y: torch.Tensor, setting: AttackSetting) -> torch.Tensor:
+        return budget(net.logits(x), y) * float(setting.eps)
+
+    what = f"mean {{eps}}, {'reversed' if form == 'reversed' else 'weighted'} (another threat model)"
+    parameters = {"alpha": ALPHA, "form": form, "share": config.share}
+    return descent(
+        steps, cross_entropy, radius_of=radius_of, proportional=True, per_image=what, parameters=parameters
+    )
 
 
 def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> EvaluationAttack:
@@ -174,7 +215,7 @@ NAMED = {
     "natural": EvaluationAttack(natural, forwards=1, gradients=False, ball=False),
     "fgsm": descent(1, cross_entropy, start="none"),
     "aa": of_autoattack(),
-    "aa-l2": of_autoattack(norm="l2", eps=Fraction(128, 255)),
+    "aa-l2": of_autoattack(norm="l2", eps=L2),
     "apgd-ce": of_autoattack(["apgd-ce"]),
     "apgd-t": of_autoattack(["apgd-t"]),
     "fab": of_autoattack(["fab-t"]),
@@ -186,7 +227,16 @@ FAMILIES: dict[str, Callable[[int], EvaluationAttack]] = {
     "cw": lambda steps: descent(steps, carlini_wagner),
     "spsa": lambda pairs: by_samples(SPSA(pairs=pairs)),
 }
+VARIANTS: dict[str, Callable[[int], EvaluationAttack]] = {
+    "pgd-l2": lambda steps: in_l2(steps, cross_entropy),
+    "cw-l2": lambda steps: in_l2(steps, carlini_wagner),
+    "pgd-weighted": lambda steps: by_margin(steps, "plain"),
+    "pgd-reversed": lambda steps: by_margin(steps, "reversed"),
+}
+MAKERS = FAMILIES | VARIANTS
 RESTARTED: dict[str, Callable[[int, int], EvaluationAttack]] = {
     "pgd": lambda steps, restarts: descent(steps, cross_entropy, restarts),
     "cw": lambda steps, restarts: descent(steps, carlini_wagner, restarts),
+    "pgd-l2": lambda steps, restarts: in_l2(steps, cross_entropy, restarts),
+    "cw-l2": lambda steps, restarts: in_l2(steps, carlini_wagner, restarts),
 }

@@ -54,8 +54,8 @@ class EvaluationAttack:
     where it cannot run. gradients: whether it follows the model's own. stepped: whether the setting's step size
     matters. long: worth several processes. costly: run on the evaluation's `costly_subset` unless the whole is
     smaller. ball: whether it moves images at all. eps, step_size, norm: its own, in place of the evaluation's.
-    per_image: what its radii are called where each image has one of its own. parameters: what else is fixed about
-    it, in plain types; recorded, and a part of its shards' key."""
+    per_image: what its radii are called where each image has one of its own, {eps} for the setting's. parameters:
+    what else is fixed about it, in plain types; recorded, and a part of its shards' key."""
 
     run: AttackFunction
     forwards: int

@@ -23,7 +23,7 @@ def weighted(budget_config: Any, steps: int = 20) -> EvaluationAttack:
     back as values["radius"]. budget_config: the `Config` of a module of budgets."""
     budget = budget_config.build()
 
-    def radius_of(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def radius_of(net: Net, x: torch.Tensor, y: torch.Tensor, setting: AttackSetting) -> torch.Tensor:
         return budget(net.logits(x) if budget.uses_logits else None, y)
 
     fields = {field.name: str(getattr(budget_config, field.name)) for field in dataclasses.fields(budget_config)}

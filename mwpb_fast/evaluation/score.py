@@ -78,7 +78,8 @@ def not_finite(results: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def _ball(attack: ShardedAttack) -> dict[str, Any]:
-    setting, own = attack.setting, attack.attack.per_image
+    setting = attack.setting
+    own = attack.attack.per_image.format(eps=setting.eps)
     ball: dict[str, Any] = {}
     if attack.attack.ball:
         ball |= {"norm": setting.norm, "eps": own or str(setting.eps)}

@@ -29,6 +29,7 @@ from mwpb_fast.system.files import write_atomically
 
 STEPS = ("pgd10", "pgd20", "pgd50", "pgd100")
 RESTARTS = ("pgd20", "pgd20x5")
+UNEQUAL = ("pgd20-weighted", "pgd20-reversed")
 FACTORS = (Fraction(3, 4), Fraction(1), Fraction(5, 4), Fraction(3, 2), *(Fraction(2**k) for k in range(1, 5)))
 GAP = 10.0  # points between PGD and AutoAttack: published methods that AutoAttack does not refute have 4 to 8
 MUCH = 2.0  # points that more steps or starts may gain: converged PGD gains less than 1
@@ -66,7 +67,8 @@ def trust_run(request: Request, *, without: Sequence[str] = (), control: Path | 
 
 def plan(evaluation: EvaluationConfig) -> list[str]:
     """The attacks of a report, each once; the longest last."""
-    return list(dict.fromkeys(["natural", "fgsm", *STEPS, *RESTARTS, *sweep(evaluation), "square", "aa"]))
+    names = ["natural", "fgsm", *STEPS, *RESTARTS, *UNEQUAL, *sweep(evaluation), "square", "aa"]
+    return list(dict.fromkeys(names))
 
 
 def sweep(evaluation: EvaluationConfig) -> list[str]:

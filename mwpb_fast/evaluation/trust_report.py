@@ -16,6 +16,11 @@ TITLES = {
     "fgsm": "FGSM, uniform radius",
     "square": "Square (black box), uniform radius",
 }
+UNEQUAL = {
+    "pgd20": "the same radius for every image",
+    "pgd20-weighted": "larger for large margins, as MWPB has it",
+    "pgd20-reversed": "larger for the vulnerable",
+}
 MORE = {
     "pgd10": "PGD-10",
     "pgd20": "PGD-20",
@@ -39,12 +44,16 @@ def markdown(report: dict[str, Any]) -> str:
         "",
     ]
     header = ["result", "accuracy", "95 % interval"] + (["control"] if control else [])
-    rows = []
-    for key, title in TITLES.items():
-        if key in attacks:
-            other = [f"{beside[key]['accuracy']:.2f} %" if key in beside else "-"] if control else []
-            rows.append([title, *_numbers(attacks[key]), *other])
-    lines += _table(header, rows)
+
+    def rows(titles: dict[str, str]) -> list[list[str]]:
+        found = []
+        for key, title in titles.items():
+            if key in attacks:
+                other = [f"{beside[key]['accuracy']:.2f} %" if key in beside else "-"] if control else []
+                found.append([title, *_numbers(attacks[key]), *other])
+        return found
+
+    lines += _table(header, rows(TITLES))
     if control:
         lines += [f"Control: {control['path']}, {control['n']} images.", ""]
     radius = report["measures"]["radius"]
@@ -57,6 +66,9 @@ def markdown(report: dict[str, Any]) -> str:
         ["steps and starts", "accuracy", "95 % interval"],
         [[title, *_numbers(attacks[key])] for key, title in MORE.items() if key in attacks],
     )
+    if "pgd20-weighted" in attacks or "pgd20-reversed" in attacks:
+        lines += [f"Another threat model: radii of mean {eps}, given out by the margin of each image.", ""]
+        lines += _table(["PGD-20", *header[1:]], rows(UNEQUAL))
     for name, attack in attacks.items():
         lines += [f"{name} departs from the standard: {text}." for text in attack.get("deviations", [])]
     lines += [*([""] if lines[-1] else []), "## Verdicts", ""]

@@ -45,6 +45,11 @@ class Reweighted(Objective):
         return self.base.uses_clean
 
     @property
+    def sends_natural(self) -> bool:  # type: ignore[override]
+        """Whether the base does."""
+        return self.base.sends_natural
+
+    @property
     def inner(self) -> Inner:
         """What the attack ascends."""
         return self.base.inner

@@ -33,6 +33,7 @@ class MART(Weighable):
     """
 
     beta: float
+    sends_natural = True
     inner = staticmethod(cross_entropy)
 
     def terms(self, model: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> Terms:

@@ -40,6 +40,11 @@ class MMA(Objective):
     uses_clean = True
     inner = staticmethod(ascend_soft_margin)
 
+    @property
+    def sends_natural(self) -> bool:  # type: ignore[override]
+        """Whether the natural cross-entropy counts."""
+        return self.clean_weight > 0
+
     def outer(
         self,
         model: torch.nn.Module,

@@ -40,6 +40,7 @@ class ST(Objective):
     """
 
     beta: float
+    sends_natural = True
     inner = staticmethod(kl_to_clean)  # between the two chosen points: P - P_other, twice symKL's gradient
 
     def outer(

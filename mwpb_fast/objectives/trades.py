@@ -34,6 +34,7 @@ class TRADES(Weighable):
 
     beta: float
     uses_clean = True
+    sends_natural = True
     inner = staticmethod(kl_to_clean)
 
     def terms(self, model: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> Terms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +31,7 @@ class Setting:
 
     The defaults are the paper's: 110 epochs of SGD, the first 80 of the two-phase rows at eps / 2, learning rate
     divided by 10 in the 80th and the 90th epoch; PGD of 10 steps of a quarter of the radius.
+    first_step: that of the warm-up, in place of a quarter of its radius.
     """
 
     table: str
@@ -40,6 +42,8 @@ class Setting:
     eps: Fraction = Fraction(8, 255)
     epochs: int = 110
     warmup_epochs: int = 80
+    natural_pass: bool = False
+    first_step: Fraction | None = None
 
     def rows(
         self, name: str, objective: Any, alpha: float, start: Literal["gaussian", "uniform"] = "gaussian"
@@ -57,6 +61,11 @@ class Setting:
             about = f"MWPB-{name}{_beta(objective)}, alpha = {alpha:g}."
         return self._recipe(lambda: self.two_phase(objective, alpha), about)
 
+    def own(self, about: str, budget: Any, *, warmup: bool = True) -> Recipe:
+        """The recipe of AT with another budget, in two phases or with that budget from the first epoch on."""
+        epochs = self.warmup_epochs if warmup else 0
+        return self._recipe(lambda: self._row(AT, budget, pgd.Config(), epochs), about)
+
     def _recipe(self, recipe: Recipe, about: str) -> Recipe:
         recipe.__doc__, recipe.__module__ = about, self.table
         return recipe
@@ -70,6 +79,8 @@ class Setting:
         return self._row(objective, margin.Config(eps=self.eps, alpha=alpha), pgd.Config(), self.warmup_epochs)
 
     def _row(self, objective: Any, budget: Any, attack: pgd.Config, warmup_epochs: int) -> Config:
+        if self.first_step is not None and warmup_epochs:
+            attack = dataclasses.replace(attack, warmup_step_size=self.first_step, warmup_epochs=warmup_epochs)
         return Config(
             recipe="",  # filled in by whoever asks for the recipe by its name
             data=self.data,
@@ -83,6 +94,7 @@ class Setting:
             evaluation=self.evaluation,
             epochs=self.epochs,
             warmup_epochs=warmup_epochs,
+            natural_pass=self.natural_pass,
         )
 
 

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.runs.plots import COLOURS, INK, STYLE, histogram, read_run, require_matplotlib
 
+RADII = ("min", "p05", "p25", "p50", "p75", "p95", "mean", "max")
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def write(result: dict[str, Any], folder: Path, radii: dict[str, list[Path]]) -> list[Path]:
+def write(
+    result: dict[str, Any], folder: Path, radii: dict[str, list[Path]], epochs: dict[str, Path]
+) -> list[Path]:
     """Draw what there is into `folder`; returns the files. radii: name of a picture (figure2) -> run folders.
+    epochs: row -> run folder, of the radii over the epochs.
 
     Raises ConfigError where matplotlib cannot be used.
     """
@@ -29,6 +34,8 @@ def write(result: dict[str, Any], folder: Path, radii: dict[str, list[Path]]) ->
                 pictures["curves"] = curves_over_rows(result)
         for name, runs in radii.items():
             pictures[name] = radius_distribution(result, name, runs)
+        if epochs:
+            pictures["radii"] = radii_over_epochs(result, epochs)
         for name, figure in pictures.items():
             figure.savefig(folder / f"{name}.png", dpi=150)
     return [folder / f"{name}.png" for name in pictures]
@@ -138,6 +145,35 @@ def radius_distribution(result: dict[str, Any], name: str, runs: list[Path]) -> 
     told = "; red: the paper's smallest and largest radius" if extremes else ""
     seeds = f", seeds {', '.join(run.name.removeprefix('seed') for run in runs)}"
     figure.suptitle(f"{row['label']}, best epoch{seeds}{told}", fontsize=11, color=INK, x=0.01, ha="left")
+    return figure
+
+
+def radii_over_epochs(result: dict[str, Any], folders: dict[str, Path]) -> Figure:
+    """The radii of the training batches over the epochs, a panel a row: their range, 5 to 95 %, 25 to 75 %, median
+    and mean. Logs of earlier versions have the range and the mean alone."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in result["rows"] if row["row"] in folders]
+    across = min(len(rows), 4)
+    down = -(-len(rows) // across)
+    figure = Figure(figsize=(1 + 3 * across, 0.8 + 2.3 * down), layout="constrained")
+    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
+    for axis, row in zip(axes, rows, strict=False):
+        run = read_run(folders[row["row"]])
+        found = {name: dict(zip(*run.column(f"radius_{name}"), strict=True)) for name in RADII}
+        for low, high, strength in (("min", "max", 0.12), ("p05", "p95", 0.22), ("p25", "p75", 0.4)):
+            epochs = sorted(found[low].keys() & found[high].keys())
+            ends = ([255 * found[end][epoch] for epoch in epochs] for end in (low, high))
+            axis.fill_between(epochs, *ends, step="mid", color=COLOURS[0], alpha=strength, linewidth=0)
+        for name, colour in (("p50", COLOURS[0]), ("mean", COLOURS[1])):
+            values = [255 * value for value in found[name].values()]
+            axis.step(list(found[name]), values, where="mid", color=colour, linewidth=1.4)
+        axis.set_title(f"{row['label']}, seed {folders[row['row']].name.removeprefix('seed')}", fontsize=9)
+        axis.set_ylim(bottom=0)
+    for axis in axes[len(rows) :]:
+        axis.set_axis_off()
+    what = "training radii in 1/255 over the epochs: range, 5 to 95 %, 25 to 75 %; blue median, red mean"
+    figure.suptitle(f"{result['table']}: {what}", fontsize=10, color=INK, x=0.01, ha="left")
     return figure
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast.config import to_dict
+from mwpb_fast.reproduce.layout import Column, Row, Table
 from mwpb_fast.reproduce.plan import PlannedRun, changes, read_results, result_key, test_images
-from mwpb_fast.reproduce.tables import Column, Row, Table
 from mwpb_fast.runs.log import read_records
 
 FORMAT = 1
@@ -22,7 +22,7 @@ def gather(table: Table, runs: Sequence[PlannedRun], failures: dict[str, str] | 
 
     In each cell: `paper`; for each checkpoint `mean`, `std` (sample standard deviation; None for fewer than two
     seeds), `values` by seed, `difference` to the paper, and `control`: mean and standard deviation of the
-    differences to the control row, seed by seed, over the seeds that both have.
+    differences to the control row, seed by seed, over the seeds that both have, and their mean's 95 % `interval`.
     """
     rows = [row for row in table.rows if any(run.row == row for run in runs)]
     columns = _columns(table, runs)
@@ -49,6 +49,7 @@ def gather(table: Table, runs: Sequence[PlannedRun], failures: dict[str, str] | 
         "seeds": sorted({run.config.seed for run in runs}),
         "images": _images(runs),
         "axis": table.axis,
+        "compared": table.compared,
         "columns": [{"key": column.key, "label": column.label, "digits": column.digits, "x": column.x}
                     for column in columns],
         "rows": [
@@ -76,6 +77,16 @@ def statistics(values: Sequence[float]) -> dict[str, Any]:
     return {"n": n, "mean": mean, "std": std}
 
 
+def interval(found: dict[str, Any]) -> list[float] | None:
+    """Student's 95 % interval of the mean of `statistics`; None where there are too few values for it."""
+    if found["std"] is None:
+        return None
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(found["n"] - 1, 0.975)) * found["std"] / math.sqrt(found["n"])
+    return [found["mean"] - half, found["mean"] + half]
+
+
 def _cell(
     table: Table, row: Row, column: Column, values: dict[tuple[str, str], dict[str, dict[int, float]]]
 ) -> dict[str, Any]:
@@ -87,7 +98,8 @@ def _cell(
         mean = found["mean"]
         found["difference"] = None if mean is None or paper is None else mean - paper
         theirs = values.get((row.control, column.key), {}).get(which, {})
-        found["control"] = statistics([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+        paired = statistics([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+        found["control"] = paired | {"interval": interval(paired)}
         cell[which] = found | {"values": {str(seed): value for seed, value in ours.items()}}
     return cell
 

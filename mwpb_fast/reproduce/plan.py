@@ -19,7 +19,7 @@ from mwpb_fast import options
 from mwpb_fast.config import AXES, Config, ConfigError, EvaluationConfig, axis_name, from_dict
 from mwpb_fast.config.dependence import FREE, dependence
 from mwpb_fast.evaluation.catalog import find_attack
-from mwpb_fast.reproduce.tables import Row, Table
+from mwpb_fast.reproduce.layout import Row, Table
 from mwpb_fast.runs.log import read_records
 
 TOLD = {"evaluation.attacks", "evaluation.step_size", "evaluation.subset", "evaluation.costly_subset"}

@@ -32,12 +32,14 @@ def write(result: dict[str, Any], folder: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def draw(result: dict[str, Any], folder: Path, radii: dict[str, list[Path]]) -> tuple[list[Path], str]:
+def draw(
+    result: dict[str, Any], folder: Path, radii: dict[str, list[Path]], epochs: dict[str, Path]
+) -> tuple[list[Path], str]:
     """Draw table.png, and what else the table has as pictures; returns them, or none and why there are none."""
     try:
         from mwpb_fast.reproduce import figures
 
-        return figures.write(result, folder, radii), ""
+        return figures.write(result, folder, radii, epochs), ""
     except ConfigError as error:  # no matplotlib
         return [], str(error)
 
@@ -71,7 +73,22 @@ def _lines(result: dict[str, Any], row: dict[str, Any]) -> Iterator[tuple[str, l
         if any(part["control"]["n"] for part in found):
             differences = [part["control"] for part in found]
             texts = [_spread(part, d, seeds, "+") for part, d in zip(differences, digits, strict=True)]
-            yield f"ours - control, {which}", texts
+            yield f"ours - {_control(result, row)}, {which}", texts
+            if result.get("compared") and any(part["interval"] for part in differences):
+                yield "95 % interval", [_interval(p, d) for p, d in zip(differences, digits, strict=True)]
+
+
+def _control(result: dict[str, Any], row: dict[str, Any]) -> str:
+    """The row that another is compared with: by its label, where the table has several of them."""
+    if not result.get("compared"):  # nor had files of earlier versions
+        return "control"
+    return next(str(other["label"]) for other in result["rows"] if other["row"] == row["control"])
+
+
+def _interval(part: dict[str, Any], digits: int) -> str:
+    if part["interval"] is None:
+        return MISSING
+    return " to ".join(_number(end, digits, "+") for end in part["interval"])
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:

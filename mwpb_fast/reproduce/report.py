@@ -8,8 +8,8 @@ from typing import Any
 
 from mwpb_fast.reproduce import render
 from mwpb_fast.reproduce.gather import gather
+from mwpb_fast.reproduce.layout import Table
 from mwpb_fast.reproduce.plan import PlannedRun, changes
-from mwpb_fast.reproduce.tables import Table
 from mwpb_fast.system import text_tables
 
 
@@ -30,9 +30,17 @@ def publish(
         for run in runs:
             if run.row.figure and not run.foreign() and (run.folder / "radii.json").exists():
                 radii.setdefault(f"figure{run.row.figure}", []).append(run.folder)
-        drawn, reason = render.draw(result, folder, radii)
+        drawn, reason = render.draw(result, folder, radii, _logs(table, runs))
         written += drawn
     return result, written, reason
+
+
+def _logs(table: Table, runs: Sequence[PlannedRun]) -> dict[str, Path]:
+    """Row -> the folder of its first seed that has records, where the radii over the epochs are to be drawn."""
+    if not table.compared:
+        return {}
+    begun = [run for run in runs if not run.foreign() and (run.folder / "metrics.jsonl").exists()]
+    return {run.row.name: run.folder for run in reversed(begun)}
 
 
 def plan_lines(table: Table, runs: Sequence[PlannedRun], out: Path) -> Iterator[str]:

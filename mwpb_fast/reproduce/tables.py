@@ -1,64 +1,10 @@
-"""What a table shows: its rows, each a recipe of the module of the table's name, and its columns."""
+"""The tables: those of the paper, a small one for a CPU, and those that ask what in MWPB does the work."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 from mwpb_fast.config import ConfigError
-from mwpb_fast.reproduce import paper
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """name: of the recipe's function. control: the row with the same recipe but alpha = 0, if there is one.
-    x: where the row stands on the axis of a curve over the rows. figure: number of the paper's figure that
-    shows this row's radii, 0 for none."""
-
-    name: str
-    label: str
-    control: str = ""
-    x: float | None = None
-    figure: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """source: what the numbers are. attack: accuracy in percent under the evaluation's attack `attack`. radii:
-    the smallest, mean or largest (`attack` says which: min, mean, max) radius of the training images under the
-    best checkpoint. log: that of the training log in the checkpoint's epoch. key: of the paper's number. digits:
-    after the point. x: where the column stands on the axis of a curve over the columns."""
-
-    key: str
-    label: str
-    attack: str
-    source: Literal["attack", "radii", "log"] = "attack"
-    digits: int = 2
-    x: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """last: whether the last checkpoint is attacked by all the attacks or by the cheap ones only. long_subset:
-    test images for the long attacks, 0 for as many as for the others. axis: what x of rows or columns is.
-    numbers: row -> column key -> the paper's number."""
-
-    name: str
-    title: str
-    rows: tuple[Row, ...]
-    columns: tuple[Column, ...]
-    axis: str = ""
-    last: Literal["all", "cheap"] = "all"
-    long_subset: int = 0
-    notes: tuple[str, ...] = ()
-    numbers: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    def row(self, name: str) -> Row:
-        """Raises ConfigError, naming the rows, where there is none of that name."""
-        for row in self.rows:
-            if row.name == name.replace("-", "_"):
-                return row
-        raise ConfigError(f"{self.name} has no row {name!r}; it has {', '.join(row.name for row in self.rows)}")
+from mwpb_fast.reproduce import paper, questions
+from mwpb_fast.reproduce.layout import LOGGED, Column, Row, Table, attacked
 
 
 def find_table(name: str) -> Table:
@@ -66,16 +12,6 @@ def find_table(name: str) -> Table:
     if name not in TABLES:
         raise ConfigError(f"no table {name!r}; there are {', '.join(TABLES)}")
     return TABLES[name]
-
-
-def _columns(steps: int) -> tuple[Column, ...]:
-    heading = "PGD-20" if steps == 20 else f"PGD-{steps} (headed PGD-20)"
-    return (
-        Column(key="natural", label="natural", attack="natural"),
-        Column(key="pgd", label=heading, attack=f"pgd{steps}"),
-        Column(key="cw", label="CW", attack="cw20"),
-        Column(key="aa", label="AA", attack="aa"),
-    )
 
 
 def _method(name: str, label: str, figure: int = 0) -> tuple[Row, ...]:
@@ -105,7 +41,7 @@ CONTROL = "The paper has no two-phase control: alpha = 0, the same warm-up and s
 
 
 def _table1() -> Table:
-    table = _table("table1", "CIFAR-10, ResNet-18", FIGURES, (*_columns(20), *A3), notes=(CONTROL,))
+    table = _table("table1", "CIFAR-10, ResNet-18", FIGURES, (*attacked(20), *A3), notes=(CONTROL,))
     for row, (low, high) in paper.EXTREMES.items():
         table.numbers[row] |= {"radius_min": low, "radius_max": high}
     return table
@@ -126,7 +62,7 @@ def _table5() -> Table:
         Row(name="iaat", label="IAAT"),
     )
     notes = (CONTROL, "The paper has no numbers of IAAT.")
-    return _table("table5", "CIFAR-10, WRN-34-10, other methods", rows, (*_columns(20), SPSA), notes=notes)
+    return _table("table5", "CIFAR-10, WRN-34-10, other methods", rows, (*attacked(20), SPSA), notes=notes)
 
 
 def _table6() -> Table:
@@ -137,13 +73,7 @@ def _table6() -> Table:
         Row(name="mwpb_mart", label="MWPB-MART"),
         Row(name="mma", label="MMA"),
     )
-    columns = (
-        Column(key="radius", label="mean radius", attack="mean", source="log", digits=4),
-        Column(key="radius_min", label="smallest", attack="min", source="log", digits=4),
-        Column(key="radius_max", label="largest", attack="max", source="log", digits=4),
-        Column(key="natural", label="natural", attack="natural"),
-        Column(key="pgd", label="PGD-20", attack="pgd20"),
-    )
+    columns = (*LOGGED, *attacked(20)[:2])
     notes = ("Radii are those of the training log in the checkpoint's epoch. The paper does not name the model.",)
     return _table("table6", "mean radius in training, CIFAR-10, WRN-34-10", rows, columns, notes=notes)
 
@@ -184,7 +114,7 @@ def _table8() -> Table:
         )
         for alpha in ALPHAS
     ]
-    natural, pgd, _, aa = _columns(20)
+    natural, pgd, _, aa = attacked(20)
     title = "MWPB-AT over alpha, CIFAR-10, WRN-34-10"
     return _table("table8", title, tuple(rows), (natural, pgd, aa), axis="alpha", notes=(CONTROL,))
 
@@ -199,7 +129,7 @@ def _small() -> Table:
         name="small",
         title=title,
         rows=_method("at", "AT"),
-        columns=_columns(20),
+        columns=attacked(20),
         last="cheap",
         long_subset=500,
         notes=(note,),
@@ -210,13 +140,16 @@ TABLES: dict[str, Table] = {
     table.name: table
     for table in (
         _table1(),
-        _table("table2", "CIFAR-10, WRN-34-10", BASES, _columns(20), notes=(CONTROL,)),
-        _table("table3", "SVHN, ResNet-18", BASES, _columns(100), notes=(CONTROL,)),
-        _table("table4", "Tiny-ImageNet, ResNet-18", BASES, _columns(100), notes=(CONTROL,)),
+        _table("table2", "CIFAR-10, WRN-34-10", BASES, attacked(20), notes=(CONTROL,)),
+        _table("table3", "SVHN, ResNet-18", BASES, attacked(100), notes=(CONTROL,)),
+        _table("table4", "Tiny-ImageNet, ResNet-18", BASES, attacked(100), notes=(CONTROL,)),
         _table5(),
         _table6(),
         _table7(),
         _table8(),
         _small(),
+        questions.released(),
+        questions.ablation(),
+        questions.fair(),
     )
 }

@@ -96,7 +96,8 @@ def read_run(folder: Path) -> PlottedRun:
             warmup_epochs=warmup_epochs,
             radii=[float(radius) for radius in found["radii"] if _is_number(radius)],
             eps=float(parse_radius(budget.get("eps", 0))),
-            alpha=float(budget.get("alpha", 0.0)),
+            # radii that a batch shares out keep to no bounds of their own
+            alpha=float(budget.get("alpha", 0.0)) if budget.get("share", "own") == "own" else 0.0,
         )
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; is {folder} the folder of a run?") from error

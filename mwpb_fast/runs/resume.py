@@ -12,7 +12,7 @@ import torch
 from mwpb_fast.config import Config, ConfigError, from_dict
 from mwpb_fast.config.dependence import FREE, LATER, dependence
 from mwpb_fast.optim import Average
-from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs import checkpoint, trace
 from mwpb_fast.runs.checkpoint import CheckpointError
 
 
@@ -98,7 +98,7 @@ class Parts:
             own |= {f"memory.{axis}.{name}": value for name, value in memory.items()}
             found = state.get("memory", {}).get(axis, {})
             saved |= {f"memory.{axis}.{name}": value for name, value in found.items()}
-        own["trace"], saved["trace"] = position.trace, state.get("trace")
+        own["trace"], saved["trace"] = position.trace, _trace(state)
         for name, value in own.items():
             if isinstance(value, torch.Tensor):
                 theirs = getattr(saved.get(name), "shape", None)
@@ -123,8 +123,14 @@ class Parts:
         self.engine.load(state)
         position.epoch, position.batch, position.best = state["epoch"], state["batch"], state["best"]
         position.seconds, position.waited = state["seconds"], state["waited"]
-        position.trace = state["trace"].to(self.device)
+        position.trace = _trace(state).to(self.device)
         checkpoint.set_random_state(state["random"], self.device)  # last: what is above may draw
+
+
+def _trace(state: dict[str, Any]) -> Any:
+    """The trace of a saved state, as it is to be now."""
+    rows = state.get("trace")
+    return trace.widened(rows) if isinstance(rows, torch.Tensor) and rows.dim() == 2 else rows
 
 
 def find(folder: Path, config: Config) -> tuple[Path, dict[str, Any]] | None:

@@ -99,7 +99,7 @@ def draw_case(op: Op, generator: torch.Generator) -> tuple[Any, ...]:
     shapes = iter([[drawn[s] for s in dims] for dims in names])
     pools = iter(tensors(sample))
     args = tree(lambda t: resized(t, next(pools).reshape(-1), next(shapes), generator), sample)
-    args = indices(op, args, generator)
+    args = indices(op, args if op.fit is None else op.fit(*args), generator)
     specials = tuple(s for s in (*SPECIAL, 1e4, -1e4) if pick(3) == 0) if pick(3) == 0 else ()
     if specials:
         position = pick(len(args))

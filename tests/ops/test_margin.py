@@ -8,11 +8,14 @@ from functools import partial
 
 import pytest
 import torch
+from cases import RUNNERS, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mwpb_kernels import deviation_radius, force_reference, margin, margin_radius
+from mwpb_kernels import deviation_radius, force_reference, margin, margin_radius, standardised_radius
+from mwpb_kernels.margin import DEVIATION_RADIUS, MARGIN_RADIUS
 
 EPS = 8 / 255
+RADII = (margin_radius, deviation_radius, standardised_radius)
 
 
 @pytest.fixture(params=["dispatched", "reference"], autouse=True)
@@ -116,7 +119,7 @@ def test_excluded_classes() -> None:
     torch.testing.assert_close(result, torch.tensor([1.0, -0.5, -0.5, math.nan]), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("f", [margin, *(partial(f, eps=1, alpha=1) for f in (margin_radius, deviation_radius))])
+@pytest.mark.parametrize("f", [margin, *(partial(f, eps=1, alpha=1) for f in RADII)])
 def test_nan_stays_in_its_row(f: Callable[..., torch.Tensor]) -> None:
     logits, _ = logits_and_labels(7, 19, 1.0)
     logits[1, 17] = math.nan
@@ -146,22 +149,72 @@ def test_gradient_at_a_tie_goes_to_the_first_class() -> None:
 def test_radii_carry_no_gradient() -> None:
     logits, labels = logits_and_labels()
     logits.requires_grad_()
-    assert not margin_radius(logits, labels, EPS, 0.5).requires_grad
-    assert not deviation_radius(logits, labels, EPS, 0.3).requires_grad
+    for radius in RADII:
+        assert not radius(logits, labels, EPS, 0.5).requires_grad
 
 
-@pytest.mark.parametrize(("p", "y", "score"), [((0.7, 0.2, 0.1), 0, 1.3970), ((0.1, 0.7, 0.2), 0, -0.8890)])
-def test_deviation_score(p: tuple[float, ...], y: int, score: float) -> None:
-    radius = deviation_radius(logits_of(*p), label(y), 1.0, 1.0)
-    assert math.log(radius.item()) == pytest.approx(score, abs=5e-5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("y", "margin_of", "deviation", "by_margin", "by_deviation"),
+    [
+        (0, 0.5, 0.5522681, 0.0402048, 0.0413126),
+        (1, -0.5, 0.3605551, 0.0239026, 0.0373927),
+        (2, -0.6, 0.4301163, 0.0226914, 0.0387700),
+    ],
+)
+def test_radii_as_released(
+    y: int, margin_of: float, deviation: float, by_margin: float, by_deviation: float, dtype: torch.dtype
+) -> None:
+    """At eps = .031 and alpha = .52, for p = (.7, .2, .1)."""
+    logits, y_ = logits_of(0.7, 0.2, 0.1, dtype=dtype), label(y)
+    assert margin(logits, y_).item() == pytest.approx(margin_of, abs=1e-6)
+    assert deviation_radius(logits, y_, 1.0, 1.0).log().item() == pytest.approx(deviation, abs=3e-7)
+    assert margin_radius(logits, y_, 0.031, 0.52).item() == pytest.approx(by_margin, abs=6e-8)
+    assert deviation_radius(logits, y_, 0.031, 0.52).item() == pytest.approx(by_deviation, abs=6e-8)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_radii_as_released_in_every_implementation(runner: str) -> None:
+    logits, labels = logits_of(0.7, 0.2, 0.1, dtype=torch.float32).repeat(3, 1), torch.arange(3)
+    for op, expected in (
+        (MARGIN_RADIUS, [0.0402048, 0.0239026, 0.0226914]),
+        (DEVIATION_RADIUS, [0.0413126, 0.0373927, 0.0387700]),
+    ):
+        (radius,) = outcome(op, (logits, labels, 0.031, 0.52), runner)
+        torch.testing.assert_close(radius, torch.tensor(expected), rtol=0, atol=6e-8)
 
 
 @pytest.mark.parametrize("classes", [2, 10, 17, 200])
 def test_deviation_at_the_ends(classes: int) -> None:
+    """1 at a certain right answer, 1 / sqrt(C - 1) at a certain wrong one; exactly 0 where all are equal."""
+    logits = torch.zeros(3, classes)
+    logits[:2, 1] = 200.0
+    result = deviation_radius(logits, torch.tensor([1, 0, 0]), EPS, 0.52)
+    assert result[0].item() == pytest.approx(EPS * math.exp(0.52), rel=1e-6)
+    assert result[1].item() == pytest.approx(EPS * math.exp(0.52 / math.sqrt(classes - 1)), rel=1e-6)
+    assert result[2].item() == torch.tensor(EPS).item()
+
+
+def test_the_deviation_is_that_around_the_true_class() -> None:
+    logits, labels = logits_and_labels()
+    p = torch.softmax(logits.double(), 1)
+    apart = p - p.gather(1, labels[:, None])
+    expected = torch.exp(0.52 * (apart.square().sum(1) / 9).sqrt()) * EPS
+    torch.testing.assert_close(deviation_radius(logits, labels, EPS, 0.52).double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("p", "y", "score"), [((0.7, 0.2, 0.1), 0, 1.3970), ((0.1, 0.7, 0.2), 0, -0.8890)])
+def test_standardised_score(p: tuple[float, ...], y: int, score: float) -> None:
+    radius = standardised_radius(logits_of(*p), label(y), 1.0, 1.0)
+    assert math.log(radius.item()) == pytest.approx(score, abs=5e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 17, 200])
+def test_the_standardised_score_at_the_ends(classes: int) -> None:
     """sqrt(C - 1) at a certain correct answer (3 for ten classes); exactly 0 at the uniform distribution."""
     logits = torch.zeros(2, classes)
     logits[0, 1] = 200.0
-    result = deviation_radius(logits, torch.tensor([1, 0]), EPS, 0.1)
+    result = standardised_radius(logits, torch.tensor([1, 0]), EPS, 0.1)
     assert result[0].item() == pytest.approx(EPS * math.exp(0.1 * math.sqrt(classes - 1)), rel=1e-5)
     assert result[1].item() == torch.tensor(EPS).item()
 
@@ -178,6 +231,6 @@ def test_deviation_at_the_ends(classes: int) -> None:
     ],
 )
 def test_refusals(logits: torch.Tensor, labels: torch.Tensor, error: type[Exception], message: str) -> None:
-    for f in (margin, lambda z, y: margin_radius(z, y, EPS, 1.0), lambda z, y: deviation_radius(z, y, EPS, 1.0)):
+    for f in (margin, *(partial(f, eps=EPS, alpha=1.0) for f in RADII)):
         with pytest.raises(error, match=message):
             f(logits, labels)
