@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from mwpb_fast.budgets import fixed, margin
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.data import Config, load_split
 from mwpb_fast.evaluation.probes import gradients, weighted
-from mwpb_fast.evaluation.trust import compare, judge, plan, sweep
+from mwpb_fast.evaluation.trust import judge, plan, probes, sweep
+from mwpb_fast.evaluation.trust_checks import compare
 from mwpb_fast.evaluation.trust_report import markdown
 
 DIGITS = EvaluationConfig(eps=Fraction(24, 255), step_size=Fraction(3, 255), subset=100)
@@ -33,6 +35,11 @@ def images() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def ordinary() -> nn.Module:
+    return trained_on_digits()
+
+
+@cache
+def trained_on_digits() -> nn.Module:
     """A small net trained against one step of the radius, on digits."""
     split = load_split(Config(name="digits"), "train")
     x, y, eps = split.images.float() / 255, split.labels, float(DIGITS.eps)
@@ -68,8 +75,8 @@ def report_on(
 ) -> Any:
     names = tuple(name for name in plan(DIGITS) if name not in without)
     settings = EvaluationConfig(attacks=names, eps=DIGITS.eps, step_size=DIGITS.step_size, subset=DIGITS.subset)
-    probes = {"weighted": weighted(margin.Config(eps=DIGITS.eps)), "gradients": gradients()}
-    return judge(run(model, images, settings, probes=probes, **options), DIGITS)
+    measured = probes(margin.Config(eps=DIGITS.eps))
+    return judge(run(model, images, settings, probes=measured, **options), DIGITS)
 
 
 def verdicts(report: dict[str, Any]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from mwpb_fast import cli
 from mwpb_fast.config import ConfigError, EvaluationConfig, recipe
 from mwpb_fast.evaluation import sharded
 from mwpb_fast.evaluation.request import Request
-from mwpb_fast.evaluation.trust import judge, plan, trust_run
+from mwpb_fast.evaluation.trust import judge, plan, probes, trust_run
 from mwpb_fast.evaluation.trust_report import markdown
 from mwpb_fast.runs import checkpoint
 
@@ -117,15 +117,17 @@ def test_control_is_that_of_its_present_checkpoint(folder: Path) -> None:
 
 
 def test_a_run_is_judged_at_its_own_radius_unless_another_is_asked_for(folder: Path) -> None:
-    own = recipe("digits.mwpb_at").evaluation
+    own, state = recipe("digits.mwpb_at").evaluation, untrained_state()
+    state["config"]["evaluation"]["subset"] = 16
+    checkpoint.save(folder / "checkpoints", "best", 4, 0, state)
     report = trust_run(Request(folder, show=False), without=[name for name in plan(own) if name != "natural"])
     assert (Fraction(report["eps"]), Fraction(report["step_size"])) == (own.eps, own.step_size)
-    assert list(report["attacks"]) == ["natural", "weighted", "gradients"]
+    assert list(report["attacks"]) == ["natural", *probes(recipe("digits.mwpb_at").budget)]
 
 
 def test_refusals_come_before_work(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="no attack 'cw20' in the trust report"):
-        trust_run(Request(folder, SMALL, show=False), without=["cw20"])
+    with pytest.raises(ConfigError, match="no attack 'cw10' in the trust report"):
+        trust_run(Request(folder, SMALL, show=False), without=["cw10"])
     nothing = EvaluationConfig(eps=Fraction(0))
     for refused in (
         lambda: trust_run(Request(folder, nothing, show=False)),

@@ -64,8 +64,9 @@ def trust(arguments: Sequence[str]) -> int:
         "trust",
         "Attack a run's checkpoint in many ways, and say in plain lines, `ok:` or `doubt:`, whether its robust\n"
         "accuracy can be believed: AutoAttack at one radius beside PGD at the run's own radii, radii up to where\n"
-        "nothing is right, more steps and starts, one step, a black box, zero gradients. The report is printed\n"
-        "as Markdown and saved as trust-<which>.json and .md beside the checkpoint.",
+        "nothing is right, more steps and starts, one step, a black box, adversarial examples planted to be\n"
+        "found, and the known ways in which attacks fail. The report is printed as Markdown and saved as\n"
+        "trust-<which>.json and .md beside the checkpoint.",
         "The exit status is 0 whatever the verdicts. A quick look, which leaves out what takes longest:\n"
         "  mwpb-fast trust runs/table1.mwpb_at --subset 200 --without aa,square",
     )

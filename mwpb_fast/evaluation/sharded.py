@@ -121,10 +121,11 @@ class ShardedAttack:
             "values": {name: numbers.tolist() for name, numbers in outcome.values.items()},
             **about,
         }
-        self.records[shard] = record
-        path = self.path(shard)
+        # as it is read back: JSON has no NaN
+        text, path = to_json(record), self.path(shard)
+        self.records[shard] = json.loads(text)
         if path is not None:
-            write_atomically(path, to_json(record).encode())
+            write_atomically(path, text.encode())
 
     def read(self, shard: int) -> dict[str, Any] | None:
         """The result of a shard, or None where there is none that can be used."""
