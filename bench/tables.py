@@ -4,8 +4,9 @@ In the document, `<!-- table: NAME [optional] [key=value ...] -->` and `<!-- end
 bench/results/NAME.json, of the rows that have these values; the lines between are replaced. A result file holds
 `columns` (key, title, format) and `rows`, and says where it was measured (see measure.py); columns that differ
 by the rows' kind are chosen by kind=. A file that lists what is unfinished, or why it failed, gives the rows
-that it has, and says so. An optional table whose file is not there says that it was not yet measured. `<!--
-text: NAME -->` encloses bench/results/NAME.md, as `mwpb-fast reproduce` wrote it, without its title.
+that it has, and says so; where what it is of has changed since its commit, that is said, too. An optional table
+whose file is not there says that it was not yet measured. `<!-- text: NAME -->` encloses bench/results/NAME.md, as
+`mwpb-fast reproduce` wrote it, without its title; `<!-- standing -->` the table of standing.py.
 
     python bench/tables.py           rewrite the documents
     python bench/tables.py --check   exit with 1 if that would change it
@@ -16,9 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import standing
 
 from mwpb_fast.system.text_tables import markdown
 
@@ -26,6 +31,15 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table: (?P<name>\S+)(?P<filters>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TEXT = re.compile(r"(<!-- text: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+STANDING = re.compile(r"(<!-- standing -->\n).*?(<!-- end -->)", re.DOTALL)
+OLDER = "older than the code"
+# What a benchmark measures, by its name; the others measure what a step is made of.
+STEP = (
+    *(f"mwpb_fast/{room}" for room in ("attacks", "budgets", "engine", "models", "objectives", "perturbations")),
+    *(f"mwpb_fast/{name}.py" for name in ("capture", "inner_losses", "method", "optim", "step")),
+    "kernels",
+)
+MEASURED = {"kernels": ("kernels",), "loaders": ("mwpb_fast/data",), "busy": ("mwpb_fast/system", *STEP)}
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "reproduce.md")
 
 
@@ -37,8 +51,27 @@ def cell(value: Any, form: str) -> str:
     return (format(value, form) if form else str(value)).replace("|", "\\|")
 
 
-def table(content: dict[str, Any], filters: dict[str, str]) -> str:
-    """A result file as a Markdown table, with where and how it was measured below; numbers to the right."""
+@cache
+def changed(commit: str, paths: tuple[str, ...]) -> bool | None:
+    """Whether the files are other ones in this checkout than in the commit; None where git cannot tell, such as in
+    a copy without its history."""
+    command = ["git", "-C", str(ROOT), "diff", "--quiet", commit, "--", *paths]
+    try:
+        return {0: False, 1: True}.get(subprocess.run(command, capture_output=True).returncode)
+    except OSError:
+        return None
+
+
+def older(content: dict[str, Any], before: str) -> bool:
+    """Whether what a result file is of has changed since; what the lines `before` say, where git cannot tell."""
+    script = re.search(r"bench/(\w+)\.py", content["command"])
+    found = changed(content["commit"].split()[0], MEASURED.get(script[1] if script else "", STEP))
+    return OLDER in before if found is None else found
+
+
+def table(content: dict[str, Any], filters: dict[str, str], before: str) -> str:
+    """A result file as a Markdown table, with where and how it was measured below; numbers to the right. before:
+    the lines that it replaces."""
     rows = [r for r in content["rows"] if all(str(r.get(k)) == v for k, v in filters.items())]
     missing = content.get("failed") or ""
     if content.get("unfinished"):
@@ -56,7 +89,8 @@ def table(content: dict[str, Any], filters: dict[str, str]) -> str:
     lines = markdown([title for _, title, _ in columns], cells, right=numbers)
     source = "; ".join(str(content[k]) for k in ("device", "versions", "date") if content.get(k))
     source = f"Incomplete ({missing}). {source}" if missing else source
-    return "\n".join((*lines, "", f"{source}; commit {content['commit']}; `{content['command']}`."))
+    past = f"; {OLDER}, which has changed since that commit" if older(content, before) else ""
+    return "\n".join((*lines, "", f"{source}; commit {content['commit']}; `{content['command']}`{past}."))
 
 
 def rendered(text: str, results: Path) -> str:
@@ -78,11 +112,21 @@ def rendered(text: str, results: Path) -> str:
         try:
             content = json.loads(path.read_bytes())
             filters = dict(word.split("=", 1) for word in words if word != "optional")
-            return f"{match[1]}{table(content, filters)}\n{match[4]}"
+            return f"{match[1]}{table(content, filters, match[0])}\n{match[4]}"
         except (OSError, ValueError, KeyError) as error:
             raise SystemExit(f"{path}: {error}") from None
 
-    return TEXT.sub(included, TABLE.sub(replacement, text))
+    def stands(match: re.Match[str]) -> str:
+        before = match[0].splitlines()
+
+        def past(row: str, content: dict[str, Any]) -> str:
+            was = "\n".join(line for line in before if line.startswith(row))
+            return f"; {OLDER}" if older(content, was) else ""
+
+        lines = markdown(standing.COLUMNS, standing.rows(results, past))
+        return "\n".join((match[1].rstrip(), *lines, match[2]))
+
+    return STANDING.sub(stands, TEXT.sub(included, TABLE.sub(replacement, text)))
 
 
 def main() -> None:

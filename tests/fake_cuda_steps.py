@@ -19,10 +19,10 @@ import torch  # noqa: E402
 from test_methods_capture import METHODS  # noqa: E402
 
 from mwpb_fast.config import recipe, resolve  # noqa: E402
-from mwpb_fast.engine.net import EagerNet  # noqa: E402
+from mwpb_fast.engine.build import NETS  # noqa: E402
 from mwpb_fast.engine.precision import Precision  # noqa: E402
 from mwpb_fast.engine.recorder import why_not  # noqa: E402
-from mwpb_fast.engine.twin import VARIANTS, TwinNet  # noqa: E402
+from mwpb_fast.engine.twin import PLAIN, VARIANTS, TwinNet  # noqa: E402
 from mwpb_fast.method import Batch, Method, Net  # noqa: E402
 from mwpb_fast.models import build_model  # noqa: E402
 from mwpb_fast.models.resnet import BasicBlock, resnet  # noqa: E402
@@ -64,8 +64,8 @@ class Watched(fake_cuda.Traffic):
 
 
 def make_net(model: torch.nn.Module, engine: str, sample: torch.Tensor) -> Net:
-    """engine: eager, or a twin's variant."""
-    return EagerNet(model, BF16) if engine == "eager" else TwinNet(model, BF16, sample, variant=engine)
+    """engine: eager, or a twin's variant; as a run makes it by its name."""
+    return NETS["twin" if engine == PLAIN else engine](model, BF16, sample)
 
 
 def wrong_in_a_step(options: tuple[str, ...], engine: str) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,6 +128,87 @@ def test_columns_may_differ_by_kind(document: Path) -> None:
     document.write_text("<!-- table: kinds kind=two -->\nold\n<!-- end -->\n")
     assert tables(document).returncode == 0
     assert "| second |\n|---|\n| yes |\n" in document.read_text()
+
+
+@pytest.fixture
+def repository(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The tables' module in a repository of one commit; `at` is that."""
+    for name in ("mwpb_fast/engine", "mwpb_fast/data", "kernels"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.py").write_text("1\n", encoding="utf-8")
+    who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    for command in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "a")):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    head = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, text=True)
+    tables = bench("tables")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    tables.changed.cache_clear()
+    yield tables, head.stdout.strip()[:12]
+    tables.changed.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("script", "of_it"),
+    [
+        ("attack", {"mwpb_fast/engine", "kernels"}),
+        ("train", {"mwpb_fast/engine", "kernels"}),
+        ("kernels", {"kernels"}),
+        ("loaders", {"mwpb_fast/data"}),
+    ],
+)
+def test_figures_older_than_what_they_are_of_are_marked(repository: Any, script: str, of_it: set[str]) -> None:
+    tables, head = repository
+    content = {**RESULT, "commit": f"{head} with changes", "command": f"python bench/{script}.py --rounds 3"}
+    told = f"commit {head} with changes; `python bench/{script}.py --rounds 3`"
+    assert tables.table(content, {}, tables.OLDER).endswith(f"{told}.")
+    for name in ("mwpb_fast/engine", "mwpb_fast/data", "kernels"):
+        path = tables.ROOT / name / "a.py"
+        path.write_text("2\n", encoding="utf-8")
+        tables.changed.cache_clear()
+        marked = f"{told}; older than the code, which has changed since that commit." in tables.table(
+            content, {}, ""
+        )
+        assert marked == (name in of_it)
+        path.write_text("1\n", encoding="utf-8")
+
+
+def test_a_mark_stays_where_git_cannot_tell(repository: Any) -> None:
+    """In a copy without the commit, or where there is no git."""
+    tables, _ = repository
+    for before in ("", f"a table; {tables.OLDER}"):
+        assert tables.older(RESULT, before) == (before != "")
+    tables.ROOT = tables.ROOT / "absent"
+    assert not tables.older({**RESULT, "commit": "HEAD"}, "")
+
+
+def test_what_is_measured_what_is_modelled_and_what_is_neither(repository: Any, tmp_path: Path) -> None:
+    tables, head = repository
+    document = "<!-- standing -->\nold\n<!-- end -->\nafter"
+    bare = tables.rendered(document, tmp_path).splitlines()
+    figures = tables.standing.FIGURES
+    assert len(bare) == 2 + len(figures) + 3
+    assert not [line for line in bare if "measured" in line and "modelled, never measured" not in line]
+    assert "| fused ops | CPU | neither | - |" in bare
+    (tmp_path / "kernels-cpu.json").write_text(json.dumps({**RESULT, "commit": head}), encoding="utf-8")
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "loaders.json").write_text(json.dumps({**RESULT, "rows": []}), encoding="utf-8")
+    (tmp_path / "gpu" / "train.json").write_text(json.dumps({**RESULT, "failed": "cut off"}), encoding="utf-8")
+    text = tables.rendered(document, tmp_path)
+    assert "| fused ops | CPU | measured, 2030-01-02 | kernels-cpu.json |" in text
+    assert "| loaders | GPU | neither | - |" in text
+    assert "by_hand, captured | GPU | measured, in part, 2030-01-02 | gpu/train.json |" in text
+    assert text == tables.rendered(text, tmp_path)
+    old = text.replace(
+        "2030-01-02 | gpu/train", "2030-01-02; older than the code | gpu/train"
+    )  # an unknown commit
+    assert tables.rendered(old, tmp_path) == old
+
+
+def test_every_figure_that_has_a_table_has_a_standing(bench: Any) -> None:
+    text = (SCRIPT.parent.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"<!-- table: (\S+)", text)) - {"gpu/summary", "gpu/tests", "real-images-cpu"}
+    listed = {figure.file for figure in bench("standing").FIGURES}
+    assert shown == listed - {"", "gpu/autoattack"}
 
 
 def test_the_documentation_is_up_to_date() -> None:

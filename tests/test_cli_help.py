@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -117,7 +119,28 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch)
     assert "mwpb-fast[eval]" in found["pyautoattack"].cost
     assert "mwpb-fast[plots]" in found["matplotlib"].cost
     assert "mwpb-fast[dali" in found["dali"].cost
-    assert {found[name].detail for name in ("pyautoattack", "matplotlib", "dali", "apex")} == {"not installed"}
+    assert "mwpb-fast[cudnn]" in found["cudnn"].cost
+    names = ("pyautoattack", "matplotlib", "dali", "cudnn", "apex")
+    assert {found[name].detail for name in names} == {"not installed"}
     pyramid = {"apex": Attempt(doctor), "apex.optimizers": Attempt(None, "is not installed")}
     monkeypatch.setattr(doctor, "attempt", pyramid.__getitem__)
     assert "Pyramid" in doctor._apex().cost
+
+
+def test_doctor_tells_cudnn_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The front end imports where the library itself is missing, and is of no use there."""
+
+    def fails() -> int:
+        raise RuntimeError("Unable to find\n symbol")
+
+    monkeypatch.setattr(doctor, "version_of", lambda package: "1.2")
+    for version, status, detail in (
+        (lambda: 91300, "ok", "1.2 (nvidia-cudnn-frontend), of cuDNN 91300"),
+        (fails, "broken", "1.2 finds no cuDNN (Unable to find symbol)"),
+        (None, "broken", "1.2 finds no cuDNN ('NoneType' object is not callable)"),
+    ):
+        module: Any = SimpleNamespace(backend_version=version)
+        monkeypatch.setattr(doctor, "attempt", lambda name, found=module: Attempt(found))
+        finding = doctor._cudnn()
+        assert (finding.status, finding.detail) == (status, detail)
+        assert ("CUDA build of PyTorch" in finding.cost) == (status == "broken")

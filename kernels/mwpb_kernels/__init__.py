@@ -18,6 +18,7 @@ from mwpb_kernels.bias_add_relu import bias_add_relu_, gated_sum
 from mwpb_kernels.boosted import boosted_ce
 from mwpb_kernels.conv import conv_input_grad, conv_relu
 from mwpb_kernels.crop import crop_flip_params
+from mwpb_kernels.fold import fold_
 from mwpb_kernels.l2 import l2_step_
 from mwpb_kernels.l2_start import l2_start
 from mwpb_kernels.linf import linf_step_
@@ -49,6 +50,7 @@ __all__ = [
     "derive_seed",
     "deviation_radius",
     "dlr_grad",
+    "fold_",
     "force_reference",
     "gated_sum",
     "gaussian_start",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mwpb_fast.config import Config
-from mwpb_fast.engine.build import NETS, by_rule
+from mwpb_fast.engine.build import NETS, ON_CUDA, by_rule
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.processor import cpu_has_bf16
 
@@ -61,7 +61,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def preferred(config: Config, precision: Precision) -> Candidate:
     """What is taken without a trial. precision: the attack's."""
     net = "eager" if config.precision.oracle else by_rule(config, precision)
-    tuned = config.precision.tune and net != "eager"
+    tuned = config.precision.tune and net == "twin"
     return Candidate(net, dtype_name(precision.dtype), config.precision.capture is True, tuned)
 
 
@@ -75,11 +75,15 @@ def candidates(config: Config, precision: Precision) -> tuple[list[Candidate], l
     asked, own = config.precision, dtype_name(precision.dtype)
     free = asked.engine == "auto" and asked.dtype == asked.attack_dtype == "auto"
     foldable = config.attack_mode == "eval"
-    nets = [n for n in NETS if foldable or n == "eager"] if asked.engine == "auto" else [asked.engine]
+    nets = [
+        n for n in NETS if n == "eager" or (foldable and (n not in ON_CUDA or precision.device.type == "cuda"))
+    ]
+    nets = nets if asked.engine == "auto" else [asked.engine]
     capture = [asked.capture] if isinstance(asked.capture, bool) else [True, False][not graphs(precision.device) :]
 
     def grid(nets: list[str], dtype: str) -> list[Candidate]:
-        return [Candidate(net, dtype, c, asked.tune and net != "eager") for net in nets for c in capture]
+        # what is captured is the fastest, should the time be up; and the plain twin alone has layers to tune
+        return [Candidate(net, dtype, c, asked.tune and net == "twin") for c in capture for net in nets]
 
     first, last = grid(nets, own), []
     if free and own == "fp32" and precision.device.type == "cpu" and foldable and cpu_has_bf16():

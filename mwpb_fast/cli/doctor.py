@@ -157,6 +157,7 @@ def packages() -> Iterator[Finding]:
     yield _package("scikit-learn", "no data set digits", module="sklearn.datasets")
     yield _package("scipy", "no preparation of SVHN", module="scipy.io")
     yield _package("pillow", "no preparation of sets that are image files", module="PIL.Image")
+    yield _cudnn()
     yield _apex()
 
 
@@ -192,6 +193,20 @@ def _dali() -> Finding:
         get = f"pip install 'mwpb-fast[{extra}]'"
         return Finding("dali", NOTE, detail, f"for another CUDA than this PyTorch's {torch.version.cuda}; {get}")
     return Finding("dali", OK, detail)
+
+
+def _cudnn() -> Finding:
+    name, found = "nvidia-cudnn-frontend", attempt("cudnn")
+    cost = "not needed: no engine takes cuDNN's own graphs; to try them: "
+    if found.module is None:
+        return _useless("cudnn", found, cost + found.cure(name, "cudnn"), version_of(name))
+    number = version_of(name) or "version unknown"
+    try:  # it imports without the library that it fronts for
+        return Finding("cudnn", OK, f"{number} ({name}), of cuDNN {found.module.backend_version()}")
+    except Exception as error:  # also of another package of that name
+        reason = " ".join(str(error).split()) or type(error).__name__
+        cost += "install a CUDA build of PyTorch, which brings the library"
+        return Finding("cudnn", BROKEN, f"{number} finds no cuDNN ({reason})", cost)
 
 
 def _apex() -> Finding:

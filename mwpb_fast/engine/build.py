@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import mwpb_kernels as ops
 import torch
 
 from mwpb_fast.config import Config, ConfigError
@@ -12,7 +13,7 @@ from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.trial import try_model
 from mwpb_fast.engine.tune import tune
-from mwpb_fast.engine.twin import TwinNet, make_net
+from mwpb_fast.engine.twin import BY_HAND, ONE_KERNEL, PLAIN, TwinNet, make_net
 from mwpb_fast.method import Method, Net
 from mwpb_fast.models import build_model
 
@@ -50,11 +51,15 @@ def make_engine(
     `tune` records it.
 
     precision: the attack's. sample: (B, C, H, W) float32 images on the model's device, as many as a batch has.
+    Raises ConfigError where what is named cannot run on that device.
     """
-    if by_rule(config, precision) != "twin":
+    name = by_rule(config, precision)
+    if reason := lacking(name, precision.device):
+        raise ConfigError(f"precision.engine: {reason}")
+    if name == "eager":
         return EagerNet(model, precision), []
     with precision.mode():  # so that what is measured is what will run
-        net = make_net(model, precision, sample)
+        net = make_net(model, precision, sample, variant=TWINS[name])
         # with auto the layers are measured once it is known what is taken
         if not (config.precision.tune and config.precision.engine != "auto" and isinstance(net, TwinNet)):
             return net, []
@@ -70,12 +75,35 @@ def by_rule(config: Config, precision: Precision) -> str:
     return "twin" if in_bounds and config.attack_mode == "eval" else "eager"
 
 
+def lacking(name: str, device: torch.device) -> str:
+    """Why the net of that name in `NETS` is of no use on a device; "" where it is."""
+    if TWINS.get(name) != ONE_KERNEL or ops.implementation("conv_relu", device.type) == "triton":
+        return ""
+    why = f", and {ops.triton_problem}" if device.type == "cuda" and ops.triton_problem else ""
+    return f"{name} is made of Triton kernels, which serve CUDA alone{why}; take twin or by_hand"
+
+
+def _twin(name: str) -> Callable[[torch.nn.Module, Precision, torch.Tensor], Net]:
+    def make(model: torch.nn.Module, precision: Precision, sample: torch.Tensor) -> Net:
+        if reason := lacking(name, precision.device):
+            raise ConfigError(reason)
+        return TwinNet(model, precision, sample, variant=TWINS[name])
+
+    return make
+
+
+TWINS = {"by_hand": BY_HAND, "twin": PLAIN, "one_kernel": ONE_KERNEL}  # variants of the twin
 # What an attack may run on, by name, in the order in which they are preferred where none is clearly faster. Each
-# is made of the model, the attack's precision and a batch of images, and raises where it cannot be.
+# is made of the model, the attack's precision and a batch of images, and raises where it cannot be. The kernels of
+# the last one take long to compile, so it comes when all others are tried.
 NETS: dict[str, Callable[[torch.nn.Module, Precision, torch.Tensor], Net]] = {
-    "twin": TwinNet,
+    "by_hand": _twin("by_hand"),
+    "twin": _twin("twin"),
     "eager": lambda model, precision, sample: EagerNet(model, precision),
+    "one_kernel": _twin("one_kernel"),
 }
+# Of these, what a trial looks at on CUDA alone: on a CPU passes over memory are not what an attack waits for.
+ON_CUDA = frozenset({"by_hand", "one_kernel"})
 
 
 def build_net(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import mwpb_kernels as ops
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
@@ -170,16 +171,25 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return user if list(user.args).count(node) == 1 else None
 
 
+def at_once(layer: Folded) -> bool:
+    """Whether `ops.fold_` makes the layer's weight: of a float32 one and a norm, rounded. On the CPU three passes
+    over memory are not what a refresh waits for."""
+    source: Any = layer.of[0]
+    rounded = layer.weight is not layer.weight32 and layer.scale is not None and layer.weight.is_cuda
+    return rounded and source is not None and source.weight.dtype == torch.float32
+
+
 @torch.no_grad()
 def refresh(layers: list[Folded]) -> None:
     """Redo the fold from the weights and statistics as they are now, in float32, then round to each dtype.
 
     Everything is written in place by multi-tensor operations, without a wait for the device; nothing that
-    outlives the call is allocated, so a CUDA graph can hold it.
+    outlives the call is allocated, so a CUDA graph can hold it. On CUDA, what is rounded is not written in float32
+    before.
     """
     sources: list[Any] = [layer.of[0] for layer in layers]
     norms: list[Any] = [layer.of[1] for layer in layers]
-    weighted = [(la, s) for la, s in zip(layers, sources, strict=True) if s is not None]
+    weighted = [(la, s) for la, s in zip(layers, sources, strict=True) if s is not None and not at_once(la)]
     if weighted:
         torch._foreach_copy_([la.weight32 for la, _ in weighted], [s.weight for _, s in weighted])
     normed = [(la, n) for la, n in zip(layers, norms, strict=True) if n is not None]
@@ -201,16 +211,20 @@ def refresh(layers: list[Folded]) -> None:
         torch._foreach_mul_(shifts, scales)
         if affine:
             torch._foreach_add_([shifts[i] for i in affine], [normed[i][1].bias for i in affine])
-        scaled = [la for la, _ in normed if la.of[0] is not None]
+        scaled = [la for la, _ in normed if la.of[0] is not None and not at_once(la)]
         if scaled:
             factors = [la.scale.view(-1, *[1] * (la.weight32.dim() - 1)) for la in scaled]  # type: ignore[union-attr]
             torch._foreach_mul_([la.weight32 for la in scaled], factors)
     plain = [(la, s) for la, s in weighted if la.of[1] is None and s.bias is not None]
     if plain:
         torch._foreach_copy_([la.bias32 for la, _ in plain], [s.bias for _, s in plain])  # type: ignore[misc]
+    if together := [(la, s) for la, s in zip(layers, sources, strict=True) if at_once(la)]:
+        own_scales: list[Any] = [la.scale for la, _ in together]
+        ops.fold_([la.weight for la, _ in together], [s.weight for _, s in together], own_scales)
     lowered = [la for la in layers if la.weight is not la.weight32]
+    if separate := [la for la in lowered if not at_once(la)]:
+        torch._foreach_copy_([la.weight for la in separate], [la.weight32 for la in separate])
     if lowered:
-        torch._foreach_copy_([la.weight for la in lowered], [la.weight32 for la in lowered])
         with_bias: list[Any] = [la for la in lowered if la.bias is not None]
         if with_bias:
             torch._foreach_copy_([la.bias for la in with_bias], [la.bias32 for la in with_bias])
