@@ -119,6 +119,7 @@ class ShardedAttack:
             "warnings": outcome.warnings,
             "deviations": list(outcome.deviations),
             "values": {name: numbers.tolist() for name, numbers in outcome.values.items()},
+            "predicted": None if outcome.predicted is None else outcome.predicted.tolist(),
             **about,
         }
         self.records[shard] = record
@@ -140,6 +141,7 @@ class ShardedAttack:
                 and record["shard"] == shard
                 and all(len(text) == count and set(text) <= {"0", "1"} for text in flags)
                 and all(len(numbers) == count for numbers in record["values"].values())
+                and (record.setdefault("predicted", None) is None or len(record["predicted"]) == count)
                 and isinstance(record["seconds"], float)
                 and isinstance(record["forwards"], int)
                 and all(isinstance(record["not_finite"][kind], int) for kind in ("logits", "gradients"))
