@@ -152,7 +152,7 @@ def test_few_classes_are_attacked_on_all_others_by_the_parts_that_exist(classes:
     x = torch.rand(6, 3, 4, 4)
     with torch.no_grad():
         y = model(x).argmax(1)
-    attack = run(model, (x, y), config("aa@1/4"))["attacks"]["aa"]
+    attack = run(model, (x, y), config("aa@1/4"))["attacks"]["aa@1/4"]
     targets = f"{classes - 1} target class{'es' * (classes > 2)} instead of 9"
     without = ["without apgd-t, whose loss needs 4 classes"] * (classes < 4)
     assert attack["deviations"] == sorted([targets, *without])

@@ -48,6 +48,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         add("--costly-subset", type=whole, metavar="N", help="images for spsa, 0 for all (default: the run's)"),
         add("--images", type=named, metavar="MODULE:NAME", help="of a model in code"),
         add("--per-class", action="store_true", help="show each class's accuracies and confusions too"),
+        add("--save-images", action="store_true", help="keep the adversarial images, for `mwpb-fast verify`"),
         add("--accept-warnings", action="store_true", help="exit with 0 although the result is doubtful"),
     ]
     given, request = _read(parser, own, arguments)
@@ -98,6 +99,27 @@ def trust(arguments: Sequence[str]) -> int:
     return 0
 
 
+def verify(arguments: Sequence[str]) -> int:
+    """check adversarial images that `evaluate` has saved"""
+    parser = Parser(
+        "verify",
+        "Check the adversarial images that `evaluate --save-images` has written, in plain lines, `ok:` or\n"
+        "`wrong:`: whether they are in [0, 1], in their balls, and of the model's test set, and whether the\n"
+        "model, in full float32, gets right what the file says. A note tells how many are right in 8 bits.",
+        "The exit status is 0 where nothing is wrong, else 1.\n"
+        "  mwpb-fast verify runs/digits.at/evaluation-best/pgd20-0123456789ab.safetensors runs/digits.at",
+    )
+    parser.add_argument("file", type=path, metavar="FILE", help="of adversarial images")
+    given, request = _read(parser, _target(parser, attacks=False), arguments)
+
+    from mwpb_fast.evaluation.verify import verify
+
+    checks = verify(given.file, request)
+    for holds, text in checks:
+        print(f"{'note' if holds is None else 'ok' if holds else 'wrong'}: {text}")
+    return int(any(holds is False for holds, _ in checks))
+
+
 def named(text: str) -> str:
     """`module:name`, for argparse."""
     if not is_name(text):
@@ -105,7 +127,7 @@ def named(text: str) -> str:
     return text
 
 
-def _target(parser: Parser) -> list[argparse.Action]:
+def _target(parser: Parser, attacks: bool = True) -> list[argparse.Action]:
     """The words and options of every command that attacks a checkpoint."""
     add = parser.add_argument
     add(
@@ -114,15 +136,18 @@ def _target(parser: Parser) -> list[argparse.Action]:
         metavar="RUN|FILE|MODULE:NAME",
         help="a run, a checkpoint of one, weights, a model in code",
     )
-    return [
+    own = [
         add("--eps", metavar="8/255", help="radius (default: the run's)"),
         add("--step-size", metavar="1/255", help="of PGD and CW (default: the run's)"),
-        add("--batch-size", type=whole, metavar="N", help="images at once (default: the run's)"),
         add("--subset", type=whole, metavar="N", help="attack N test images only: a preview"),
+        add("--seed", type=whole, default=0, metavar="N", help="of what is random in the attacks (default: 0)"),
+    ] * attacks
+    return [
+        *own,
+        add("--batch-size", type=whole, metavar="N", help="images at once (default: the run's)"),
         add("--which", choices=["best", "last"], help="of a run's checkpoints (default: best)"),
         add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N (default: the run's)"),
         add("--data-dir", type=path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
-        add("--seed", type=whole, default=0, metavar="N", help="of what is random in the attacks (default: 0)"),
         add("--recipe", metavar="RECIPE", help="of a file of weights; changed by options as in train"),
         add("--weights", metavar="PLACE", default="", help="in such a file, of several sets: state_dict_ema, ..."),
     ]
@@ -151,8 +176,9 @@ def _read(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _refuse_idle(given, overrides, budget)
-    same = {name: vars(given)[name] for name in ("data_dir", "device", "seed", "weights")}
-    same["images"] = vars(given).get("images") or ""
+    same = {name: vars(given)[name] for name in ("data_dir", "device", "weights")}
+    same |= {"seed": vars(given).get("seed", 0)}
+    same |= {"images": vars(given).get("images") or "", "save_images": bool(vars(given).get("save_images"))}
     return given, Request(given.target, evaluation, which=given.which or "best", config=config, **same)
 
 

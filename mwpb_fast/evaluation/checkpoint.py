@@ -170,7 +170,9 @@ class Subject:
     def session(self, probes: dict[str, EvaluationAttack] | None = None) -> Session:
         """Its model and images, checked."""
         request, model, precision = self.request, self.model, self.precision
-        return Session(model, self.images, self.evaluation, precision, self.results, request.seed, probes)
+        return Session(
+            model, self.images, self.evaluation, precision, self.results, request.seed, probes, request.save_images
+        )
 
     @contextlib.contextmanager
     def _start_helpers(self, unfinished: int) -> Iterator[Helpers]:

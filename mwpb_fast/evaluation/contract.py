@@ -155,6 +155,12 @@ def check_labels(y: torch.Tensor, images: int) -> torch.Tensor:
     return y
 
 
+def distances(x_adv: torch.Tensor, x: torch.Tensor, norm: str) -> torch.Tensor:
+    """(B,) float64: how far each image was moved, in that norm."""
+    change = (x_adv - x).flatten(1).double()
+    return change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+
+
 def check_ball(
     x_adv: torch.Tensor, x: torch.Tensor, setting: AttackSetting, radius: torch.Tensor | None = None
 ) -> None:
@@ -162,8 +168,7 @@ def check_ball(
     within its own radius (B,) + 1e-6 where there is one."""
     if not len(x):
         return
-    change = (x_adv - x).flatten(1).double()
-    distance = change.abs().amax(1) if setting.norm == "linf" else change.norm(dim=1)
+    distance = distances(x_adv, x, setting.norm)
     allowed = float(setting.eps) if radius is None else radius.double()
     # written so that NaN fails
     if not bool((distance <= allowed + BALL_TOLERANCE).all()):

@@ -12,6 +12,7 @@ import torch
 
 from mwpb_fast.config import EvaluationConfig, PrecisionConfig
 from mwpb_fast.engine.precision import Precision, make_precision
+from mwpb_fast.evaluation.adversaries import write as write_images
 from mwpb_fast.evaluation.model_checks import Model
 from mwpb_fast.evaluation.per_class import by_class, confusion
 from mwpb_fast.evaluation.score import not_finite, summary, worst
@@ -33,6 +34,7 @@ def evaluate(
     folder: Path | None = None,
     seed: int = 0,
     show: bool = True,
+    save_images: bool = False,
 ) -> dict[str, Any]:
     """Attack `model` on a test set by the attacks of `config` and return what came out, in plain types:
 
@@ -43,7 +45,8 @@ def evaluate(
     uint8 and y (N,) integers; or a loader of such batches, read once. precision: float32, on the device of the
     model's weights, or of x where it has none, if None. folder: keeps finished shards, so that the same call goes
     on after a kill; the result goes to the same path with .json, see `write_result`; or None. seed: of what is
-    random in the attacks. show: a bar of progress for each attack. For a run's folder or a file there is
+    random in the attacks. show: a bar of progress for each attack. save_images: keep the adversarial images in
+    the folder, a file for each attack, see `adversaries`. For a run's folder or a file there is
     `checkpoint.evaluate_run`; for more than is asked for here, a `Session` and `attack_all`.
 
     The result holds for each attack the accuracy in percent, its 95 % Wilson interval, a flag 0 or 1 for each
@@ -54,7 +57,8 @@ def evaluate(
     if precision is None:
         precision = make_precision(PrecisionConfig(device=str(_device(model, images)), dtype="fp32"))
     with torch.inference_mode(False):
-        result = attack_all(Session(model, images, config, precision, folder=folder, seed=seed), show=show)
+        session = Session(model, images, config, precision, folder, seed, save_images=save_images)
+        result = attack_all(session, show=show)
     if folder is not None:
         write_result(folder, result)
     return result
@@ -88,6 +92,11 @@ def attack_all(
     results = {name: summary(attack, len(session.index)) for name, attack in attacks.items()}
     for name, attack in attacks.items():
         _add_classes(session, results[name], attack.index, [attack.records[n] for n in range(len(attack.shards))])
+        if attack.images:
+            write_images(
+                attack.images, attack, {"model_sha256": session.model_hash, "seed": str(session.setting.seed)}
+            )
+            results[name]["saved"] = attack.images.name
     together = worst({name: results[name] for name in session.named}, session.index.tolist(), session.setting)
     if "worst" in together:
         _add_classes(session, together["worst"], session.index)

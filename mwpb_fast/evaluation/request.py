@@ -17,7 +17,7 @@ class Request:
     data_dir, device: instead of the run's own. which: of a run's checkpoints, best or last. config: says the model
     and data set of a bare file of weights; weights: which of several sets in it, by the beginning of its place.
     seed: of what is random in the attacks. processes: how many share the long attacks on the CPU; as many as there
-    are threads if None. show: a bar of progress for each attack.
+    are threads if None. show: a bar of progress for each attack. save_images: keep the adversarial images.
     """
 
     target: Path
@@ -32,3 +32,4 @@ class Request:
     seed: int = 0
     processes: int | None = None
     show: bool = True
+    save_images: bool = False

@@ -51,6 +51,7 @@ class Session:
         folder: Path | None = None,
         seed: int = 0,
         extra: dict[str, EvaluationAttack] | None = None,
+        save_images: bool = False,
     ) -> None:
         pair = (images.images, images.labels) if isinstance(images, data.Images) else images
         pixels, labels, note = gathered(pair)
@@ -64,7 +65,9 @@ class Session:
         model = model if isinstance(model, torch.nn.Module) else Called(model)
         check_model(model, precision)
         self.pixels, self.labels, self.index = pixels, labels, index
-        self.precision, self.folder = precision, folder
+        if save_images and folder is None:
+            raise EvaluationError("save_images needs a folder to save them in")
+        self.precision, self.folder, self.save_images = precision, folder, save_images
         self.costly = choose(labels, min(config.costly_subset or len(labels), len(index)))[0]
         self.model = Watched(model, precision.memory_format, precision.device)
         spread = torch.linspace(0, len(pixels) - 1, min(PROBES, len(pixels))).long()
@@ -136,7 +139,7 @@ class Session:
         }
         setting = attack.setting(self.setting)
         name, folder, fingerprint = shard_name(name), self.folder, self.function.fingerprint
-        return ShardedAttack(name, attack, index, self.load, setting, folder, key, fingerprint)
+        return ShardedAttack(name, attack, index, self.load, setting, folder, key, fingerprint, self.save_images)
 
     def describe(self) -> dict[str, Any]:
         """What the numbers depend on."""
