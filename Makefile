@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SLOW := mwpb-fast: no native CPU ops, so they run as plain PyTorch, several times slower:
+# a process for each core (tests/conftest.py counts them); what the tests of a file share is made once
+PARALLEL := -n auto --dist loadfile
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
 
 .PHONY: train test test-slow test-avx2 lint bench golden setup setup-dev clean FORCE
@@ -18,15 +20,15 @@ train: setup
 	$(BIN)/python -m mwpb_fast train digits.mwpb_at
 
 test: setup-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m slow
 
 # what the linters and type checks say (tests/test_repository.py) does not depend on the processor
 test-avx2: setup-dev
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m "not slow" \
-	  --ignore=tests/test_repository.py
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(PARALLEL) \
+	  -m "not slow" --ignore=tests/test_repository.py
 
 lint: setup-dev
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy

@@ -14,6 +14,9 @@ import pytest
 
 from mwpb_fast.system import threads
 
+# Of several processes that run the suite together each takes its share of the cores.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads.available()[0] // int(workers))))
 threads.prepare()  # reads nothing of PyTorch, which must not have been imported yet
 
 import torch  # noqa: E402
@@ -33,6 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
     config.addinivalue_line("markers", "unpoisoned: op tests for which filling new memory with NaN costs too much")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: the cores that may be used, and no more processes than memory is likely to hold."""
+    return min(threads.available()[0], 8)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -29,7 +29,7 @@ REFUSALS = [
     (["--objective=mail", "--objective.base=mart", "--objective.beta=-5"], "beta must not be negative"),
     (["--objective=wat", "--objective.base=tradez"], "no 'tradez' among the objectives"),
     (["--objective=wat", "--objective.base=gairat"], "base gairat does not give its loss in terms"),
-    (["--objective=wat", "--objective.base=_weighted"], "has no Config"),
+    (["--objective=wat", "--objective.base=_weighted"], "no '_weighted' among the objectives"),
     (["--objective=wat", "--objective.alpha=-1"], r"alpha must lie in \[0, 20\]"),
 ]
 

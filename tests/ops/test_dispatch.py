@@ -132,7 +132,7 @@ def test_meta_tensors(name: str) -> None:
 # which implementation ----------------------------------------------------------------------------------------
 def test_implementation_answers() -> None:
     for name in NAMES:
-        native = mwpb_kernels.native_library is not None
+        native = mwpb_kernels.native_library is not None and OPS[name].native
         assert mwpb_kernels.implementation(name) == ("native" if native else "reference")
         assert mwpb_kernels.implementation(name, torch.device("cpu")) == mwpb_kernels.implementation(name, "cpu")
         assert mwpb_kernels.implementation(name, "cuda:0") == "triton"
