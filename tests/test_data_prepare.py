@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -204,6 +205,8 @@ def test_a_set_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     code = "from mwpb_fast.data.folder import read\n"
     write(tmp_path, {"mine/__init__.py": b"", "mine/pets.py": code.encode()})
     monkeypatch.syspath_prepend(tmp_path)
+    for name in ("mine", "mine.pets"):  # another test's module of that name
+        monkeypatch.delitem(sys.modules, name, raising=False)
     prepare("mine.pets", source=write(tmp_path / "x", folder_files()), dir=tmp_path)
     assert len(load_split(Config(name="mine.pets", dir=str(tmp_path)), "test")) == 9
     assert (tmp_path / "pets" / "meta.json").is_file()

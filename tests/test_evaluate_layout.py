@@ -80,7 +80,8 @@ def test_it_is_measured_on_cuda_alone_and_on_record(tmp_path: Path, monkeypatch:
     real, cpu = data.eval_batches, torch.device("cpu")
     monkeypatch.setattr(data, "eval_batches", lambda images, device, *rest: real(images, cpu, *rest))
     subject.precision = replace(subject.precision, device=torch.device("cuda"))
-    assert subject._layout() == torch.contiguous_format
+    made: Any = (subject.model, subject.images)
+    assert subject._layout(*made) == torch.contiguous_format
     subject.precision = replace(subject.precision, memory_format=torch.contiguous_format)
-    assert subject._layout() == torch.contiguous_format
+    assert subject._layout(*made) == torch.contiguous_format
     assert asked == [16]

@@ -146,15 +146,21 @@ def test_square_is_judged_on_the_whole_set() -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_few_classes_are_attacked_on_all_others_or_refused() -> None:
-    model = linear(5)
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_few_classes_are_attacked_on_all_others_by_the_parts_that_exist(classes: int) -> None:
+    model = linear(classes)
     x = torch.rand(6, 3, 4, 4)
     with torch.no_grad():
         y = model(x).argmax(1)
-    attack = run(model, (x, y), config("aa"))["attacks"]["aa"]
-    assert attack["deviations"] == ["4 target classes instead of 9"]
-    with pytest.raises(ConfigError, match="at least 4 classes, the model has 3"):
-        run(linear(3), (x, y % 3), config("aa"))
+    attack = run(model, (x, y), config("aa@1/4"))["attacks"]["aa@1/4"]
+    targets = f"{classes - 1} target class{'es' * (classes > 2)} instead of 9"
+    without = ["without apgd-t, whose loss needs 4 classes"] * (classes < 4)
+    assert attack["deviations"] == sorted([targets, *without])
+    assert list(attack["after"]) == ["clean", "apgd-ce", *["apgd-t"] * (classes > 3), "fab-t", "square"]
+    assert attack["accuracy"] < 50
+    if without:
+        with pytest.raises(ConfigError, match=f"apgd-t needs at least 4 classes, the model has {classes}"):
+            run(model, (x, y), config("apgd-t"))
 
 
 @pytest.mark.usefixtures("short")

@@ -15,6 +15,7 @@ from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.config.option_values import path, whole
 from mwpb_fast.config.radius import parse_radius
+from mwpb_fast.evaluation.named import is_name
 from mwpb_fast.evaluation.request import Request
 
 # of a recipe's values, those that an evaluation depends on; the data's that choose the images of statistics, too
@@ -23,8 +24,11 @@ USED = re.compile(
 )
 
 
+OWN = ("subset", "costly_subset", "attacks", "eps", "step_size", "batch_size")
+
+
 def evaluate(arguments: Sequence[str]) -> int:
-    """attack a run's checkpoint, or a file of weights"""
+    """attack a run's checkpoint, a file of weights, or any model"""
     parser = Parser(
         "evaluate",
         "Attack a run's checkpoint, show the accuracies and save them as JSON beside it.",
@@ -32,23 +36,32 @@ def evaluate(arguments: Sequence[str]) -> int:
         "apgd-ce, apgd-t, fab, square (its parts alone), spsa (spsaN for N pairs). pgd20@6/255 has a radius of\n"
         "its own, and any other attack likewise.\n\n"
         "A file of weights from elsewhere needs a recipe that says what model and data set it belongs to:\n"
-        "  mwpb-fast evaluate weights.pt --recipe table1.at --model.name resnet-18 --attacks natural,pgd20",
+        "  mwpb-fast evaluate weights.pt --recipe table1.at --model.name resnet-18 --attacks natural,pgd20\n\n"
+        "A model in code is named as module:name: a module, a function from images to logits, or what makes\n"
+        "one when called without arguments; its images likewise, as (x, y) or a loader, or by a recipe:\n"
+        "  mwpb-fast evaluate mine.nets:net --images mine.nets:test_set --attacks natural,pgd20,aa",
     )
     add = parser.add_argument
     own = _target(parser)
     own += [
         add("--attacks", metavar="A,B,...", help="such as natural,pgd20,cw20,aa (default: the run's)"),
         add("--costly-subset", type=whole, metavar="N", help="images for spsa, 0 for all (default: the run's)"),
+        add("--images", type=named, metavar="MODULE:NAME", help="of a model in code"),
+        add("--per-class", action="store_true", help="show each class's accuracies and confusions too"),
+        add("--save-images", action="store_true", help="keep the adversarial images, for `mwpb-fast verify`"),
         add("--accept-warnings", action="store_true", help="exit with 0 although the result is doubtful"),
     ]
     given, request = _read(parser, own, arguments)
     options.check_attacks(request.evaluation)
 
     from mwpb_fast.evaluation.checkpoint import evaluate_run
+    from mwpb_fast.evaluation.per_class import format_classes
     from mwpb_fast.evaluation.score import format_table
 
     result = evaluate_run(request)
     print(format_table(result))
+    if given.per_class:
+        print(f"\n{format_classes(result)}")
     if result["warnings"] and not given.accept_warnings:
         print(
             "mwpb-fast: this result is doubtful, see the warnings; --accept-warnings to let it pass",
@@ -87,18 +100,55 @@ def trust(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _target(parser: Parser) -> list[argparse.Action]:
+def verify(arguments: Sequence[str]) -> int:
+    """check adversarial images that `evaluate` has saved"""
+    parser = Parser(
+        "verify",
+        "Check the adversarial images that `evaluate --save-images` has written, in plain lines, `ok:` or\n"
+        "`wrong:`: whether they are in [0, 1], in their balls, and of the model's test set, and whether the\n"
+        "model, in full float32, gets right what the file says. A note tells how many are right in 8 bits.",
+        "The exit status is 0 where nothing is wrong, else 1.\n"
+        "  mwpb-fast verify runs/digits.at/evaluation-best/pgd20-0123456789ab.safetensors runs/digits.at",
+    )
+    parser.add_argument("file", type=path, metavar="FILE", help="of adversarial images")
+    given, request = _read(parser, _target(parser, attacks=False), arguments)
+
+    from mwpb_fast.evaluation.verify import verify
+
+    checks = verify(given.file, request)
+    for holds, text in checks:
+        print(f"{'note' if holds is None else 'ok' if holds else 'wrong'}: {text}")
+    return int(any(holds is False for holds, _ in checks))
+
+
+def named(text: str) -> str:
+    """`module:name`, for argparse."""
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(f"{text} is no MODULE:NAME, such as mine.nets:test_set")
+    return text
+
+
+def _target(parser: Parser, attacks: bool = True) -> list[argparse.Action]:
     """The words and options of every command that attacks a checkpoint."""
     add = parser.add_argument
-    add("target", type=path, metavar="RUN|FILE", help="a run's folder, a checkpoint of one, or weights")
-    return [
+    add(
+        "target",
+        type=path,
+        metavar="RUN|FILE|MODULE:NAME",
+        help="a run, a checkpoint of one, weights, a model in code",
+    )
+    own = [
         add("--eps", metavar="8/255", help="radius (default: the run's)"),
         add("--step-size", metavar="1/255", help="of PGD and CW (default: the run's)"),
         add("--subset", type=whole, metavar="N", help="attack N test images only: a preview"),
+        add("--seed", type=whole, default=0, metavar="N", help="of what is random in the attacks (default: 0)"),
+    ] * attacks
+    return [
+        *own,
+        add("--batch-size", type=whole, metavar="N", help="images at once (default: the run's)"),
         add("--which", choices=["best", "last"], help="of a run's checkpoints (default: best)"),
         add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N (default: the run's)"),
         add("--data-dir", type=path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
-        add("--seed", type=whole, default=0, metavar="N", help="of what is random in the attacks (default: 0)"),
         add("--recipe", metavar="RECIPE", help="of a file of weights; changed by options as in train"),
         add("--weights", metavar="PLACE", default="", help="in such a file, of several sets: state_dict_ema, ..."),
     ]
@@ -111,8 +161,10 @@ def _read(
     given, overrides = parser.parse_with_overrides(own, arguments)
     if overrides and not given.recipe:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if vars(given).get("images") and not is_name(given.target):
+        raise ConfigError(f"--images is for a model in code, MODULE:NAME; {given.target} has images of its own")
     config = options.configure(given.recipe, {}, overrides) if given.recipe else None
-    values = {name: vars(given).get(name) for name in ("subset", "costly_subset", "attacks", "eps", "step_size")}
+    values = {name: vars(given).get(name) for name in OWN}
     changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     try:
         for name in {"eps", "step_size"} & set(changes):
@@ -125,7 +177,9 @@ def _read(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _refuse_idle(given, overrides, budget)
-    same = {name: vars(given)[name] for name in ("data_dir", "device", "seed", "weights")}
+    same = {name: vars(given)[name] for name in ("data_dir", "device", "weights")}
+    same |= {"seed": vars(given).get("seed", 0)}
+    same |= {"images": vars(given).get("images") or "", "save_images": bool(vars(given).get("save_images"))}
     return given, Request(given.target, evaluation, which=given.which or "best", config=config, **same)
 
 
@@ -137,6 +191,11 @@ def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], budget: bo
             raise ConfigError(f"--{name} has no effect here: it is for training")
     if given.which and given.target.is_file():
         raise ConfigError(f"--which says which checkpoint of a run's folder; {given.target} is a file")
+    if is_name(given.target):
+        if given.which or given.weights:
+            raise ConfigError(f"--{'which' if given.which else 'weights'} is for files; {given.target} is code")
+        if model := [name for name in names if name.startswith("model.")]:
+            raise ConfigError(f"--{model[0]} has no effect here: {given.target} is the model")
     idle = [name for name in names if not name.startswith("evaluation.")] + ["weights"] * bool(given.weights)
     if not idle or not given.target.exists():
         return
@@ -155,6 +214,8 @@ def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:
 
     changes: what is asked for instead, and refused before a checkpoint is read.
     """
+    if is_name(target):
+        return EvaluationConfig()
     if not target.exists():
         raise ConfigError(f"{target}: does not exist")
     if not target.is_dir():

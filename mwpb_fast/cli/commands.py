@@ -179,6 +179,7 @@ def recipes(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("RECIPE", train),
     "evaluate": ("RUN|CHECKPOINT", attack_commands.evaluate),
+    "verify": ("FILE RUN|CHECKPOINT", attack_commands.verify),
     "trust": ("RUN|CHECKPOINT", attack_commands.trust),
     "reproduce": ("TABLE", reproduce.reproduce),
     "data": ("list|prepare NAME", data),

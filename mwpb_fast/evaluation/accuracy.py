@@ -41,4 +41,9 @@ def sound(logits: torch.Tensor) -> torch.Tensor:
 
 def right(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """(B,) boolean: whether (B, classes) logits predict the labels y. Those that are not sound count as wrong."""
-    return (logits.argmax(1) == y) & sound(logits)
+    return predicted(logits) == y
+
+
+def predicted(logits: torch.Tensor) -> torch.Tensor:
+    """(B,) int64: the class that (B, classes) logits predict; -1 where they are not sound."""
+    return logits.argmax(1).where(sound(logits), torch.tensor(-1, device=logits.device))

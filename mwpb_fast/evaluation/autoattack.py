@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mwpb_fast.config import ConfigError
-from mwpb_fast.evaluation.accuracy import right
+from mwpb_fast.evaluation.accuracy import predicted
 from mwpb_fast.system.lazy import torch
 from mwpb_fast.system.optional import attempt, version_of
 
@@ -64,11 +64,13 @@ _WARNINGS = {
 
 @dataclass(frozen=True)
 class AutoAttackResult:
-    """x_adv: like x, the adversarial image where one was found and the natural one elsewhere. after: flags
-    (B,) boolean of the images still right on the natural images ("clean") and after each component. warnings:
-    kind -> message; zero gradients are counted over the 9 targets. deviations: from the standard version."""
+    """x_adv: like x, the adversarial image where one was found and the natural one elsewhere. predicted: (B,)
+    int64, the classes predicted there, see accuracy.predicted. after: flags (B,) boolean of the images still right
+    on the natural images ("clean") and after each component. warnings: kind -> message; zero gradients are counted
+    over the 9 targets. deviations: from the standard version."""
 
     x_adv: torch.Tensor
+    predicted: torch.Tensor
     after: dict[str, torch.Tensor]
     warnings: dict[str, str]
     deviations: tuple[str, ...]
@@ -87,17 +89,26 @@ def package_version() -> str:
 
 
 def deviations(num_classes: int, components: Sequence[str] = STANDARD) -> tuple[str, ...]:
-    """How the attack on a model of so many classes departs from the standard. Raises ConfigError where a component
-    needs more."""
-    least = max(COMPONENTS[name].classes for name in components)
-    if num_classes < least:
+    """How the attack on a model of so many classes departs from the standard. Raises ConfigError where all its
+    components need more."""
+    there = for_classes(num_classes, components)
+    gone = [f"without {name}, whose loss needs {COMPONENTS[name].classes} classes" for name in components]
+    found = [text for text, name in zip(gone, components, strict=True) if name not in there]
+    if any(COMPONENTS[name].targeted for name in there) and num_classes <= TARGETS:
+        found.append(f"{num_classes - 1} target class{'es' * (num_classes > 2)} instead of {TARGETS}")
+    return tuple(found)
+
+
+def for_classes(num_classes: int, components: Sequence[str]) -> list[str]:
+    """Those of the components that exist for so many classes. Raises ConfigError where none does."""
+    there = [name for name in components if COMPONENTS[name].classes <= num_classes]
+    if not there:
+        least = min(COMPONENTS[name].classes for name in components)
         raise ConfigError(
-            f"AutoAttack's targeted DLR loss needs at least {least} classes, the model has {num_classes}: "
-            "leave aa, aa-l2 and apgd-t out of evaluation.attacks"
+            f"AutoAttack's {' and '.join(components)} needs at least {least} classes, the model has "
+            f"{num_classes}: leave it out of evaluation.attacks"
         )
-    if any(COMPONENTS[name].targeted for name in components) and num_classes <= TARGETS:
-        return (f"{num_classes - 1} target classes instead of {TARGETS}",)
-    return ()
+    return there
 
 
 def autoattack(
@@ -127,7 +138,9 @@ def autoattack(
     with torch.no_grad():
         logits = torch.cat([model(part) for part in x.split(batch_size)])
     departures = deviations(logits.shape[1], components)
-    alive = right(logits, y)
+    components = for_classes(logits.shape[1], components)
+    classes = predicted(logits)
+    alive = classes == y
     if bool((logits == -math.inf).any()):
         model = _floored(model, float(logits[logits.isfinite()].min()) - FLOOR)
     x_adv, after = x.clone(), {"clean": alive.clone()}
@@ -151,9 +164,10 @@ def autoattack(
                 adversary.attacks_to_run = [component]
                 found, labels = adversary.run_standard_evaluation(x[index], y[index], batch_size=batch_size)
                 x_adv[index] = found
+                classes[index] = labels
                 alive[index] = labels == y[index]
             after[component] = alive.clone()
-    return AutoAttackResult(x_adv, after, classify(messages), departures)
+    return AutoAttackResult(x_adv, classes, after, classify(messages), departures)
 
 
 def classify(messages: Sequence[str]) -> dict[str, str]:

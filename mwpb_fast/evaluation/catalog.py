@@ -21,7 +21,7 @@ from mwpb_fast.budgets import margin
 from mwpb_fast.config import ConfigError
 from mwpb_fast.config.radius import check_linf, parse_radius
 from mwpb_fast.evaluation.autoattack import COMPONENTS, STANDARD, autoattack, deviations, package_version
-from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome, check_ball, survivors
+from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome, check_ball, judged
 from mwpb_fast.evaluation.spsa import SPSA
 from mwpb_fast.inner_losses import carlini_wagner, cross_entropy
 from mwpb_fast.method import Batch
@@ -82,7 +82,8 @@ def natural(
     model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: AttackSetting
 ) -> Outcome:
     """No attack."""
-    return Outcome(survivors(model, x, y, index, setting, lambda net, x, y, index: x))
+    predicted, _ = judged(model, x, y, index, setting, lambda net, x, y, index: x)
+    return Outcome(predicted == y.cpu(), predicted=predicted, x_adv=x)
 
 
 def descent(
@@ -121,21 +122,23 @@ def descent(
             check_ball(x_adv, x, setting, None if radius_of is None else radius)
             return x_adv
 
-        alive = torch.arange(len(y))
+        alive, labels, x_adv, predicted = torch.arange(len(y)), y.cpu(), x.clone(), y.cpu().clone()
         for restart in range(restarts):
             words = (restart,) if restart else ()  # the first start is that of the attack without restarts
             key = torch.tensor([ops.derive_seed(setting.seed, *words)], device=x.device)
             rest = alive.to(x.device)
             if not len(rest):
                 break
-            alive = alive[survivors(model, x[rest], y[rest], index[rest], setting, perturb)]
+            predicted[alive], x_adv[rest] = judged(model, x[rest], y[rest], index[rest], setting, perturb)
+            alive = alive[predicted[alive] == labels[alive]]
         correct = torch.zeros(len(y), dtype=torch.bool)
         correct[alive] = True
         # every start has the same radii; only the first one saw all images
-        return Outcome(correct, values={"radius": torch.cat(radii)[: len(y)]} if radii else {})
+        values = {"radius": torch.cat(radii)[: len(y)]} if radii else {}
+        return Outcome(correct, values=values, predicted=predicted, x_adv=x_adv)
 
     forwards = restarts * (steps + 1) + (radius_of is not None)
-    return EvaluationAttack(run, forwards, stepped=start != "none", **own)
+    return EvaluationAttack(run, forwards, stepped=0 if start == "none" else steps, **own)
 
 
 def in_l2(steps: int, inner: Inner, restarts: int = 1) -> EvaluationAttack:
@@ -183,7 +186,14 @@ def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Evaluatio
             )
         check_ball(result.x_adv, x, setting)
         after = {name: flags.cpu() for name, flags in result.after.items()}
-        return Outcome(result.correct.cpu(), after, result.warnings, result.deviations)
+        return Outcome(
+            result.correct.cpu(),
+            after,
+            result.warnings,
+            result.deviations,
+            predicted=result.predicted.cpu(),
+            x_adv=result.x_adv,
+        )
 
     def needs(classes: int) -> dict[str, str]:
         deviations(classes, components)
@@ -202,11 +212,11 @@ def by_samples(spsa: SPSA) -> EvaluationAttack:
         model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: AttackSetting
     ) -> Outcome:
         with torch.autocast(x.device.type, enabled=False):
-            x_adv, right = spsa.attack(
+            x_adv, predicted = spsa.attack(
                 model, x, y, index, eps=float(setting.eps), seed=setting.seed, batch_size=setting.batch_size
             )
         check_ball(x_adv, x, setting)
-        return Outcome(right.cpu())
+        return Outcome((predicted == y).cpu(), predicted=predicted.cpu(), x_adv=x_adv)
 
     return EvaluationAttack(run, spsa.forwards, gradients=False, long=True, costly=True, parameters=asdict(spsa))
 

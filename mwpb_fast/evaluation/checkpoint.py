@@ -16,15 +16,17 @@ from typing import Any
 import torch
 
 from mwpb_fast import data
-from mwpb_fast.config import Config, ConfigError, from_dict
+from mwpb_fast.config import Config, ConfigError, EvaluationConfig, PrecisionConfig, from_dict
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.engine.trial import channels_last_is_why
 from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.contract import EvaluationAttack
 from mwpb_fast.evaluation.evaluate import attack_all, attack_share, write_result
 from mwpb_fast.evaluation.layout import faster_layout
+from mwpb_fast.evaluation.model_checks import Model
+from mwpb_fast.evaluation.named import find, find_model, is_name
 from mwpb_fast.evaluation.request import Request
-from mwpb_fast.evaluation.session import Session
+from mwpb_fast.evaluation.session import Session, TestSet
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.system.memory import keep_freed_memory
@@ -50,12 +52,47 @@ def evaluate_run(request: Request) -> dict[str, Any]:
 class Subject:
     """What a request is about, loaded: its model, test split, configuration and precision.
 
-    config: of the run that wrote the file, or the request's. evaluation: the request's, or the configuration's.
-    results: where they are kept, see `evaluate`'s folder. about: the entries of a result that say what it is of.
+    config: of the run that wrote the file, or the request's; there is none where the request names images.
+    evaluation: the request's, or the configuration's. results: where they are kept, see `evaluate`'s folder.
+    about: the entries of a result that say what it is of.
     """
 
     def __init__(self, request: Request) -> None:
         self.request, self.results = request, result_path(request.target, request.which)
+        self.images: TestSet
+        self.model: Model
+        keep_freed_memory()
+        if is_name(request.target):
+            self._take_named(request)
+        else:
+            self._take_file(request)
+
+    def _take_named(self, request: Request) -> None:
+        name, config = str(request.target), request.config
+        if config is None and not request.images:
+            raise ConfigError(f"{name}: say which images it is for: --images module:name, or --recipe RECIPE")
+        self.evaluation = request.evaluation or (config.evaluation if config else EvaluationConfig())
+        self._take_precision(request, config.precision if config else PrecisionConfig())
+        self.model = find_model(name)
+        if isinstance(self.model, torch.nn.Module):
+            self.model.to(self.precision.device)
+        self.about = {"model": name, "split": "test"}
+        if request.images:
+            self.images = find(request.images)
+            self.about |= {"data": request.images}
+        elif config:
+            self.config, split = config, data.load_split(_where(request, config), "test")
+            self.images = split
+            self.about |= {"data": config.data.name, "split_sha256": split.sha256}
+
+    def _take_precision(self, request: Request, own: PrecisionConfig) -> None:
+        for name in self.evaluation.attacks:
+            find_attack(name)
+        asked = own if request.device is None else replace(own, device=request.device)
+        # not tuned: an attack goes on with fewer and fewer images, and cuDNN would measure for each number of them
+        self.precision = make_precision(replace(asked, dtype="fp32", attack_dtype="auto", tune=False))
+
+    def _take_file(self, request: Request) -> None:
         path, state = read_weights(request.target, request.which)
         own = own_config(path, state)
         config = own or request.config
@@ -64,33 +101,25 @@ class Subject:
                 f"{path}: holds weights only; say which model and data set they are for"
             )
         self.config, self.about = config, _origin(request, path, state, own)
-        keep_freed_memory()
         self.evaluation = request.evaluation or config.evaluation
-        for name in self.evaluation.attacks:
-            find_attack(name)
-        asked = config.precision if request.device is None else replace(config.precision, device=request.device)
-        # not tuned: an attack goes on with fewer and fewer images, and cuDNN would measure for each number of them
-        self.precision = make_precision(replace(asked, dtype="fp32", attack_dtype="auto", tune=False))
-        where = config.data if request.data_dir is None else replace(config.data, dir=str(request.data_dir))
-        self.images = data.load_split(where, "test")
+        self._take_precision(request, config.precision)
+        where = _where(request, config)
+        images = self.images = data.load_split(where, "test")
         normalize = state["normalize"] if own else None
         if not own and config.model.normalize:
             train = data.load_split(where, "train")
             normalize = train.statistics(data.split_indices(train.labels, where)[0])
-        trained, mine = data.identity_of(state if own else {}), data.identity(self.images)
+        trained, mine = data.identity_of(state if own else {}), data.identity(images)
         if other := data.difference(trained, {key: mine[key] for key in data.KIND}):
-            raise ConfigError(f"{self.images.origin}: not the data of the checkpoint, which has {other}")
+            raise ConfigError(f"{images.origin}: not the data of the checkpoint, which has {other}")
         try:
-            self.model = build_model(
-                config.model.name,
-                num_classes=self.images.num_classes,
-                channels=self.images.channels,
-                normalize=normalize,
+            model = build_model(
+                config.model.name, num_classes=images.num_classes, channels=images.channels, normalize=normalize
             )
             if own:
-                load_weights(self.model, state.get("ema") or state["model"])
+                load_weights(model, state.get("ema") or state["model"])
             else:
-                self.about["weights"] = str(load_weights(self.model, state, request.weights))
+                self.about["weights"] = str(load_weights(model, state, request.weights))
         except (
             ValueError,
             TypeError,
@@ -99,32 +128,32 @@ class Subject:
             LookupError,
         ) as error:  # of the user's own code
             raise checkpoint.CheckpointError(f"{path.name}: {error}") from error
-        self.model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
-        if self._takes_layout():
-            self.precision = replace(self.precision, memory_format=self._layout())
+        model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
+        if self._takes_layout(model, images):
+            self.precision = replace(self.precision, memory_format=self._layout(model, images))
+        self.model = model
         self.about |= {"model": config.model.name, "data": config.data.name, "split": "test"}
-        self.about["split_sha256"] = self.images.sha256
+        self.about["split_sha256"] = images.sha256
 
-    def _takes_layout(self) -> bool:
+    def _takes_layout(self, model: torch.nn.Module, images: data.Images) -> bool:
         """Whether the model runs in its precision's layout. One that cannot take channels-last images gets others:
         its weights are made contiguous, and the session finds that out, or says what else is wrong with it."""
-        height, width = self.images.images.shape[2:]
-        x = torch.zeros(2, self.images.channels, height, width, device=self.precision.device)
+        x = torch.zeros(2, *images.images.shape[1:], device=self.precision.device)
         try:
             with torch.no_grad():
-                self.model(x.clone(memory_format=self.precision.memory_format))
+                model(x.clone(memory_format=self.precision.memory_format))
         except Exception:  # the model's own code, which may raise anything
-            channels_last_is_why(self.model, x, self.precision)
+            channels_last_is_why(model, x, self.precision)
             return False
         return True
 
-    def _layout(self) -> torch.memory_format:
+    def _layout(self, model: torch.nn.Module, images: data.Images) -> torch.memory_format:
         """That of its precision; on CUDA whichever is faster."""
         device, asked = self.precision.device, self.precision.memory_format
         if device.type != "cuda" or asked != torch.channels_last:
             return asked
-        size = min(self.evaluation.batch_size, len(self.images))
-        return faster_layout(self.model, next(data.eval_batches(self.images, device, size, torch.arange(size))).x)
+        size = min(self.evaluation.batch_size, len(images))
+        return faster_layout(model, next(data.eval_batches(images, device, size, torch.arange(size))).x)
 
     def attack(self, probes: dict[str, EvaluationAttack] | None = None) -> dict[str, Any]:
         """The result of its evaluation, and of the probes."""
@@ -141,7 +170,9 @@ class Subject:
     def session(self, probes: dict[str, EvaluationAttack] | None = None) -> Session:
         """Its model and images, checked."""
         request, model, precision = self.request, self.model, self.precision
-        return Session(model, self.images, self.evaluation, precision, self.results, request.seed, probes)
+        return Session(
+            model, self.images, self.evaluation, precision, self.results, request.seed, probes, request.save_images
+        )
 
     @contextlib.contextmanager
     def _start_helpers(self, unfinished: int) -> Iterator[Helpers]:
@@ -161,6 +192,10 @@ class Subject:
             torch.set_num_threads(threads)
 
 
+def _where(request: Request, config: Config) -> Any:
+    return config.data if request.data_dir is None else replace(config.data, dir=str(request.data_dir))
+
+
 def help_parent() -> None:
     """What a helper process of `evaluate_run` does: the share that its first argument says."""
     request, part, parts = pickle.loads(bytes.fromhex(sys.argv[1]))
@@ -174,7 +209,10 @@ def help_parent() -> None:
 
 
 def result_path(target: Path, which: str, kind: str = "evaluation") -> Path:
-    """Where a result of that kind about a run's best or last checkpoint, or a file, is kept; less its suffix."""
+    """Where a result of that kind about a run's best or last checkpoint, or a file, is kept; less its suffix. That
+    of a model in code is kept in the current folder."""
+    if is_name(target):
+        return Path(f"{kind}-{str(target).replace(':', '.')}")
     return target / f"{kind}-{which}" if target.is_dir() else target.parent / f"{kind}-{target.stem}"
 
 

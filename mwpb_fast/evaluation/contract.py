@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -32,13 +32,17 @@ class AttackSetting:
 @dataclass(frozen=True)
 class Outcome:
     """correct: (n,) boolean on the CPU. after: the same after each component of a composed attack. warnings and
-    deviations: see AutoAttackResult. values: what else was measured, name -> (n,) numbers on the CPU."""
+    deviations: see AutoAttackResult. values: what else was measured, name -> (n,) numbers on the CPU. predicted:
+    (n,) int64 on the CPU, the classes predicted under the attack, -1 for none; x_adv: (n, C, H, W), the images
+    that were so judged; each None where it is not known."""
 
     correct: torch.Tensor
     after: dict[str, torch.Tensor] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
     deviations: tuple[str, ...] = ()
     values: dict[str, torch.Tensor] = field(default_factory=dict)
+    predicted: torch.Tensor | None = None
+    x_adv: torch.Tensor | None = None
 
 
 AttackFunction = Callable[
@@ -51,17 +55,18 @@ class EvaluationAttack:
     """run(model, x, y, index, setting) -> Outcome, with a frozen model in eval mode, x (n, C, H, W) float32 in
     [0, 1], y and index (n,) int64, all on one device. forwards: images sent through the model for each image
     attacked, at most, for progress. needs(classes): versions of other packages that it uses; raises ConfigError
-    where it cannot run. gradients: whether it follows the model's own. stepped: whether the setting's step size
-    matters. long: worth several processes. costly: run on the evaluation's `costly_subset` unless the whole is
-    smaller. ball: whether it moves images at all. eps, step_size, norm: its own, in place of the evaluation's.
-    per_image: what its radii are called where each image has one of its own, {eps} for the setting's. parameters:
-    what else is fixed about it, in plain types; recorded, and a part of its shards' key."""
+    where it cannot run. gradients: whether it follows the model's own. stepped: how many steps of the setting's
+    size it takes, 0 where that size does not matter. long: worth several processes. costly: run on the
+    evaluation's `costly_subset` unless the whole is smaller. ball: whether it moves images at all. eps, step_size,
+    norm: its own, in place of the evaluation's. per_image: what its radii are called where each image has one of
+    its own, {eps} for the setting's. parameters: what else is fixed about it, in plain types; recorded, and a part
+    of its shards' key."""
 
     run: AttackFunction
     forwards: int
     needs: Callable[[int], dict[str, str]] = lambda classes: {}
     gradients: bool = True
-    stepped: bool = False
+    stepped: int = 0
     long: bool = False
     costly: bool = False
     ball: bool = True
@@ -79,6 +84,36 @@ class EvaluationAttack:
             step_size=common.step_size if self.step_size is None else self.step_size,
             norm=self.norm or common.norm,
         )
+
+
+def gathered(images: Any) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """Images and labels of a pair (x, y), or of batches (x, y) such as a loader gives; and what to note about
+    them, or "". Raises EvaluationError for anything else."""
+    if isinstance(images, (tuple, list)) and len(images) == 2 and torch.Tensor in map(type, images):
+        return images[0], images[1], ""
+    if not isinstance(images, Iterable) or isinstance(images, (torch.Tensor, str, Mapping)):
+        raise EvaluationError(
+            f"images must be (x, y) or a loader of batches (x, y), not {type(images).__name__}; "
+            "wrap a data set in torch.utils.data.DataLoader"
+        )
+    xs, ys = [], []
+    for batch in images:
+        pair = batch[:2] if isinstance(batch, (tuple, list)) else ()
+        if len(pair) != 2 or not all(isinstance(part, torch.Tensor) and part.dim() for part in pair):
+            raise EvaluationError(
+                f"a loader must give batches (x, y) of tensors, this one gave {type(batch).__name__}; wrap a data "
+                "set of single images in torch.utils.data.DataLoader"
+            )
+        xs.append(check_images(pair[0]).cpu())
+        ys.append(check_labels(pair[1], len(pair[0])))
+    if len({(x.shape[1:], x.dtype) for x in xs}) > 1:
+        raise EvaluationError("a loader's batches must have images of one size and type")
+    if not xs:
+        raise EvaluationError("there are no images: the loader gave no batch")
+    x, whole = torch.cat(xs), getattr(images, "dataset", None)
+    count = len(whole) if isinstance(whole, Sized) else len(x)
+    note = "" if count == len(x) else f"the loader gave {len(x)} images, its data set has {count}"
+    return x, torch.cat(ys), note
 
 
 def check_images(x: torch.Tensor) -> torch.Tensor:
@@ -120,6 +155,12 @@ def check_labels(y: torch.Tensor, images: int) -> torch.Tensor:
     return y
 
 
+def distances(x_adv: torch.Tensor, x: torch.Tensor, norm: str) -> torch.Tensor:
+    """(B,) float64: how far each image was moved, in that norm."""
+    change = (x_adv - x).flatten(1).double()
+    return change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+
+
 def check_ball(
     x_adv: torch.Tensor, x: torch.Tensor, setting: AttackSetting, radius: torch.Tensor | None = None
 ) -> None:
@@ -127,8 +168,7 @@ def check_ball(
     within its own radius (B,) + 1e-6 where there is one."""
     if not len(x):
         return
-    change = (x_adv - x).flatten(1).double()
-    distance = change.abs().amax(1) if setting.norm == "linf" else change.norm(dim=1)
+    distance = distances(x_adv, x, setting.norm)
     allowed = float(setting.eps) if radius is None else radius.double()
     # written so that NaN fails
     if not bool((distance <= allowed + BALL_TOLERANCE).all()):
@@ -141,19 +181,23 @@ def check_ball(
         raise EvaluationError("an attack left [0, 1]")
 
 
-def survivors(
+def judged(
     model: torch.nn.Module,
     x: torch.Tensor,
     y: torch.Tensor,
     index: torch.Tensor,
     setting: AttackSetting,
     perturb: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
-    """(n,) boolean on the CPU: is the prediction right after perturb(net, x, y, index) -> x_adv, in batches?"""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The classes that the model predicts on perturb(net, x, y, index) -> x_adv, (n,) int64 on the CPU, -1 for
+    none; and x_adv. In batches."""
     from mwpb_fast.engine.net import EagerNet
-    from mwpb_fast.evaluation.accuracy import correct
+    from mwpb_fast.evaluation.accuracy import predicted
 
     net = EagerNet(model, setting.precision)
     size = setting.batch_size
-    batches: Iterable[Any] = zip(x.split(size), y.split(size), index.split(size), strict=True)
-    return correct(net, batches, lambda x, y, index: perturb(net, x, y, index))
+    x_adv, classes = [], []
+    for batch in zip(x.split(size), y.split(size), index.split(size), strict=True):
+        x_adv.append(perturb(net, *batch))
+        classes.append(predicted(net.logits(x_adv[-1])))
+    return torch.cat(classes).cpu(), torch.cat(x_adv)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mwpb_fast.config import EvaluationConfig
-from mwpb_fast.engine.precision import Precision
+from mwpb_fast.config import EvaluationConfig, PrecisionConfig
+from mwpb_fast.engine.precision import Precision, make_precision
+from mwpb_fast.evaluation.adversaries import write as write_images
 from mwpb_fast.evaluation.model_checks import Model
+from mwpb_fast.evaluation.per_class import by_class, confusion
 from mwpb_fast.evaluation.score import not_finite, summary, worst
 from mwpb_fast.evaluation.session import Session, TestSet
 from mwpb_fast.runs.log import progress
@@ -27,29 +29,36 @@ def evaluate(
     model: Model,
     images: TestSet,
     config: EvaluationConfig,
-    precision: Precision,
+    precision: Precision | None = None,
     *,
     folder: Path | None = None,
     seed: int = 0,
     show: bool = True,
+    save_images: bool = False,
 ) -> dict[str, Any]:
     """Attack `model` on a test set by the attacks of `config` and return what came out, in plain types:
 
-        evaluate(model.eval(), (x, y), EvaluationConfig(attacks=("natural", "pgd20")), precision)
+        evaluate(model.eval(), (x, y), EvaluationConfig(attacks=("natural", "pgd20")))
 
     model: a module in eval mode, float32 weights, on the precision's device, which is left as it was; or any
-    function from images to logits. images: a data set's Images, or (x, y) with x (N, C, H, W) float in [0, 1] and
-    y (N,) integers. folder: keeps finished shards, so that the same call goes on after a kill; the result goes to
-    the same path with .json, see `write_result`; or None. seed: of what is
-    random in the attacks. show: a bar of progress for each attack. For a run's folder or a file there is
+    function from images to logits. images: a data set's Images; (x, y) with x (N, C, H, W) float in [0, 1] or
+    uint8 and y (N,) integers; or a loader of such batches, read once. precision: float32, on the device of the
+    model's weights, or of x where it has none, if None. folder: keeps finished shards, so that the same call goes
+    on after a kill; the result goes to the same path with .json, see `write_result`; or None. seed: of what is
+    random in the attacks. show: a bar of progress for each attack. save_images: keep the adversarial images in
+    the folder, a file for each attack, see `adversaries`. For a run's folder or a file there is
     `checkpoint.evaluate_run`; for more than is asked for here, a `Session` and `attack_all`.
 
     The result holds for each attack the accuracy in percent, its 95 % Wilson interval, a flag 0 or 1 for each
-    image, and the ball that it kept to; under "worst" the point-wise worst case, see score.worst; under
-    "warnings" what makes it doubtful. Raises EvaluationError and ConfigError, in one line.
+    image, the ball that it kept to, the accuracy of each class and the confusion table, see `per_class`; under
+    "worst" the point-wise worst case, see score.worst; under "warnings" what makes it doubtful. Raises
+    EvaluationError and ConfigError, in one line.
     """
+    if precision is None:
+        precision = make_precision(PrecisionConfig(device=str(_device(model, images)), dtype="fp32"))
     with torch.inference_mode(False):
-        result = attack_all(Session(model, images, config, precision, folder=folder, seed=seed), show=show)
+        session = Session(model, images, config, precision, folder, seed, save_images=save_images)
+        result = attack_all(session, show=show)
     if folder is not None:
         write_result(folder, result)
     return result
@@ -81,6 +90,16 @@ def attack_all(
                         helpers.wait(tick)
                         attack.run(session.model, [n for n in range(len(attack.shards)) if n not in mine], report)
     results = {name: summary(attack, len(session.index)) for name, attack in attacks.items()}
+    for name, attack in attacks.items():
+        _add_classes(session, results[name], attack.index, [attack.records[n] for n in range(len(attack.shards))])
+        if attack.images:
+            write_images(
+                attack.images, attack, {"model_sha256": session.model_hash, "seed": str(session.setting.seed)}
+            )
+            results[name]["saved"] = attack.images.name
+    together = worst({name: results[name] for name in session.named}, session.index.tolist(), session.setting)
+    if "worst" in together:
+        _add_classes(session, together["worst"], session.index)
     doubts: dict[str, Any] = {
         kind: {"message": message, "shards": []}
         for kind, message in (session.function.doubts | not_finite(results)).items()
@@ -90,7 +109,7 @@ def attack_all(
         **session.describe(),
         "preview": session.preview,
         "attacks": results,
-        **worst({name: results[name] for name in session.named}, session.index.tolist(), session.setting),
+        **together,
         "warnings": doubts | {k: v for r in results.values() for k, v in r.get("warnings", {}).items()},
     }
 
@@ -111,6 +130,22 @@ def write_result(path: Path, result: dict[str, Any]) -> Path:
         path = path.with_name(f"{path.name}-preview")
     write_atomically(Path(f"{path}.json"), (to_json(result, indent=1) + "\n").encode())
     return path
+
+
+def _add_classes(
+    session: Session, entry: dict[str, Any], index: torch.Tensor, records: Sequence[dict[str, Any]] = ()
+) -> None:
+    labels, classes = session.labels[index], len(session.classes)
+    entry["per_class"] = by_class(entry["flags"], labels, classes)
+    predicted = [record["predicted"] for record in records]
+    if predicted and None not in predicted:
+        entry["confusion"] = confusion([one for part in predicted for one in part], labels, classes)
+
+
+def _device(model: Model, images: TestSet) -> torch.device:
+    weights = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    first = weights if weights is not None or not isinstance(images, (tuple, list)) else next(iter(images), None)
+    return first.device if isinstance(first, torch.Tensor) else torch.device("cpu")
 
 
 def _is_whole(path: Path) -> bool:

@@ -131,6 +131,8 @@ def format_table(result: dict[str, Any]) -> str:
         if len(attack.get("after", ())) > 2:
             steps = ", ".join(f"{stage} {accuracy:.2f}" for stage, accuracy in attack["after"].items())
             lines.append(f"{name}, accuracy after each part: {steps}")
+        if "saved" in attack:
+            lines.append(f"{name}, adversarial images: {attack['saved']}")
         if "images" in attack:
             lines.append(f"{name}: a fixed part of the images, {attack['n']} of them, stratified by class")
         lines += [f"{name} departs from the standard: {text}" for text in attack.get("deviations", [])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mwpb_fast import data
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.engine.precision import Precision, full_float32
 from mwpb_fast.evaluation.catalog import find_attack, shard_name
-from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, check_images, check_labels
+from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, check_images, check_labels, gathered
 from mwpb_fast.evaluation.function import PROBES, examine, probes
 from mwpb_fast.evaluation.model_checks import (
     EvaluationError,
@@ -30,17 +30,17 @@ from mwpb_fast.evaluation.watched import Called, Watched
 from mwpb_fast.runs.log import environment, own_version
 
 NORM = "linf"
-TestSet = data.Images | tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor]
+TestSet = data.Images | Pair | Iterable[Pair]
 
 
 class Session:
     """A checked model and the images to attack.
 
-    images: a data set's Images, or x (N, C, H, W) float in [0, 1] and y (N,) integers; config.subset says how
-    many of them to attack. folder: for shard files, or None. seed: of what is random in the attacks. extra: what
-    is measured besides the attacks that the configuration names. Raises EvaluationError and ConfigError for what
-    cannot be evaluated.
-    """
+    images: a data set's Images, x (N, C, H, W) float in [0, 1] and y (N,) integers, or batches of such pairs, read
+    once; config.subset says how many of them to attack. folder: for shard files, or None. seed: of what is random
+    in the attacks. extra: what is measured besides the attacks that the configuration names. Raises
+    EvaluationError and ConfigError for what cannot be evaluated."""
 
     def __init__(
         self,
@@ -51,8 +51,10 @@ class Session:
         folder: Path | None = None,
         seed: int = 0,
         extra: dict[str, EvaluationAttack] | None = None,
+        save_images: bool = False,
     ) -> None:
-        pixels, labels = (images.images, images.labels) if isinstance(images, data.Images) else images
+        pair = (images.images, images.labels) if isinstance(images, data.Images) else images
+        pixels, labels, note = gathered(pair)
         pixels = check_images(pixels)
         labels = check_labels(labels, len(pixels))
         self.named = config.attacks
@@ -63,7 +65,9 @@ class Session:
         model = model if isinstance(model, torch.nn.Module) else Called(model)
         check_model(model, precision)
         self.pixels, self.labels, self.index = pixels, labels, index
-        self.precision, self.folder = precision, folder
+        if save_images and folder is None:
+            raise EvaluationError("save_images needs a folder to save them in")
+        self.precision, self.folder, self.save_images = precision, folder, save_images
         self.costly = choose(labels, min(config.costly_subset or len(labels), len(index)))[0]
         self.model = Watched(model, precision.memory_format, precision.device)
         spread = torch.linspace(0, len(pixels) - 1, min(PROBES, len(pixels))).long()
@@ -87,9 +91,12 @@ class Session:
             seed=seed,
             batch_size=config.batch_size,
         )
-        self.notes = []
+        self.notes = [note] if note else []
         if self.model.layout != precision.memory_format:
             self.notes.append("contiguous images: the model cannot take channels-last ones")
+        self.notes += short_of_crossing(self.attacks, self.setting)
+        names = images.classes if isinstance(images, data.Images) else ()
+        self.classes = [*names, *map(str, range(len(names), classes))]
         self.model_hash, self.data_hash = hash_model(model), self._hash_data(index)
         self.attributes = hash_attributes(model)
 
@@ -132,7 +139,7 @@ class Session:
         }
         setting = attack.setting(self.setting)
         name, folder, fingerprint = shard_name(name), self.folder, self.function.fingerprint
-        return ShardedAttack(name, attack, index, self.load, setting, folder, key, fingerprint)
+        return ShardedAttack(name, attack, index, self.load, setting, folder, key, fingerprint, self.save_images)
 
     def describe(self) -> dict[str, Any]:
         """What the numbers depend on."""
@@ -145,6 +152,7 @@ class Session:
             "step_size": str(setting.step_size),
             "step_size_float": float(setting.step_size),
             "norm": setting.norm,
+            "classes": self.classes,
             "seed": setting.seed,
             "batch_size": setting.batch_size,
             "dtype": str(setting.precision.dtype).removeprefix("torch."),
@@ -162,6 +170,17 @@ class Session:
             chosen = pixels[part.to(pixels.device)].cpu().contiguous()
             digest.update(chosen.numpy().tobytes() + self.labels[part].numpy().tobytes())
         return digest.hexdigest()
+
+
+def short_of_crossing(attacks: dict[str, EvaluationAttack], common: AttackSetting) -> list[str]:
+    """A note, or none, on the attacks whose steps together are shorter than the ball is wide: from a start at one
+    side they cannot come to the other."""
+    short = []
+    for name, attack in attacks.items():
+        own = attack.setting(common)
+        if attack.stepped and attack.stepped * own.step_size < 2 * own.eps:
+            short.append(f"{name} ({attack.stepped} steps of {own.step_size}, eps {own.eps})")
+    return [f"steps too short, or too few, to cross the ball: {', '.join(short)}"] if short else []
 
 
 def choose(labels: torch.Tensor, subset: int) -> tuple[torch.Tensor, bool]:

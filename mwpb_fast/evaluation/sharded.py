@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from mwpb_fast.evaluation.adversaries import write_shard
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome
 from mwpb_fast.evaluation.function import Fingerprint, same
 from mwpb_fast.evaluation.watched import Watched
@@ -38,7 +39,7 @@ class ShardedAttack:
     name: its stem in file names. setting: with the attack's own values in it. load: from image numbers to x
     (n, C, H, W) float32 in [0, 1] and y (n,) on the device. key: whatever results depend on besides the attack and
     the setting; a file with another key is not taken. fingerprint: of the model's function; a file with another
-    one is not taken either. folder None: nothing is kept.
+    one is not taken either. folder None: nothing is kept. keep_images: whether the images that it makes are, too.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ShardedAttack:
     folder: Path | None
     key: dict[str, Any]
     fingerprint: Fingerprint
+    keep_images: bool = False
 
     def __post_init__(self) -> None:
         setting = self.setting
@@ -102,10 +104,21 @@ class ShardedAttack:
             "not_finite": {"logits": logits, "gradients": gradients},
         }
 
+    @property
+    def images(self) -> Path | None:
+        """Where all its images are kept once every shard is done; None where they are not, or there are none."""
+        kept = self.keep_images and self.attack.ball
+        return self.folder / f"{self.name}-{self.digest[:12]}.safetensors" if kept and self.folder else None
+
     # shard files ----------------------------------------------------------------------------------------------
     def path(self, shard: int) -> Path | None:
         """Where the result of a shard is kept."""
         return self.folder and self.folder / f"{self.name}-{self.digest[:12]}-{shard:05d}.json"
+
+    def images_path(self, shard: int) -> Path:
+        """Where the images of a shard are kept until all are there."""
+        assert self.folder is not None
+        return self.folder / f"{self.name}-{self.digest[:12]}-{shard:05d}.safetensors"
 
     def write(self, shard: int, outcome: Outcome, about: dict[str, Any]) -> None:
         """Keep a shard's result, with what is known about its making: the time that it took, the number of images
@@ -119,11 +132,14 @@ class ShardedAttack:
             "warnings": outcome.warnings,
             "deviations": list(outcome.deviations),
             "values": {name: numbers.tolist() for name, numbers in outcome.values.items()},
+            "predicted": None if outcome.predicted is None else outcome.predicted.tolist(),
             **about,
         }
         # as it is read back: JSON has no NaN
         text, path = to_json(record), self.path(shard)
         self.records[shard] = json.loads(text)
+        if self.images and outcome.x_adv is not None:
+            write_shard(self.images_path(shard), outcome.x_adv)
         if path is not None:
             write_atomically(path, text.encode())
 
@@ -132,6 +148,8 @@ class ShardedAttack:
         path, count = self.path(shard), len(self.shards[shard])
         if shard in self.records or path is None:
             return self.records.get(shard)
+        if self.images and not (self.images.exists() or self.images_path(shard).exists()):
+            return None
         try:
             record = json.loads(path.read_bytes())
             flags = [record["flags"], *record["after"].values()]
@@ -141,6 +159,7 @@ class ShardedAttack:
                 and record["shard"] == shard
                 and all(len(text) == count and set(text) <= {"0", "1"} for text in flags)
                 and all(len(numbers) == count for numbers in record["values"].values())
+                and (record.setdefault("predicted", None) is None or len(record["predicted"]) == count)
                 and isinstance(record["seconds"], float)
                 and isinstance(record["forwards"], int)
                 and all(isinstance(record["not_finite"][kind], int) for kind in ("logits", "gradients"))

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mwpb_fast.evaluation.accuracy import right
+from mwpb_fast.evaluation.accuracy import predicted
 from mwpb_fast.system.lazy import ops, torch
 
 STREAM = 100  # of the counter-based noise; those of the fused ops are below
@@ -48,26 +48,26 @@ class SPSA:
         seed: int,
         batch_size: int = 250,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adversarial images like x, and (B,) boolean: is the model still right there?
+        """Adversarial images like x, and (B,) int64: the classes predicted there, -1 for none.
 
         model: images (n, C, H, W) float32 to logits (n, classes), in eval mode. x: (B, C, H, W) float32 in [0, 1].
         y, index: (B,) int64, the labels and what numbers the images in their data set. batch_size: images at
         once. An image is left at the first iterate that the model gets wrong; at once where that is x.
         """
-        x_adv, right = x.clone(), torch.zeros(len(y), dtype=torch.bool, device=x.device)
+        x_adv, classes = x.clone(), y.clone()
         with torch.no_grad():
             for i, number in enumerate(index.tolist()):
-                x_adv[i], right[i] = self._one(model, x[i], int(y[i]), number, eps, seed, batch_size)
-        return x_adv, right
+                x_adv[i], classes[i] = self._one(model, x[i], int(y[i]), number, eps, seed, batch_size)
+        return x_adv, classes
 
     def _one(
         self, model: Model, x: torch.Tensor, y: int, number: int, eps: float, seed: int, batch_size: int
-    ) -> tuple[torch.Tensor, bool]:
+    ) -> tuple[torch.Tensor, int]:
         low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
         x_adv, mean, square = x.clone(), torch.zeros_like(x), torch.zeros_like(x)
         for t in range(1, self.iterations + 1):
-            if self._wrong(model, x_adv, y):
-                return x_adv, False
+            if (found := int(predicted(model(x_adv[None])))) != y:
+                return x_adv, found
             v = self.directions(x, number, t, seed)
             gradient = self.gradient(lambda points: margin(model(points), y), x_adv, v, batch_size)
             mean.lerp_(gradient, 1 - DECAY)
@@ -75,10 +75,7 @@ class SPSA:
             scale = (square / (1 - DECAY_SQUARED**t)).sqrt_().add_(TINY)
             x_adv = x_adv - self.learning_rate / (1 - DECAY**t) * mean / scale
             x_adv = torch.minimum(torch.maximum(x_adv, low), high)
-        return x_adv, not self._wrong(model, x_adv, y)
-
-    def _wrong(self, model: Model, x: torch.Tensor, y: int) -> bool:
-        return not bool(right(model(x[None]), torch.tensor([y], device=x.device)))
+        return x_adv, int(predicted(model(x_adv[None])))
 
     def directions(self, x: torch.Tensor, number: int, iteration: int, seed: int) -> torch.Tensor:
         """Sign vectors (pairs, *x.shape) of x's type for the image of that number at that iteration."""
