@@ -26,6 +26,7 @@ QUICK = {
     "train": f"{START} --help",
     "evaluate": "absent",
     "trust": "absent",
+    "verify": "absent absent",
     "reproduce": "table1 --rows nope",
     "data": "prepare",
     "plot": "absent",
