@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mwpb_fast.config import Config
-from mwpb_fast.engine.build import NETS, ON_CUDA, by_rule
+from mwpb_fast.engine.build import NETS, TRIED, by_rule
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.processor import cpu_has_bf16
 
@@ -75,9 +75,7 @@ def candidates(config: Config, precision: Precision) -> tuple[list[Candidate], l
     asked, own = config.precision, dtype_name(precision.dtype)
     free = asked.engine == "auto" and asked.dtype == asked.attack_dtype == "auto"
     foldable = config.attack_mode == "eval"
-    nets = [
-        n for n in NETS if n == "eager" or (foldable and (n not in ON_CUDA or precision.device.type == "cuda"))
-    ]
+    nets = [name for name in TRIED[precision.device.type] if name == "eager" or foldable]
     nets = nets if asked.engine == "auto" else [asked.engine]
     capture = [asked.capture] if isinstance(asked.capture, bool) else [True, False][not graphs(precision.device) :]
 

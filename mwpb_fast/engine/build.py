@@ -94,16 +94,16 @@ def _twin(name: str) -> Callable[[torch.nn.Module, Precision, torch.Tensor], Net
 
 TWINS = {"by_hand": BY_HAND, "twin": PLAIN, "one_kernel": ONE_KERNEL}  # variants of the twin
 # What an attack may run on, by name, in the order in which they are preferred where none is clearly faster. Each
-# is made of the model, the attack's precision and a batch of images, and raises where it cannot be. The kernels of
-# the last one take long to compile, so it comes when all others are tried.
+# is made of the model, the attack's precision and a batch of images, and raises where it cannot be.
 NETS: dict[str, Callable[[torch.nn.Module, Precision, torch.Tensor], Net]] = {
     "by_hand": _twin("by_hand"),
     "twin": _twin("twin"),
     "eager": lambda model, precision, sample: EagerNet(model, precision),
     "one_kernel": _twin("one_kernel"),
 }
-# Of these, what a trial looks at on CUDA alone: on a CPU passes over memory are not what an attack waits for.
-ON_CUDA = frozenset({"by_hand", "one_kernel"})
+# Of these, what a trial looks at. On a CPU passes over memory are not what an attack waits for. one_kernel is had
+# by name alone until it has run on a device: after its illegal access nothing else could go on in that process.
+TRIED = {"cpu": ("twin", "eager"), "cuda": ("by_hand", "twin", "eager")}
 
 
 def build_net(
