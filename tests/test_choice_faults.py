@@ -52,11 +52,17 @@ def test_what_is_no_number_is_out_of_bounds() -> None:
     assert breach(good | {"logits_apart": 0.2}) == "logits 0.200 of their norm apart, more than 0.1"
 
 
-def test_a_kernel_that_does_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A net that is added to the registry is a candidate; if it cannot be made, the others are."""
-    nets = {"fused": failing(RuntimeError("ptxas: too many registers\n...")), **build.NETS}
+def tried_too(monkeypatch: pytest.MonkeyPatch, nets: dict[str, Any]) -> None:
+    """These are the nets, and "fused" is what a trial here looks at first."""
     for module in (build, candidates):
         monkeypatch.setattr(module, "NETS", nets)
+    monkeypatch.setattr(candidates, "TRIED", {"cpu": ("fused", *build.TRIED["cpu"])})
+
+
+def test_a_kernel_that_does_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A net that is added to what is tried is a candidate; if it cannot be made, the others are."""
+    nets = {"fused": failing(RuntimeError("ptxas: too many registers\n...")), **build.NETS}
+    tried_too(monkeypatch, nets)
     assert isinstance(begun(tmp_path).step.net, TwinNet)
     assert refusals(tmp_path)["fused fp32"] == "ptxas: too many registers"
 
@@ -72,8 +78,7 @@ def test_a_net_that_fails_when_it_runs(tmp_path: Path, monkeypatch: pytest.Monke
             return super().input_grad(*arguments)
 
     nets = {"fused": lambda model, precision, sample: Fails(model, precision), **build.NETS}
-    for module in (build, candidates):
-        monkeypatch.setattr(module, "NETS", nets)
+    tried_too(monkeypatch, nets)
     assert isinstance(begun(tmp_path).step.net, TwinNet)
     assert refusals(tmp_path)["fused fp32"] == "CUDA out of memory. Tried to allocate 2 GiB."
 
