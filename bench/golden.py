@@ -74,7 +74,8 @@ def export(revision: str, folder: Path, root: Path = ROOT) -> None:
         raise LookupError(f"no revision {revision!r} here: {packed.stderr.decode().strip()}")
     with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
         # Python before 3.11.4 has no filters, and later ones warn where none is named.
-        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(folder, **safely)
     built = sorted((root / "kernels" / "mwpb_kernels").glob("libmwpb_*.so"))
     if not built:  # both sides then run the reference
         return
