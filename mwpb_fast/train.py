@@ -19,19 +19,16 @@ from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluation import validation
 from mwpb_fast.method import Batch
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
-from mwpb_fast.runs import checkpoint, resume, trace
+from mwpb_fast.runs import checkpoint, guards, resume, trace
 from mwpb_fast.runs.folder import clear, sweep, training_lock
-from mwpb_fast.runs.log import RunLog, Waits, environment, epoch_line, note, progress
+from mwpb_fast.runs.guards import TrainingError as TrainingError
+from mwpb_fast.runs.log import RunLog, Waits, epoch_line, note, progress, write_environment
 from mwpb_fast.runs.writer import Writer
 from mwpb_fast.step import Step
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.memory import keep_freed_memory
 from mwpb_fast.system.signals import Interrupted, StopRequest, stop_requests
 from mwpb_fast.system.threads import adaptive_openmp_waits
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; one line."""
 
 
 def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
@@ -49,7 +46,7 @@ def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = Fals
         if not resume:  # not before what this run needs has been found
             clear(folder)
         sweep(folder)
-        with trainer.precision.mode():
+        with trainer.precision.mode(), trainer.watchdog:
             record = trainer.train()
     if request.number:  # it came after the last look; nothing is to begin now
         raise Interrupted(request.number)
@@ -110,7 +107,9 @@ class Trainer:
             engine=self.engine,
             device=device,
         )
-        self.writer = Writer(folder / "checkpoints", device)
+        self.writer = Writer(folder / "checkpoints", device, config.keep)
+        self.guards = guards.Guards(config, folder, self.writer, len(self.loader))
+        self.watchdog = self.guards.watchdog(lambda: f"epoch {self.at.epoch}, after batch {self.at.batch}")
         self.at = resume.Position(torch.zeros(len(self.loader), trace.COLUMNS, device=device))
 
     def _sample(self) -> torch.Tensor:
@@ -118,7 +117,6 @@ class Trainer:
         index = self.train_index[: self.config.data.batch_size]
         return next(self._plain_batches(index, len(index))()).x
 
-    # the run --------------------------------------------------------------------------------------------------
     def train(self) -> dict[str, Any]:
         """From wherever the run stands to its last epoch."""
         self._claim_folder()
@@ -126,9 +124,14 @@ class Trainer:
         record: dict[str, Any] = {}
         try:
             while self.at.epoch <= self.config.epochs:
-                record = self._train_epoch()
-                record |= self.validate()
-                self._finish_epoch(record, log)
+                try:
+                    record = self._train_epoch()
+                    record |= self.validate()
+                    record |= self.guards.epoch(record)
+                except guards.GuardError as error:
+                    log = self._go_back(error, log)
+                else:
+                    self._finish_epoch(record, log)
             self.writer.wait()
             # with nothing held out best is the last model, also where a run is longer than when it was saved
             if len(self.val_index) == 0 or not checkpoint.existing(self.folder / "checkpoints", "best"):
@@ -143,7 +146,7 @@ class Trainer:
 
     def _train_epoch(self) -> dict[str, Any]:
         epoch, config = self.at.epoch, self.config
-        rate = learning_rate(config.optim, epoch)
+        rate = learning_rate(config.optim, epoch) * config.guard.rate**self.at.rollbacks
         set_learning_rate(self.step.optimizer, rate)
         key = self._key(epoch)
         method = self.engine.begin(epoch, self.at.batch, key)
@@ -157,16 +160,20 @@ class Trainer:
                 result = take_step(batch, key, method)
                 self.at.trace[self.at.batch] = trace.row(*result)
                 self.at.batch += 1
+                self.watchdog.beat()
                 note = ""
                 if time.monotonic() - looked > 1.0:  # the only wait for the device within an epoch
                     looked = time.monotonic()
                     note = f"loss {trace.columns(self.at.trace).loss[self.at.batch - 1].item():.3f}"
-                    self._check_finite()
+                    self._check_steps()
+                    if self.writer.due:
+                        self.writer.take(self.state(self.at.within(looked - started, batches.seconds)), "last")
+                        self.writer.begin()
                 bar.advance(len(result.radius), note)
                 if self.request.number:
                     stopped = True
                     break
-        rows, bad = self._check_finite()
+        rows, bad, found = self._check_steps()
         if self.at.batch > first:
             self.at.seconds += time.monotonic() - started
             self.at.waited += batches.seconds
@@ -183,22 +190,25 @@ class Trainer:
             "wait_share": self.at.waited / self.at.seconds,
             "bad_steps": len(bad),
             "bad_batches": bad,
+            **found,
         }
 
     def _key(self, epoch: int) -> torch.Tensor:
         """The seed of the epoch's noise."""
         return torch.tensor([ops.derive_seed(self.config.seed, epoch)], device=self.precision.device)
 
-    def _check_finite(self) -> tuple[torch.Tensor, list[int]]:
-        """The epoch's trace so far, and the batches whose steps were bad."""
+    def _check_steps(self) -> tuple[torch.Tensor, list[int], dict[str, str]]:
+        """The epoch's trace so far, the batches whose steps were bad, and what the guard of divergence found."""
         rows = self.at.trace[: self.at.batch].cpu()
-        bad = trace.bad_steps(rows)
-        if len(bad) > self.config.max_bad_steps or len(bad) == len(self.loader):
-            raise TrainingError(
-                f"epoch {self.at.epoch}: loss or gradient not finite in {len(bad)} of {self.at.batch} steps "
-                f"(batches {bad[:10]} ...); the weights are those of the last good step"
-            )
-        return rows, bad
+        return rows, *self.guards.steps(rows, self.at.epoch)
+
+    def _go_back(self, error: guards.GuardError, log: RunLog) -> RunLog:
+        """To a state before what a guard has found; the log of what comes then."""
+        path, state = self.guards.state_before(error, self.at.rollbacks)
+        self.engine.forget()  # a recorded step has the optimiser's tensors in it, which are others from here on
+        self.parts.load(path, state, self.at)
+        log.close()
+        return RunLog(self.folder, self.at.epoch)
 
     def validate(self) -> dict[str, Any]:
         """Natural and PGD-10 accuracy in % on the held-out images; nothing where none are due or held out."""
@@ -209,7 +219,7 @@ class Trainer:
         model = self.model if self.ema is None else self.ema.module
         try:
             looks = (model, batches, float(evaluation.eps), epoch, self.precision, self._tick)
-            return self.engine.with_room(lambda: validation.accuracies(*looks))
+            return self.engine.with_room(lambda: validation.accuracies(*looks, self.config.guard.collapse > 0))
         except Interrupted:
             self.writer.now(self.state(), "last")
             raise
@@ -228,8 +238,8 @@ class Trainer:
             print(epoch_line(record, self.config.epochs), flush=True)
 
     # state ----------------------------------------------------------------------------------------------------
-    def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, in tensors and plain types."""
+    def state(self, at: resume.Position | None = None) -> dict[str, Any]:
+        """Everything that a resumed run needs, in tensors and plain types. at: where it stands."""
         about = checkpoint.MARK | {
             "config": to_dict(self.config),
             "classes": list(self.images.classes),
@@ -237,7 +247,7 @@ class Trainer:
             "data": data.identity(self.images),
             "normalize": self.normalize,
         }
-        return about | self.parts.state(self.at)
+        return about | self.parts.state(at or self.at)
 
     def _claim_folder(self) -> None:
         config = to_dict(self.config)
@@ -257,8 +267,7 @@ class Trainer:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.quiet)
         write_atomically(self.folder / "config.yaml", yaml_file.write(config))
-        about = to_json(environment(self.precision.device), indent=1)
-        write_atomically(self.folder / "environment.json", about.encode())
+        write_environment(self.folder, self.precision.device)
 
     @property
     def choices(self) -> list[dict[str, Any]]:
@@ -266,6 +275,7 @@ class Trainer:
         return self.engine.record.layers
 
     def _tick(self, images: int = 0) -> None:
+        self.watchdog.beat()
         if self.request.number:
             raise Interrupted(self.request.number)
 
@@ -277,17 +287,13 @@ class Trainer:
     def _write_radii(self) -> None:
         found = checkpoint.read_newest(self.folder / "checkpoints", "best")
         assert found is not None
-        self.model.load_state_dict(found[1]["model"])
-        remembered = found[1].get("memory", {}).get("attack", {}).get("radius")
+        self.model.load_state_dict((state := found[1])["model"])
+        remembered = state.get("memory", {}).get("attack", {}).get("radius")
         if remembered is not None:  # by an attack that finds every image's radius itself
             radii = remembered[self.train_index]
         else:
             batches = self._plain_batches(self.train_index)
             # "last" is saved, so a stop loses nothing
             radii = validation.radii(self.model, batches, self.method.budget, self.precision, self._tick)
-        content = {
-            "epoch": found[1]["epoch"],
-            "budget": to_dict(self.config)["budget"],
-            "radii": radii.tolist(),
-        }
+        content = {"epoch": state["epoch"], "budget": to_dict(self.config)["budget"], "radii": radii.tolist()}
         write_atomically(self.folder / "radii.json", to_json(content).encode())

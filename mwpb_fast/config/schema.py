@@ -21,7 +21,9 @@ AXES = {
     "objective": "objectives",
     "perturbation": "perturbations",
 }  # option of a run: folder of the modules that it names
-ADDED = frozenset({"natural_pass"})  # options that saved configurations of earlier versions do not have
+ADDED = frozenset(
+    {"natural_pass", "keep", "guard"}
+)  # options that saved configurations of earlier versions do not have
 
 
 class ConfigError(ValueError):
@@ -141,6 +143,48 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepConfig:
+    """Which checkpoints a run keeps. last, best: so many of the newest states and of the best epochs. minutes: a
+    state is also written within an epoch, this long after the one before; 0 for never. safetensors: the weights of
+    the best epochs stand beside their checkpoints in a file of that format, too."""
+
+    last: int = 2
+    best: int = 1
+    minutes: float = 0.0
+    safetensors: bool = True
+
+    def __post_init__(self) -> None:
+        if self.last < 1 or self.best < 1 or not 0 <= self.minutes < math.inf:
+            raise ValueError("last and best must be at least 1, minutes finite and not negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What a run is watched for. loss, loss_steps: it has diverged where its loss lay above so much for so many
+    steps on end; 0 for no bound. collapse: it overfits catastrophically where PGD-10 accuracy on the validation
+    images lies so many points below its best while FGSM accuracy has risen; 0 for not looking. action: then tell
+    says so on stderr and in the epoch's record, stop ends the run as well, roll_back goes back to a state before
+    it, with the learning rate times `rate` from there on, at most `rollbacks` times, and then stops. hang: seconds
+    without a step or a batch of validation after which the run is ended, with the stack; 0 for never."""
+
+    loss: float = 100.0
+    loss_steps: int = 100
+    collapse: float = 15.0
+    action: Literal["tell", "stop", "roll_back"] = "tell"
+    rate: float = 0.5
+    rollbacks: int = 3
+    hang: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.loss < math.inf and 0 <= self.hang < math.inf and 0 <= self.collapse <= 100):
+            raise ValueError("loss and hang must be finite and not negative, collapse in [0, 100]")
+        if self.loss_steps < 1 or self.rollbacks < 0 or not 0 < self.rate <= 1:
+            raise ValueError("loss_steps must be at least 1, rollbacks not negative, rate in (0, 1]")
+        if self.action not in ("tell", "stop", "roll_back"):
+            raise ValueError(f"action must be tell, stop or roll_back, not {self.action}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A run. epochs: in all; the first `warmup_epochs` use the `warmup` budget, the others `budget`.
 
@@ -162,6 +206,8 @@ class Config:
     optim: OptimConfig = OptimConfig()
     precision: PrecisionConfig = PrecisionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    keep: KeepConfig = KeepConfig()
+    guard: GuardConfig = GuardConfig()
     seed: int = 0
     epochs: int = 110
     warmup_epochs: int = 0

@@ -21,7 +21,7 @@ from mwpb_fast.evaluation.adversaries import write_shard
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome
 from mwpb_fast.evaluation.function import Fingerprint, same
 from mwpb_fast.evaluation.watched import Watched
-from mwpb_fast.system.files import to_json, write_atomically
+from mwpb_fast.system.files import is_whole, sealed, to_json, write_atomically
 
 SHARD = 250
 Report = Callable[[int], None]
@@ -136,8 +136,9 @@ class ShardedAttack:
             **about,
         }
         # as it is read back: JSON has no NaN
-        text, path = to_json(record), self.path(shard)
-        self.records[shard] = json.loads(text)
+        text, path = to_json(sealed(record)), self.path(shard)
+        self.records[shard] = read = json.loads(text)
+        read.pop("sha256")
         if self.images and outcome.x_adv is not None:
             write_shard(self.images_path(shard), outcome.x_adv)
         if path is not None:
@@ -154,7 +155,8 @@ class ShardedAttack:
             record = json.loads(path.read_bytes())
             flags = [record["flags"], *record["after"].values()]
             fits = (
-                record["key"] == self.digest
+                is_whole(record)
+                and record["key"] == self.digest
                 and same(record["fingerprint"], self.fingerprint)
                 and record["shard"] == shard
                 and all(len(text) == count and set(text) <= {"0", "1"} for text in flags)

@@ -142,6 +142,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def write_environment(folder: Path, device: torch.device) -> None:
+    """The record of versions and machine, environment.json of a run's folder."""
+    write_atomically(folder / "environment.json", to_json(environment(device), indent=1).encode())
+
+
 def own_version() -> str:
     """The version that is installed; a checkout also runs without, and then says its own."""
     if installed := version_of("mwpb-fast"):
