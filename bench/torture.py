@@ -10,6 +10,7 @@ and device goes on with those that are left. docs/reliability.md has its table; 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import subprocess
@@ -107,16 +108,19 @@ def parts() -> list[Part]:
     share = "two processes on one folder do no harm"
     fails = "a disk may fail: one line, status 1, the state before whole"
 
-    def kill(phase: str, count: int) -> Callable[[Path], Count]:
-        return lambda folder: kills.killed(kills.training(), phase, count, folder)
+    def kill(phase: str, count: int, seed: int) -> Callable[[Path], Count]:
+        return lambda folder: kills.killed(kills.training(), phase, count, folder, seed)
 
-    def on_evaluation(blow: Callable[..., Count], *more: Any, words: Any = kills.EVALUATE) -> Any:
-        return with_run(lambda run, folder: blow(kills.evaluation(run, words), "evaluation", *more, folder=folder))
+    def on_evaluation(blow: Callable[..., Count], *more: Any, words: Any = kills.EVALUATE, **seed: int) -> Any:
+        def work(run: Path, folder: Path) -> Count:
+            return blow(kills.evaluation(run, words), "evaluation", *more, folder=folder, **seed)
 
-    def on_preparation(blow: Callable[..., Count], *more: Any) -> Callable[[Path], Count]:
+        return with_run(work)
+
+    def on_preparation(blow: Callable[..., Count], *more: Any, **seed: int) -> Callable[[Path], Count]:
         def work(folder: Path) -> Count:
             images = kills.write_images(folder / "images")
-            return blow(kills.preparation(images), *more, folder=folder)
+            return blow(kills.preparation(images), *more, folder=folder, **seed)
 
         return work
 
@@ -124,12 +128,14 @@ def parts() -> list[Part]:
         return kills.together(kills.evaluation(run), "another process", 5, folder)
 
     found = [
-        Part("kills:training", dies, f"kill -9 in training; {again}", kill("training", 25)),
-        Part("kills:validation", dies, f"kill -9 in validation; {again}", kill("validation", 20)),
-        Part("kills:writing", dies, f"kill -9 while a checkpoint is written; {again}", kill("writing", 25)),
-        Part("kills:evaluation", dies, f"kill -9 in evaluation; {again}", on_evaluation(kills.killed, 15)),
-        Part("kills:preparation", dies, "kill -9 while a data set is prepared: none or a whole one is there",
-             on_preparation(kills.killed, "preparation", 15)),
+        *(Part(f"kills:{phase}:{seed}", dies, f"kill -9 {when}; {again}", kill(phase, 5, seed))
+          for phase, when, times in (("training", "in training", 5), ("validation", "in validation", 4),
+                                     ("writing", "while a checkpoint is written", 5))
+          for seed in range(times)),
+        *(Part(f"kills:evaluation:{seed}", dies, f"kill -9 in evaluation; {again}",
+               on_evaluation(kills.killed, 5, seed=seed)) for seed in range(3)),
+        *(Part(f"kills:preparation:{seed}", dies, "kill -9 while a data set is prepared: none, or a whole one",
+               on_preparation(kills.killed, "preparation", 5, seed=seed)) for seed in range(3)),
         Part("signals:training", leaves, "SIGTERM, SIGINT, SIGHUP, SIGUSR1 in training",
              lambda folder: kills.signalled(kills.training(), "training", folder)),
         Part("signals:validation", leaves, "the same in validation",
@@ -154,7 +160,7 @@ def parts() -> list[Part]:
              lambda folder: files.shards(50, folder)),
         Part("damage:prepared", damage, "each region of a prepared set: refused by name",
              lambda folder: files.prepared(60, folder)),
-        Part("disk:injected", fails, "full, not permitted, read-only, gone, over quota, broken, from a write on",
+        Part("disk:injected", fails, "full, not permitted, read-only, gone, over quota or broken from a write on",
              lambda folder: files.failing_disk(24, folder)),
         Part("disk:real", fails, "a file system that is full or becomes read-only", files.real_disk),
         Part("guards", "what goes wrong in training is named", "divergence, collapse, NaN, hangs",
@@ -213,19 +219,24 @@ class Results:
             write_content(self.path, content)
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for every part, also for those that have not been run; a promise is named once."""
-        rows, promise = [], ""
-        for part in self.every:
-            found = self.done.get(part.name, {"notes": "not run"})
-            notes = [str(found["notes"] or ""), *found.get("failures", [])[:3]]
+        """Of every promise and way of trying it, also those that have not been tried; a promise is named once."""
+        rows, before = [], ""
+        for (promise, tried), group in itertools.groupby(self.every, lambda part: (part.promise, part.tried)):
+            names = [part.name for part in group]
+            found = [self.done[name] for name in names if name in self.done]
+            counted = [one for one in found if one["cases"] is not None]
+            failures = [failure for one in counted for failure in one["failures"]]
+            notes = list(dict.fromkeys(one["notes"] for one in found if one["notes"]))
+            if left := len(names) - len(found):
+                notes.append(f"not run: {left} of {len(names)} parts" if found else "not run")
             rows.append({
-                "promise": part.promise if part.promise != promise else "", "tried": part.tried,
-                "cases": found.get("cases"),
-                "failures": len(found["failures"]) if found.get("cases") is not None else None,
-                "minutes": found["seconds"] / 60 if "seconds" in found else None,
-                "notes": "; ".join(" ".join(note.split()) for note in notes if note),
+                "promise": promise if promise != before else "", "tried": tried,
+                "cases": sum(one["cases"] for one in counted) if counted else None,
+                "failures": len(failures) if counted else None,
+                "minutes": sum(one["seconds"] for one in found) / 60 if found else None,
+                "notes": "; ".join(" ".join(note.split()) for note in (*notes, *failures[:3])),
             })  # fmt: skip
-            promise = part.promise
+            before = promise
         return rows
 
 
@@ -249,14 +260,18 @@ def attempt(part: Part, results: Results, scratch: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="the result file, which is gone on with")
-    parser.add_argument("--parts", nargs="+", metavar="NAME", help="these alone, such as kills or kills:training")
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="these alone, such as kills or disk:real")
     options = parser.parse_args()
     leave_at_sigterm()
     os.chdir(ROOT)
     prepare_server()
     every = parts()
     results = Results(options.json, every)
-    wanted = [p for p in every if not options.parts or {p.name, p.name.partition(":")[0]} & set(options.parts)]
+    wanted = [
+        p
+        for p in every
+        if not options.parts or {p.name, p.name.partition(":")[0], p.name.rpartition(":")[0]} & set(options.parts)
+    ]
     left = [part for part in wanted if part.name not in results.done]
     if len(left) < len(wanted):
         print(f"going on with {', '.join(part.name for part in left)}", flush=True)

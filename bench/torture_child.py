@@ -25,10 +25,9 @@ PHASES = {
     "evaluation": [("mwpb_fast.evaluation.sharded", "ShardedAttack._attack")],
     "preparation": [("mwpb_fast.data.store", "Staging.write"), ("mwpb_fast.data.store", "Staging.commit")],
 }
-PRELOADED = ["torch", "mwpb_fast.cli.entry", "mwpb_fast.train", "mwpb_fast.evaluation.checkpoint",
-             "mwpb_fast.evaluation.autoattack", "mwpb_fast.data.prepare", "mwpb_fast.runs.plots", "matplotlib.figure",
-             "matplotlib.backends.backend_agg", "torch.utils.tensorboard.writer", "sklearn.datasets",
-             "torture_child"]  # fmt: skip
+OWN = ("cli.entry", "train", "evaluation.checkpoint", "evaluation.autoattack", "data.prepare", "runs.plots")
+OTHERS = ("matplotlib.backends.backend_agg", "torch.utils.tensorboard.writer", "sklearn.datasets", "torture_child")
+PRELOADED = ["torch", *(f"mwpb_fast.{name}" for name in OWN), *OTHERS]
 PATIENCE = 300.0  # seconds for a command of a second, on a machine with much else to do
 
 

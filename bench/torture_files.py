@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from torture_kills import EVALUATE, TRAIN, Count, evaluation, same, training, write_images
+from torture_kills import EVALUATE, TRAIN, Count, Task, evaluation, preparation, same, training, write_images
 
 from mwpb_fast import cli
 from mwpb_fast.data import Config, DataError, load_split
@@ -81,11 +81,11 @@ def checkpoints(tries: int, folder: Path) -> Count:
     sums = newest.with_suffix(".pt.sha256")
     for path, share, size in ((newest, tries - tries // 4, 0), (sums, tries // 4, 64)):
         for kind, at in damages(path, share, size):
-            err = io.StringIO()
-            with contextlib.redirect_stderr(err):
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said):
                 found = checkpoint.read_newest(run / "checkpoints", "last")
             count.cases += 1
-            right = found is not None and found[0] == before and newest.name in err.getvalue()
+            right = found is not None and found[0] == before and newest.name in said.getvalue()
             count.expect(right, f"{path.name}: {kind} at byte {at} was not noticed")
     for _ in damages(newest, 3, seed=1):  # the whole command goes on from the one before
         status, err = call([*SHORT, f"--out={run}"])
@@ -186,31 +186,38 @@ class Failing:
 
 
 def failing_disk(points: int, folder: Path) -> Count:
-    """A run whose disk fails from its nth write on, for so many n over the whole of it, by each fault in turn: one
-    line, status 1, the state before it whole; then the same command comes to the same result."""
-    count, last = Count(), ""
-    with Failing(folder / "whole", None, 0) as writes:
-        done([*SHORT, f"--out={folder / 'whole' / 'run'}"])
-    expected = training().result(folder / "whole")
-    for number in range(points):
-        place = folder / str(number)
-        words = [*SHORT, f"--out={place / 'run'}"]
-        at, (last, code) = 1 + number * writes.writes // points, list(FAULTS.items())[number % len(FAULTS)]
-        with Failing(place, at, code):
-            status, err = call(words)
-        count.cases += 1
-        what = f"{last} from write {at} of {writes.writes} on"
-        lines = [line for line in err.splitlines() if "error" in line]
-        count.expect(status == 1 and len(lines) == 1, f"{what}: status {status}: {err.strip()[-300:]}")
-        files = checkpoint.existing(place / "run" / "checkpoints", "last") if place.exists() else []
-        if files:
-            with contextlib.redirect_stderr(io.StringIO()):
-                whole = checkpoint.read_newest(place / "run" / "checkpoints", "last")
-            count.expect(whole is not None, f"{what}: no whole state is left")
-        status, err = call(words)
-        count.expect(status == 0 and same(training().result(place), expected), f"{what}: {err.strip()[-300:]}")
-        shutil.rmtree(place)
-    count.notes = f"of {writes.writes} writes"
+    """A disk that fails from the nth write on, for so many n over the whole of a run, an evaluation and the
+    preparation of a set, by each fault in turn: one line, status 1, the state before it whole; then the same
+    command comes to the same result."""
+    done([*SHORT, f"--out={folder / 'trained' / 'run'}"])
+    short = Task(lambda place: [*SHORT, f"--out={place / 'run'}"], training().result, training().after_kill)
+    tasks = {"training": short, "evaluation": evaluation(folder / "trained" / "run"),
+             "preparation": preparation(write_images(folder / "images", 20))}  # fmt: skip
+    count, notes = Count(), []
+    for share, (name, task) in zip(
+        (points - 2 * (points // 4), points // 4, points // 4), tasks.items(), strict=True
+    ):
+        whole = folder / f"{name}-whole"
+        task.begin(whole)
+        with Failing(whole, None, 0) as failing:
+            done(task.words(whole))
+        notes.append(f"{name} has {failing.writes} writes")
+        expected = task.result(whole)
+        for number in range(share):
+            at, fault = 1 + number * failing.writes // share, list(FAULTS)[number % len(FAULTS)]
+            place = folder / f"{name}-{number}"
+            task.begin(place)
+            with Failing(place, at, FAULTS[fault]):
+                status, err = call(task.words(place))
+            count.cases += 1
+            what = f"{name}, {fault} from write {at} on"
+            lines = [line for line in err.splitlines() if "error" in line]
+            count.expect(status == 1 and len(lines) == 1, f"{what}: status {status}: {err.strip()[-300:]}")
+            task.after_kill(place, count)
+            status, err = call(task.words(place))
+            count.expect(status == 0 and same(task.result(place), expected), f"{what}: {err.strip()[-300:]}")
+            shutil.rmtree(place)
+    count.notes = ", ".join(notes)
     return count
 
 
@@ -252,7 +259,7 @@ def real_disk(folder: Path) -> Count:
                 if trainer.at.epoch == 2:
                     trainer.writer.wait()
                     remount("ro")
-                return real(trainer)  # type: ignore[no-any-return]
+                return real(trainer)
 
             patched: Any = (
                 mock.patch.object(Trainer, "validate", then) if kind == "read-only" else mock.MagicMock()

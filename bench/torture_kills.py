@@ -28,7 +28,7 @@ TRAIN = ["train", "digits.mwpb_trades", "--data.subset=64", "--data.validation=0
          "--model.name=smallresnet-2", "--attack.steps=1", "--optim.ema=0.9", "--warmup_epochs=2",
          "--no-evaluate"]  # fmt: skip
 EPOCHS = 8
-EVALUATE = ["evaluate", "--attacks=natural,pgd20,cw20,pgd20x3", "--eps=16/255", "--batch-size=50"]
+EVALUATE = ["evaluate", "--attacks=natural,pgd5,cw5,pgd5x2", "--eps=16/255", "--batch-size=50"]
 # seconds after the beginning of a phase within which the blow falls: about what one of its calls takes
 SPAN = {"training": 0.15, "validation": 0.1, "writing": 0.02, "evaluation": 0.5, "preparation": 0.05}
 MOST_SECONDS = 20.0  # from a signal to the end of the command
