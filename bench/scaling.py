@@ -72,7 +72,7 @@ MEASURED = (
     ("communication", "all-reduce", ".2f"),
     ("off", "modelled / measured", ".2f"),
 )
-RANKS, BATCH, STEPS, WARM_UP, ATTACK_STEPS, SIZE = (1, 2, 4), 32, 12, 3, 2, 16
+RANKS, BATCH, STEPS, WARM_UP, ATTACK_STEPS, SIZE = (1, 2, 4), 8, 12, 3, 2, 16
 SMALL, LARGE = 10_000, 10_000_000  # numbers in the all-reduces that delay and rate are found from
 
 
