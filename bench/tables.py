@@ -47,7 +47,7 @@ MEASURED = {
 }
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "reliability", "reproduce")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "reliability", "reproduce", "scaling")),
 )
 
 
