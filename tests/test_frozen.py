@@ -1,9 +1,9 @@
 """Files of an earlier version, as users have them: they load, a run goes on, is evaluated and drawn.
 
 frozen/ was written by version 0.1.0 and stays as it is (sums.txt); a format that changes is read in its old form
-too, and a release adds files of its own. It holds a run on digits (smallresnet-8, TRADES with the margin budget) that
-was stopped after 2 of the 7 batches of epoch 3, with the evaluation of its best checkpoint, and the YAML file that it
-was started with.
+too, and a release adds files of its own. It holds a run on digits (smallresnet-8, TRADES with the margin budget)
+that was stopped after 2 of the 7 batches of epoch 3, with the evaluation of its best checkpoint, and the YAML file
+that it was started with.
 """
 
 from __future__ import annotations
