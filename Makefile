@@ -2,8 +2,8 @@
 # make test:  set up with the development tools, then run the test suite, linters and type checks included
 #             (make test-slow: the long fuzzing, kill and real-image runs besides; make test-avx2: the test suite as
 #             on a processor without AVX-512)
-# make torture: kills, signals, damage, full disks and hostile input at length, with a table of what failed; under an
-#             hour on two cores, and the same command goes on after any stop
+# make torture: kills, signals, damage, full disks and hostile input at length, with a table of what failed; the same
+#             command goes on after any stop
 # make golden BASE=REV: whether this checkout computes to the bit what the revision REV does
 
 PYTHON ?= python3

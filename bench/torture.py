@@ -32,7 +32,7 @@ from record import leave_at_sigterm, read_content
 from torture_child import prepare_server, run
 from torture_kills import Count
 
-AUTOATTACK = ["evaluate", "--attacks=aa", "--subset=20", "--eps=16/255", "--batch-size=10"]
+AUTOATTACK = ["evaluate", "--attacks=aa", "--subset=6", "--eps=32/255", "--batch-size=6"]
 ALL = ("-m", "slow or not slow")
 COLUMNS = [
     ["promise", "promise", ""],

@@ -28,7 +28,7 @@ PHASES = {
 OWN = ("cli.entry", "train", "evaluation.checkpoint", "evaluation.autoattack", "data.prepare", "runs.plots")
 OTHERS = ("matplotlib.backends.backend_agg", "torch.utils.tensorboard.writer", "sklearn.datasets", "torture_child")
 PRELOADED = ["torch", *(f"mwpb_fast.{name}" for name in OWN), *OTHERS]
-PATIENCE = 300.0  # seconds for a command of a second, on a machine with much else to do
+PATIENCE = 900.0  # seconds for a command of a second, on a machine with much else to do
 
 
 def announced(function: Callable[..., Any], phase: str, pipe: Connection) -> Callable[..., Any]:
