@@ -30,6 +30,7 @@ QUICK = {
     "reproduce": "table1 --rows nope",
     "data": "prepare",
     "plot": "absent",
+    "report": "absent",
     "recipes": "x",
     "doctor": "x",
     "bench": "nope",
