@@ -8,7 +8,7 @@ from mwpb_fast.report import curves
 from mwpb_fast.report.compare import Difference
 from mwpb_fast.report.judged import WORDS, headline, judge, trust_report
 from mwpb_fast.report.markup import Markup, details, element, join, table
-from mwpb_fast.report.read import Attack, Result, Run, number_in
+from mwpb_fast.report.read import Attack, Result, Run
 
 SIGNS = {"ok": "\u2713", "doubt": "\u2717", "open": "?", "none": "?"}
 
@@ -47,19 +47,16 @@ def first(run: Run) -> Markup:
     found = judge(run)
     result = found.headline
     if result is None:
-        last = run.records[-1] if run.records else {}
-        told = [f"{kind} {value:.1f} %" for kind in ("robust", "natural") if (value := number_in(last.get(kind)))]
-        text = (
-            f"Held-out images after epoch {run.last_epoch}: {', '.join(told)}" if told else "Nothing to show yet"
-        )
-        numbers = element("p", text)
+        columns = [(kind, run.column(kind)) for kind in ("robust", "natural")]
+        shown = [_big(column[-1][1], kind, f"epoch {column[-1][0]:.0f}") for kind, column in columns if column]
+        text = "Validation: held-out training images, PGD-10." if shown else "Nothing to show yet."
+        numbers = join(element("div", shown, class_="numbers"), soft(text))
     else:
         shown = [
-            element("div", element("div", f"{attack.accuracy:.1f}", element("small", " %"), class_="big"), name,
-                    element("div", "95 %: {:.1f} to {:.1f}".format(*attack.interval), class_="soft"))
+            _big(attack.accuracy, name, "95 %: {:.1f} to {:.1f}".format(*attack.interval))
             for name, attack in (("robust", found.robust), ("natural", found.natural))
             if attack is not None
-        ]  # fmt: skip
+        ]
         under = f", {found.robust.ball}" if found.robust else ""
         epoch = f", epoch {result.epoch}" if result.epoch is not None else ""
         numbers = join(
@@ -77,6 +74,11 @@ def first(run: Run) -> Markup:
     left = element("section", element("h2", "How good?"), numbers, class_="card")
     right = element("section", element("h2", "Can it be believed?"), judgement, class_="card")
     return element("div", left, right, class_="first")
+
+
+def _big(value: float, name: str, under: str) -> Markup:
+    number = element("div", f"{value:.1f}", element("small", " %"), class_="big")
+    return element("div", number, name, element("div", under, class_="soft"))
 
 
 def facts(run: Run) -> Markup:
