@@ -254,3 +254,12 @@ def test_cells_of_the_heat_map_hold_all_images() -> None:
     assert cells[0][0] == 1.0
     assert cells[-1][1] == 4.0
     assert curves._cells([3.0] * 7, 0.5) == [(3.0, 3.0, pytest.approx(1))]
+
+
+def test_what_differs_between_runs(tmp_path: Path) -> None:
+    told = report(whole_run(tmp_path / "a", "digits.at"), whole_run(tmp_path / "b")).text
+    assert "budget.alpha - 0.58" in told
+    assert "optim.lr" not in told
+    assert (
+        "All runs have the same configuration" in report(make_run(tmp_path / "c"), make_run(tmp_path / "d")).text
+    )

@@ -59,6 +59,8 @@ def epochs(first: int, last: int) -> Axis:
 
 def number(value: float) -> str:
     """Short, for a tick or a mark."""
+    if 0 < abs(value) < 0.001:
+        return f"{value:.0e}".replace("e-0", "e-")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -140,14 +142,16 @@ class Chart:
                         text_anchor="end" if near_end else None)
             )  # fmt: skip
 
-    def below(self, x: float, name: str) -> None:
-        """A name of the user's under the chart, slanted where there are many."""
+    def below(self, x: float, name: str, slanted: bool) -> None:
+        """A name under the chart."""
         short = name if len(name) <= 11 else f"{name[:10]}\u2026"
-        at, foot = self.left(x), self.height - BOTTOM + 11
-        self._marks.append(
-            element("text", short, x=f"{at:.1f}", y=foot, text_anchor="end",
-                    transform=f"rotate(-35 {at:.1f} {foot})")
-        )  # fmt: skip
+        at, foot = f"{self.left(x):.1f}", self.height - BOTTOM + (11 if slanted else 15)
+        turn = (
+            {"text_anchor": "end", "transform": f"rotate(-35 {at} {foot})"}
+            if slanted
+            else {"text_anchor": "middle"}
+        )
+        self._marks.append(element("text", short, x=at, y=foot, **turn))
 
     def level(self, y: float, name: str) -> None:
         """A line along the chart at y, with its name."""
@@ -181,7 +185,8 @@ class Chart:
             marks.append(
                 element("text", number(tick), x=f"{self.left(tick):.1f}", y=foot + 15, text_anchor="middle")
             )
-        marks.append(element("text", self.x.label, x=right, y=foot + 31, text_anchor="end", class_="name"))
+        if self.x.label:
+            marks.append(element("text", self.x.label, x=right, y=foot + 31, text_anchor="end", class_="name"))
         drawn = join(self._behind, marks, element("path", d=f"M{LEFT} {foot}H{right}", class_="axis"), self._marks)
         told = " ".join([self.title, f"({self.y.label}, by {self.x.label}).", *self._told])
         svg = element("svg", drawn, viewBox=f"0 0 {WIDTH} {self.height}", role="img", aria_label=told)

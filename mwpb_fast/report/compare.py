@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mwpb_fast.evaluation.score import NORMAL_QUANTILE
 from mwpb_fast.report.read import Result
@@ -34,6 +36,19 @@ def paired(first: str, second: str, attack: str = "") -> Difference:
     middle = (more - less) / all_
     half = NORMAL_QUANTILE * math.sqrt((more + less) - (more - less) ** 2 / all_) / all_
     return Difference(attack, 100 * (gained - lost) / n, (100 * (middle - half), 100 * (middle + half)), n)
+
+
+def options(config: Mapping[str, Any], place: str = "") -> dict[str, str]:
+    """Every value of a configuration as text, by a name such as budget.eps."""
+    found = {}
+    for key, value in config.items():
+        name = f"{place}{key}"
+        found |= options(value, f"{name}.") if isinstance(value, Mapping) else {name: plain(value)}
+    return found
+
+
+def plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def differences(first: Result | None, second: Result | None) -> list[Difference]:

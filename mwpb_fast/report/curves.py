@@ -28,6 +28,8 @@ def learning(runs: Sequence[Run]) -> list[Markup]:
     found = [accuracy(runs), _over_epochs(runs, "loss", "Training loss", "loss")]
     found += [_over_epochs(runs, "learning_rate", "Learning rate", "log scale", log=True, steps=True)]
     found += [_over_epochs(runs, "norm_mean", "Gradient norm", "mean over the steps")]
+    if len(runs) > 1:
+        found.append(_over_epochs(runs, "radius_mean", "Mean radius", "1/255", scale=255, zero=True, steps=True))
     return [chart for chart in found if chart is not None]
 
 
@@ -66,9 +68,9 @@ def _best(column: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _over_epochs(
-    runs: Sequence[Run], name: str, title: str, unit: str, *, steps: bool = False, **how: Any
+    runs: Sequence[Run], name: str, title: str, unit: str, *, scale: float = 1, steps: bool = False, **how: Any
 ) -> Markup | None:
-    columns = [run.column(name) for run in runs]
+    columns = [[(epoch, scale * value) for epoch, value in run.column(name)] for run in runs]
     if not any(columns):
         return None
     chart = Chart(title, _epochs(runs), span((y for column in columns for _, y in column), unit, **how))
@@ -97,7 +99,7 @@ def _shade_warmup(chart: Chart, runs: Sequence[Run]) -> None:
 
 # radii --------------------------------------------------------------------------------------------------------
 def heat(run: Run) -> Markup | None:
-    """Where the training radii lie in each epoch: the darker, the more images have such a radius."""
+    """Where the training radii lie in each epoch: the stronger the colour, the more images have such a radius."""
     rows = [(r["epoch"], _edges(r)) for r in run.records]
     whole = [(epoch, edges) for epoch, edges in rows if edges]
     if not whole:
@@ -115,7 +117,7 @@ def heat(run: Run) -> Markup | None:
             chart.bar((epoch - 0.5, epoch - 0.5 + every), (low, high), "c0", 0.12 + 0.88 * density**0.7, 2.0, told)
     chart.line([(e, 255 * v) for e, v in run.column("radius_mean")], "c1", steps=True)
     chart.legend("c1", "mean")
-    chart.tell("The darker, the more of the epoch's images have such a radius.")
+    chart.tell("The stronger the colour, the more images have such a radius.")
     return chart.figure()
 
 
@@ -220,7 +222,9 @@ def scatter(points: Sequence[tuple[float, float, str]], eps: float | None) -> Ma
         if mine:
             chart.dots(mine, css, 3, 0.6)
             chart.legend(css, f"{name} ({len(mine)})", dot=True)
-    chart.tell(f"{len(points)} test images, at the radius that the run's budget gives them.")
+    chart.tell(
+        f"{len(points)} test images, at the radius of the run's budget; colours by the evaluation's worst case."
+    )
     return chart.figure()
 
 
@@ -246,10 +250,11 @@ def classes(result: Result) -> Markup | None:
             chart.legend(css, name)
     else:
         chart = Chart("Accuracy by class", Axis("", -0.5, len(rows) - 0.5), Axis("%", 0, 102), labelled=False)
+        slanted = max(len(name) for _, _, name in rows) > 3
         for i, (r, n, name) in enumerate(rows):
             chart.bar((i - 0.4, i + 0.4), (0, n), "c1", 0.35, told=f"{name}: natural {n:.1f} %")
             chart.bar((i - 0.25, i + 0.25), (0, r), "c0", told=f"{name}: robust {r:.1f} %")
-            chart.below(i, name)
+            chart.below(i, name, slanted)
         chart.legend("c1", "natural")
         chart.legend("c0", "robust (worst case)")
     low, high = rows[0], rows[-1]

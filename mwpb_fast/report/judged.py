@@ -62,6 +62,8 @@ def judge(run: Run) -> Judgement:
         reasons.append(("open", f"no trust report of this checkpoint: mwpb-fast trust {place}"))
     if result.preview:
         reasons.append(("open", f"a preview: {result.n:,} images, not the whole test set"))
+    elif trust is not None and trust.preview:
+        reasons.append(("open", f"the trust report is a preview: {trust.n:,} of {result.n:,} images"))
     if not _autoattack(result):
         strongest = [name for name in result.attacks if name not in ("natural", "worst")]
         attacks = ", ".join(strongest) or "no attack"

@@ -50,9 +50,10 @@ def table(header: list[Any], rows: list[list[Any]], caption: str, wide: bool = F
         element("tr", element("th", row[0], scope="row"), [element("td", cell) for cell in row[1:]])
         for row in rows
     ]
-    inner = element("table", element("caption", caption), element("thead", head), element("tbody", body))
-    return element("div", inner, class_="scroll wide" if wide else "scroll", tabindex=0, role="region",
-                   aria_label=caption)  # fmt: skip
+    inner = element("table", element("thead", head), element("tbody", body))
+    name = "scroll wide" if wide else "scroll"
+    scroll = element("div", inner, class_=name, tabindex=0, role="region", aria_label=caption)
+    return join(element("p", caption, class_="told"), scroll)
 
 
 def details(summary: Any, *inside: Any) -> Markup:

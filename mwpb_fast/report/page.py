@@ -71,7 +71,7 @@ def _several(runs: Sequence[Run], looked: Sequence[Looked | str]) -> Markup:
     top = element("header", element("h1", f"{len(runs)} runs side by side"), _navigation(links))
     learning = element("div", *curves.learning(runs), *curves.speed(runs), class_="charts")
     content = [
-        _section("compared", "Compared", _overview(runs), *_paired(runs)),
+        _section("compared", "Compared", _overview(runs), *_paired(runs), _differing(runs)),
         _section("learning", "Learning", learning),
     ]
     for i, (run, found) in enumerate(zip(runs, looked, strict=True)):
@@ -115,6 +115,18 @@ def _overview(runs: Sequence[Run]) -> Markup:
         rows.append([join(key, name), *cells, level, what, epochs, run.option("seed", "")])
     header = ["run", "robust (worst case)", "natural", "can it be believed?", "test images", "epochs", "seed"]
     return table(header, rows, "best checkpoint of each, with 95 % intervals")
+
+
+def _differing(runs: Sequence[Run]) -> Markup:
+    """The options in which the runs differ, as rows."""
+    options = [compare.options(run.config) for run in runs]
+    names = sorted({name for found in options for name in found} - {"recipe", "data.dir"})
+    rows = [[name, *(found.get(name, "-") for found in options)] for name in names]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    if not rows:
+        return element("p", "All runs have the same configuration.")
+    keys = [join(element("span", class_=f"key {curves.colour(i)}"), run.label) for i, run in enumerate(runs)]
+    return join(element("h3", "What differs"), table(["option", *keys], rows, "of the configurations", wide=True))
 
 
 def _paired(runs: Sequence[Run]) -> list[Markup]:

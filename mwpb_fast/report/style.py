@@ -13,17 +13,18 @@ html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
 body{margin:0;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;
 overflow-wrap:anywhere}
 main,header,footer{max-width:1280px;margin:0 auto;padding:0 20px}
+h1,h2,h3{overflow-wrap:anywhere}
 h1{font-size:1.65rem;line-height:1.2;margin:1.6rem 0 .3rem}
 h2{font-size:1.25rem;margin:2.4rem 0 .7rem;padding-top:.5rem;border-top:1px solid var(--line)}
 h3{font-size:1.05rem;margin:1.5rem 0 .5rem}
 p{margin:.4rem 0}
-.soft,.told,.unit,caption{color:var(--soft)}
+.soft,.told,.unit{color:var(--soft)}
 .skip{position:absolute;left:-999px}
 .skip:focus{left:8px;top:8px;background:var(--card);padding:6px 10px;z-index:2}
 a{color:var(--c0)}
 :focus-visible{outline:3px solid var(--c0);outline-offset:2px;border-radius:3px}
 nav{display:flex;flex-wrap:wrap;gap:.1rem 1rem;margin:.8rem 0}
-nav a{padding:.35rem 0;white-space:nowrap}
+nav a{padding:.35rem 0;max-width:100%}
 .first{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,7fr);gap:18px;margin:1rem 0}
 .card,figure{background:var(--card);border:1px solid var(--line);border-radius:10px;
 padding:14px 16px;margin:0;min-width:0}
@@ -41,10 +42,10 @@ dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:.5
 dl div{min-width:0}
 dt{color:var(--soft);font-size:.85rem}
 dd{margin:0}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,370px),1fr));gap:14px;margin:.8rem 0}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,370px),1fr));gap:14px;margin:.8rem 0}
 .charts figure{max-width:560px;width:100%}
 figcaption{display:flex;flex-wrap:wrap;gap:0 .7rem;align-items:baseline;margin-bottom:.2rem}
-.unit,.legend,.told,caption{font-size:.85rem}
+.unit,.legend,.told{font-size:.85rem}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem .9rem}
 .legend svg{vertical-align:middle}
 figure>svg{display:block;width:100%;height:auto;margin-top:.3rem}
@@ -60,15 +61,14 @@ svg text.mark{fill:var(--ink);font-size:11px;paint-order:stroke;stroke:var(--car
 .key{display:inline-block;width:.8rem;height:.8rem;border-radius:3px;margin-right:.45rem;vertical-align:-.05rem}
 .key.c0{background:var(--c0)}.key.c1{background:var(--c1)}.key.c2{background:var(--c2)}
 .key.c3{background:var(--c3)}.key.c4{background:var(--c4)}.key.c5{background:var(--c5)}
-.scroll{overflow-x:auto;margin:.6rem 0}
+.scroll{overflow-x:auto;margin:.2rem 0 .8rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.93rem}
-caption{text-align:left;padding-bottom:.2rem}
 th,td{padding:.3rem .8rem .3rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 td{white-space:nowrap}
 thead th{color:var(--soft);font-weight:500;white-space:nowrap}
 tbody th{font-weight:600;min-width:6rem}
-td.text{white-space:normal;min-width:14rem}
-td svg{display:block;width:190px;height:18px}
+.wide td:last-child{white-space:normal;min-width:14rem}
+td svg{display:block;margin-top:.2rem;width:190px;height:18px}
 details{margin:.7rem 0}
 summary{cursor:pointer;padding:.2rem 0}
 pre,code{font:13px/1.45 ui-monospace,Menlo,Consolas,monospace}
@@ -82,6 +82,7 @@ border-radius:4px;background:#808080;display:block}
 .grid-images p{font-size:.9rem}
 footer{padding-top:1.5rem;padding-bottom:3rem;color:var(--soft);font-size:.85rem}
 @media (max-width:700px){.first{grid-template-columns:minmax(0,1fr)}main,header,footer{padding:0 14px}
-.big{font-size:2.1rem}h1{font-size:1.4rem;margin-top:1rem}}
+.numbers{gap:.8rem 1rem}.numbers div{min-width:6rem}.big{font-size:2.1rem}
+dl{grid-template-columns:repeat(auto-fill,minmax(140px,1fr))}h1{font-size:1.4rem;margin-top:1rem}}
 @media print{nav,.skip{display:none}figure,.card{break-inside:avoid}}
 """

@@ -14,6 +14,7 @@ from mwpb_fast.config import ConfigError
 from mwpb_fast.system.optional import attempt
 
 PACKAGES = ("trackio", "wandb")
+EXTRAS = {"trackio": "track"}
 PROJECT = "mwpb-fast"
 
 
@@ -21,7 +22,7 @@ def require(package: str) -> Any:
     """The module of a tracker. Raises ConfigError where it is missing or broken."""
     found = attempt(package)
     if found.module is None:
-        raise ConfigError(f"--track {package}: {package} {found.why}: {found.cure(package)}")
+        raise ConfigError(f"--track {package}: it {found.why}: {found.cure(package, EXTRAS.get(package, ''))}")
     return found.module
 
 
