@@ -54,9 +54,8 @@ def accuracy(runs: Sequence[Run]) -> Markup | None:
         chart.legend("c0", "robust (PGD-10)")
         (epoch, best), (last_epoch, last) = (pick(columns[0][1]) for pick in (_best, lambda c: c[-1]))
         chart.dots([(epoch, best)], "c0", 4.5)
-        chart.tell(
-            f"Best robust accuracy {best:.1f} % in epoch {epoch:.0f}, {last:.1f} % in epoch {last_epoch:.0f}."
-        )
+        after = "" if epoch == last_epoch else f"; {last:.1f} % in epoch {last_epoch:.0f}"
+        chart.tell(f"Best robust accuracy {best:.1f} % in epoch {epoch:.0f}{after}.")
     else:
         _name(chart, runs)
         chart.tell("Solid: robust (PGD-10); dashed: natural.")
@@ -222,9 +221,10 @@ def scatter(points: Sequence[tuple[float, float, str]], eps: float | None) -> Ma
         if mine:
             chart.dots(mine, css, 3, 0.6)
             chart.legend(css, f"{name} ({len(mine)})", dot=True)
-    chart.tell(
-        f"{len(points)} test images, at the radius of the run's budget; colours by the evaluation's worst case."
+    fates = (
+        "; colours by the evaluation's worst case" if {"falls", "holds"} & {what for *_, what in points} else ""
     )
+    chart.tell(f"{len(points)} test images, at the radius of the run's budget{fates}.")
     return chart.figure()
 
 

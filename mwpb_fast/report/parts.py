@@ -97,10 +97,7 @@ def facts(run: Run) -> Markup:
         ("Device", run.environment.get("device", "?")),
     ]
     listed = element("dl", [element("div", element("dt", name), element("dd", value)) for name, value in pairs])
-    missing = element("ul", [element("li", problem) for problem in run.problems])
-    return join(
-        listed, details(f"{len(run.problems)} files are missing or left out", missing) if run.problems else None
-    )
+    return join(listed, soft(f"Missing or left out: {'; '.join(run.problems)}.") if run.problems else None)
 
 
 # the evaluation -----------------------------------------------------------------------------------------------
