@@ -31,6 +31,7 @@ def stub(name: str, fails: str = "", takes_id: bool = True) -> tuple[types.Modul
 
     def call(kind: str, about: Any) -> None:
         calls.append((kind, about))
+        print("a banner")
         if kind == fails:
             raise OSError(f"no network\nfor {kind}")
 
@@ -50,7 +51,11 @@ def stub(name: str, fails: str = "", takes_id: bool = True) -> tuple[types.Modul
 
 @pytest.mark.parametrize(("name", "takes_id"), [("wandb", True), ("trackio", False)])
 def test_a_tracker_gets_the_records(
-    name: str, takes_id: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    takes_id: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     module, calls = stub(name, takes_id=takes_id)
     monkeypatch.setitem(sys.modules, name, module)
@@ -64,6 +69,7 @@ def test_a_tracker_gets_the_records(
         assert step == record["epoch"]
         assert numbers["loss"] == record["loss"]
         assert "bad_batches" not in numbers
+    assert capsys.readouterr().out == ""
     # one that is gone on with is the same run there
     train.run(tiny("--epochs=3"), tmp_path, view=View("quiet", name))
     assert calls[4][1].get("id") == about.get("id")

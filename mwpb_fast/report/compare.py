@@ -40,7 +40,7 @@ def paired(first: str, second: str, attack: str = "") -> Difference:
 
 def options(config: Mapping[str, Any], place: str = "") -> dict[str, str]:
     """Every value of a configuration as text, by a name such as budget.eps."""
-    found = {}
+    found: dict[str, str] = {}
     for key, value in config.items():
         name = f"{place}{key}"
         found |= options(value, f"{name}.") if isinstance(value, Mapping) else {name: plain(value)}

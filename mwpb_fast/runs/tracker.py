@@ -5,8 +5,10 @@ metrics.jsonl stays the truth: what such a service dies of costs its own copy an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,16 @@ class Tracker:
         own = {"id": hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16], "dir": str(folder)}
         taken = inspect.signature(self._module.init).parameters
         more = {name: value for name, value in own.items() if name in taken}
-        self._module.init(project=PROJECT, name=str(folder), config=config, resume="allow", **more)
+        self._call("init", project=PROJECT, name=str(folder), config=config, resume="allow", **more)
 
     def log(self, record: dict[str, Any]) -> None:
         """The numbers of an epoch's record."""
         numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "epoch"}
-        self._module.log(numbers, step=record["epoch"])
+        self._call("log", numbers, step=record["epoch"])
 
     def finish(self) -> None:
-        self._module.finish()
+        self._call("finish")
+
+    def _call(self, name: str, /, *words: Any, **options: Any) -> None:
+        with contextlib.redirect_stdout(sys.stderr):  # which is for what a program may read, and not for banners
+            getattr(self._module, name)(*words, **options)
