@@ -263,3 +263,12 @@ def test_what_differs_between_runs(tmp_path: Path) -> None:
     assert (
         "All runs have the same configuration" in report(make_run(tmp_path / "c"), make_run(tmp_path / "d")).text
     )
+
+
+def test_long_runs_stay_small(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", epochs=1500)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in lines:
+        record |= {f"radius_{name}": 0.1 + 0.01 * i for i, name in enumerate(curves.QUANTILES)}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    assert len(page([read(run)], ["left out"])) < 2**19
