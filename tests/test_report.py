@@ -155,6 +155,11 @@ def test_levels(tmp_path: Path) -> None:
     del without["attacks"]["aa"]
     write(run / "evaluation-best.json", without)
     assert any("upper bound, from pgd20" in reason for _, reason in judge(read(run)).reasons)
+    write(run / "trust-best.json", result(verdicts=verdicts("ok")))
+    next((run / "checkpoints").iterdir()).unlink()
+    assert judge(read(run)).reasons[0] == (
+        "open", "there is no checkpoint by which to tell whether the result is of this run's")  # fmt: skip
+    (run / "trust-best.json").unlink()
     (run / "evaluation-best.json").unlink()
     assert judge(read(run)).level == "none"
 

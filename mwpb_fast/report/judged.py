@@ -74,6 +74,8 @@ def judge(run: Run) -> Judgement:
         reasons.append(("open", f"{bad} training steps were not finite, and left the weights alone"))
     if trust is not None and (fine := sum(verdict == "ok" for _, verdict, _ in trust.verdicts)):
         reasons.append(("ok", f"{fine} of {len(trust.verdicts)} checks of the trust report are ok"))
+    if result.stale is None:
+        reasons.append(("open", "there is no checkpoint by which to tell whether the result is of this run's"))
     if result.stale is False:
         reasons.append(("ok", "the result is of the checkpoint that the run has now, by its SHA-256"))
     reasons.sort(key=lambda reason: ("doubt", "open", "ok").index(reason[0]))
