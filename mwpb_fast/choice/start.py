@@ -11,15 +11,15 @@ from mwpb_fast.choice import cache
 from mwpb_fast.choice.candidates import Candidate, candidates
 from mwpb_fast.choice.circumstances import circumstances
 from mwpb_fast.choice.engine import Engine
-from mwpb_fast.choice.ledger import operations
+from mwpb_fast.choice.ledger import Ledger, operations
 from mwpb_fast.choice.record import Record, Tried
-from mwpb_fast.choice.trial import LATE, Trial
+from mwpb_fast.choice.trial import GRADIENT, LATE, Trial
 from mwpb_fast.config import ConfigError
 from mwpb_fast.method import Net
 from mwpb_fast.runs.log import note
 
 LIMIT, TUNED = 10.0, 30.0  # seconds of a trial, without and with the tuning of layers
-WORTH = 20  # a run must be expected to take so many times that limit, or there is no trial
+WORTH = 20  # a run must be expected to take so many times that limit, or there is no trial: it costs 5 % at most
 RATE = {"cpu": 2e11, "cuda": 5e13}  # operations a second, for what a run is expected to take
 PASSES = 24  # forward passes of a step of ten attack steps
 LAUNCHES = {"cpu": 0.0, "cuda": 0.01}  # seconds that the smallest step takes
@@ -93,7 +93,8 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
         engine.record.tried, engine.record.why = tried, "by rule: nothing passed its trial"
         note(f"engine: nothing passed its trial; {engine.record.chosen} goes on")
         return
-    found = Record(best.candidate, "trial", _why(best, tried, taken), tried, timed, [], taken)
+    share = taken / _expected(engine, best, ledger if timed == GRADIENT else None)
+    found = Record(best.candidate, "trial", _why(best, tried, taken, share), tried, timed, [], taken, share)
     found.circumstances = _circumstances(engine)
     found.layers = layers.get(best.candidate, [])  # none where the net was made for a candidate without any
     engine.follow(found, "trial", found.why)
@@ -102,11 +103,21 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
         cache.write(found)
 
 
-def _why(best: Tried, tried: list[Tried], taken: float) -> str:
+def _expected(engine: Engine, best: Tried, ledger: Ledger | None) -> float:
+    """Seconds of the run's steps by the time of the one that is taken; without end where it was not timed. ledger:
+    whose images' gradient was timed, in place of a step; all passes then count as those of the attack."""
+    seconds = float("inf") if best.milliseconds is None else 1e-3 * best.milliseconds
+    if ledger is not None:
+        seconds *= PASSES / 2 * len(engine.sample) / len(ledger.batch.x)
+    return max(1e-9, seconds * engine.config.epochs * len(engine.loader))
+
+
+def _why(best: Tried, tried: list[Tried], taken: float, share: float) -> str:
     passed = [t for t in tried if not t.refused]
     shares = [
         f"; {best.milliseconds / t.milliseconds:.2f} of {t.candidate}'s time"
         for t in passed
         if t is not best and t.milliseconds and best.milliseconds
     ]
-    return f"best of {len(passed)} that passed of {len(tried)}, in {taken:.1f} s{''.join(shares)}"
+    spent = f"in {taken:.1f} s" + (f", {share:.2%} of the run" if share else "")
+    return f"best of {len(passed)} that passed of {len(tried)}, {spent}{''.join(shares)}"
