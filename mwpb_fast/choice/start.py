@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -119,5 +120,5 @@ def _why(best: Tried, tried: list[Tried], taken: float, share: float) -> str:
         for t in passed
         if t is not best and t.milliseconds and best.milliseconds
     ]
-    spent = f"in {taken:.1f} s" + (f", {share:.2%} of the run" if share else "")
+    spent = f"in {taken:.1f} s" + (f", at most {math.ceil(1e4 * share) / 1e4:.2%} of the run" if share else "")
     return f"best of {len(passed)} that passed of {len(tried)}, {spent}{''.join(shares)}"
