@@ -106,6 +106,7 @@ def test_the_time_is_up_before_the_whole_ledger(tmp_path: Path, monkeypatch: pyt
     """The fastest was not looked at, so what would be taken without a trial goes on."""
     clock(monkeypatch, of_eager)
     late = iter([0.0] * 6 + [99.0] * 99)
+    monkeypatch.setattr(start, "LIMIT", 10.0)
     monkeypatch.setattr(trial.Spent, "seconds", property(lambda self: next(late)))
     monkeypatch.setattr(Ledger, "row", failing(AssertionError("the whole ledger")))
     assert isinstance(begun(tmp_path).step.net, TwinNet)
