@@ -46,7 +46,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[capture.CapturedStep]:
 
     captured_step = functools.partial(capture.CapturedStep, make_recorder=FakeRecorder)
     monkeypatch.setattr(capture, "CapturedStep", make)
-    for module in (candidates, trial):
+    for module in (candidates, start, trial):
         monkeypatch.setattr(module, "graphs", lambda device: True)
     return made
 

@@ -12,10 +12,12 @@ from capture_cases import AT, batch, make_step
 from choice_cases import begun, clock, of_eager, record, tried
 from twin_cases import CPU32
 
-from mwpb_fast.choice import candidates, start, trial
+from mwpb_fast.choice import cache, candidates, start, trial
 from mwpb_fast.choice.candidates import Candidate
 from mwpb_fast.choice.ledger import Ledger
 from mwpb_fast.choice.record import Record, Tried, fastest, read_record
+from mwpb_fast.engine import build
+from mwpb_fast.engine.layers import FoldedConv
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.processor import cpu_has_bf16
 from mwpb_fast.engine.twin import TwinNet
@@ -136,3 +138,35 @@ def test_the_share_of_the_run_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     assert start._expected(trainer.engine, Tried(TWIN), None) == float("inf")
     assert "of the run" not in start._why(Tried(TWIN), [], 1.0, 0.0)
     assert isinstance(trainer.engine.record, Record)
+
+
+@pytest.mark.usefixtures("tried")
+def test_without_graphs_the_layers_of_the_one_that_is_taken_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, within the trial; they are held to the ledger, and the next start has them without a measurement."""
+    calls: list[TwinNet] = []
+
+    def tune(net: TwinNet, sample: torch.Tensor, **more: Any) -> list[dict[str, Any]]:
+        calls.append(net)
+        return [{"layer": la.name, "chosen": "fused"} for la in net.layers if isinstance(la, FoldedConv)]
+
+    monkeypatch.setattr(build, "tune", tune)
+    monkeypatch.setattr(start, "TUNED", 1e9)
+    options = ("--precision.tune=true", "--data.batch_size=16")
+    trainer = begun(tmp_path / "one", *options)
+    assert calls == [trainer.step.net]
+    told = record(tmp_path / "one")
+    assert (told["chosen"]["name"], told["how"]) == ("twin fp32, tuned", "trial")
+    assert told["layers"][0]["chosen"] == "fused"
+    assert "best of 2 that passed of 2, in " in told["why"]
+    again = begun(tmp_path / "two", *options)
+    assert len(calls) == 1
+    assert again.engine.record.how == "cache"
+    assert record(tmp_path / "two")["layers"] == told["layers"]
+    share = Ledger.share
+    wrong = lambda self, net: 0.9 if net in calls else share(self, net)  # noqa: E731
+    monkeypatch.setattr(Ledger, "share", wrong)
+    monkeypatch.setenv("MWPB_CACHE", str(tmp_path / "other"))
+    assert begun(tmp_path / "three", *options).engine.record.chosen == EAGER
+    assert not cache.folder().exists()

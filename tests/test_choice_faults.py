@@ -155,7 +155,7 @@ def test_when_it_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """At each phase and every few epochs, never in the middle of one: so a run that was stopped goes on alike."""
     trainer = begun(tmp_path, "--epochs=12", "--warmup_epochs=7")
     looks: list[int] = []
-    monkeypatch.setattr(engine.Engine, "_look_again", lambda self, epoch, *rest: looks.append(epoch))
+    monkeypatch.setattr(engine.Engine, "look_again", lambda self, epoch, *rest: looks.append(epoch))
     for epoch in range(1, 13):
         for first in (0, 1):
             trainer.engine.begin(epoch, first, trainer._key(epoch))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mwpb_fast.choice import cache
-from mwpb_fast.choice.candidates import Candidate, candidates
+from mwpb_fast.choice.candidates import Candidate, candidates, graphs
 from mwpb_fast.choice.circumstances import circumstances
 from mwpb_fast.choice.engine import Engine
 from mwpb_fast.choice.ledger import Ledger, operations
@@ -78,7 +78,8 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
     started, layers = time.monotonic(), dict[Candidate, list[dict[str, Any]]]()
 
     def make(candidate: Candidate) -> Net:
-        net, layers[candidate] = engine.build(candidate)
+        # without graphs the layers are those of the net that is taken: to measure each net's would cost the budget
+        net, layers[candidate] = engine.build(candidate, tuned=graphs(engine.precision.device))
         return net
 
     inputs = engine.inputs(epoch, 0, key, engine.method.in_epoch(epoch))
@@ -86,7 +87,6 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
     trial = Trial(engine.step, inputs, make, engine.capture, ledger, _limit(engine))
     with engine.precision.mode():
         tried, best, timed = trial.run(first, last)
-    taken = time.monotonic() - started
     for t in tried:
         if t.refused:
             note(f"engine: {t.candidate}: {t.refused}")
@@ -94,13 +94,21 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
         engine.record.tried, engine.record.why = tried, "by rule: nothing passed its trial"
         note(f"engine: nothing passed its trial; {engine.record.chosen} goes on")
         return
-    share = taken / _expected(engine, best, ledger if timed == GRADIENT else None)
-    found = Record(best.candidate, "trial", _why(best, tried, taken, share), tried, timed, [], taken, share)
-    found.circumstances = _circumstances(engine)
+    found = Record(best.candidate, "trial", "", tried, timed, circumstances=_circumstances(engine))
     found.layers = layers.get(best.candidate, [])  # none where the net was made for a candidate without any
-    engine.follow(found, "trial", found.why)
+    engine.follow(found, "trial", "")
+    if engine.record.layers and not found.layers:  # measured only now, so the ledger has not seen them
+        found.layers = engine.record.layers
+        engine.look_again(epoch, key, inputs.method)
+    taken = time.monotonic() - started
+    share = taken / _expected(engine, best, ledger if timed == GRADIENT else None)
+    for record in (found, engine.record):
+        record.seconds, record.share, record.why = taken, share, _why(best, tried, taken, share)
     late = any(t.refused == LATE for t in tried)
-    if not late or sum(t.milliseconds is not None for t in tried) > 1:  # else another start may come farther
+    kept = engine.record.chosen == found.chosen
+    if kept and (
+        not late or sum(t.milliseconds is not None for t in tried) > 1
+    ):  # else another start may come farther
         cache.write(found)
 
 
