@@ -72,7 +72,7 @@ class Session:
         self.model = Watched(model, precision.memory_format, precision.device)
         spread = torch.linspace(0, len(pixels) - 1, min(PROBES, len(pixels))).long()
         with self.ready(lambda: None):
-            self.function = examine(self.model, probes(self.load(spread)[0]))
+            self.function = self.model.with_room(lambda: examine(self.model, probes(self.load(spread)[0])))
         classes = self.model.classes
         if int(labels.max()) >= classes:
             raise EvaluationError(f"labels reach {int(labels.max())}, the model has {classes} classes")
@@ -94,6 +94,8 @@ class Session:
         self.notes = [note] if note else []
         if self.model.layout != precision.memory_format:
             self.notes.append("contiguous images: the model cannot take channels-last ones")
+        if "randomized" in self.function.doubts:
+            self.notes.append("the model's logits are random: a flag is one draw of the prediction")
         self.notes += short_of_crossing(self.attacks, self.setting)
         names = images.classes if isinstance(images, data.Images) else ()
         self.classes = [*names, *map(str, range(len(names), classes))]
@@ -113,6 +115,13 @@ class Session:
             torch.enable_grad(),
         ):
             yield
+
+    @property
+    def doubts(self) -> dict[str, str]:
+        """What makes its numbers doubtful, by kind. That a model is random does not where all attacks average."""
+        moving = [attack for attack in self.attacks.values() if attack.ball]
+        averaged = bool(moving) and all(attack.passes > 1 for attack in moving)
+        return {k: v for k, v in self.function.doubts.items() if not (k == "randomized" and averaged)}
 
     def load(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (n, C, H, W) float32 and labels (n,) on the device."""
@@ -157,11 +166,15 @@ class Session:
             "batch_size": setting.batch_size,
             "dtype": str(setting.precision.dtype).removeprefix("torch."),
             "layout": str(self.model.layout).removeprefix("torch."),
-            "notes": self.notes,
+            "notes": self.notes + self._room(),
             "model_sha256": self.model_hash,
             "data_sha256": self.data_hash,
             "environment": environment(setting.precision.device) | packages,
         }
+
+    def _room(self) -> list[str]:
+        at_once = self.model.at_once
+        return [f"at most {at_once} images at once went through the model: no memory for more"] if at_once else []
 
     def _hash_data(self, index: torch.Tensor) -> str:
         pixels = self.pixels
