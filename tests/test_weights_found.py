@@ -116,6 +116,8 @@ REFUSED: dict[str, tuple[Callable[[Weights], Weights], str]] = {
         lambda w: {k: (v * 99).to(torch.int8) for k, v in w.items()},
         "wrong type .*int8 for torch.float32",
     ),
+    "sparse": (lambda w: {k: v.to_sparse() for k, v in w.items()}, "wrong type .*torch.sparse_coo"),
+    "without numbers": (lambda w: {k: v.to("meta") for k, v in w.items()}, "without numbers"),
     "compiled twice": (lambda w: w | pre("_orig_mod.", w), "occurs twice, compiled and not"),
 }
 

@@ -74,6 +74,8 @@ class Session:
         with self.ready(lambda: None):
             self.function = self.model.with_room(lambda: examine(self.model, probes(self.load(spread)[0])))
         classes = self.model.classes
+        if classes < 2:
+            raise EvaluationError("the model cannot be evaluated: it gives one logit an image, for one class")
         if int(labels.max()) >= classes:
             raise EvaluationError(f"labels reach {int(labels.max())}, the model has {classes} classes")
         blind = [name for name, attack in self.attacks.items() if attack.gradients]
@@ -92,8 +94,10 @@ class Session:
             batch_size=config.batch_size,
         )
         self.notes = [note] if note else []
+        if pixels.shape[1] > 4 and pixels.shape[3] in (1, 3):
+            self.notes.append(f"images are {tuple(pixels.shape[1:])}, read as (C, H, W): are their channels last?")
         if self.model.layout != precision.memory_format:
-            self.notes.append("contiguous images: the model cannot take channels-last ones")
+            self.notes.append("contiguous images: the model cannot take channels-last ones, or not rightly")
         if "randomized" in self.function.doubts:
             self.notes.append("the model's logits are random: a flag is one draw of the prediction")
         self.notes += short_of_crossing(self.attacks, self.setting)
@@ -118,10 +122,12 @@ class Session:
 
     @property
     def doubts(self) -> dict[str, str]:
-        """What makes its numbers doubtful, by kind. That a model is random does not where all attacks average."""
+        """What makes its numbers doubtful, by kind. That a model is random does not where all attacks average, nor
+        that it has no slope where none follows it."""
         moving = [attack for attack in self.attacks.values() if attack.ball]
-        averaged = bool(moving) and all(attack.passes > 1 for attack in moving)
-        return {k: v for k, v in self.function.doubts.items() if not (k == "randomized" and averaged)}
+        idle = {"randomized"} if moving and all(attack.passes > 1 for attack in moving) else set()
+        idle |= set() if any(attack.gradients for attack in moving) else {"flat"}
+        return {kind: text for kind, text in self.function.doubts.items() if kind not in idle}
 
     def load(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (n, C, H, W) float32 and labels (n,) on the device."""
