@@ -220,7 +220,7 @@ def test_a_gradient_that_is_zero_everywhere_is_a_doubt(how: str) -> None:
     }
     flat = Wrap(model, functions[how])
     result = run(flat, labelled(model), config("natural", "pgd2"))
-    assert "gradient is zero at all of 8 images" in result["warnings"]["flat"]["message"]
+    assert "gradient is zero at all of 8 images" in result["warnings"]["zero_gradients"]["message"]
     assert run(flat, labelled(model), config("natural", "spsa1", costly_subset=1))["warnings"] == {}
 
 

@@ -56,7 +56,7 @@ def examine(model: Watched, x: torch.Tensor) -> Function:
         together, gradient, no_gradient = _gradient(model, x)
         doubts = {}
         if not (no_gradient or gradient.any()):
-            doubts["flat"] = (
+            doubts["zero_gradients"] = (
                 f"the model's gradient is zero at all of {len(x)} images that were tried (rounding, a threshold, "
                 "a saturated softmax?): an attack that follows it finds nothing"
             )

@@ -15,6 +15,7 @@ from mwpb_fast import data
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.engine.precision import Precision, full_float32
 from mwpb_fast.evaluation.catalog import find_attack, shard_name
+from mwpb_fast.evaluation.code import hash_code
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, check_images, check_labels, gathered
 from mwpb_fast.evaluation.function import PROBES, examine, probes
 from mwpb_fast.evaluation.model_checks import (
@@ -104,7 +105,7 @@ class Session:
         names = images.classes if isinstance(images, data.Images) else ()
         self.classes = [*names, *map(str, range(len(names), classes))]
         self.model_hash, self.data_hash = hash_model(model), self._hash_data(index)
-        self.attributes = hash_attributes(model)
+        self.attributes, self.code = hash_attributes(model), hash_code(model)
 
     @contextlib.contextmanager
     def ready(self, tick: Callable[[], None]) -> Iterator[None]:
@@ -126,7 +127,7 @@ class Session:
         that it has no slope where none follows it."""
         moving = [attack for attack in self.attacks.values() if attack.ball]
         idle = {"randomized"} if moving and all(attack.passes > 1 for attack in moving) else set()
-        idle |= set() if any(attack.gradients for attack in moving) else {"flat"}
+        idle |= set() if any(attack.gradients for attack in moving) else {"zero_gradients"}
         return {kind: text for kind, text in self.function.doubts.items() if kind not in idle}
 
     def load(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,7 +152,7 @@ class Session:
             "device": self.precision.device.type,
             "torch": str(torch.__version__),
             "packages": self.packages[name],
-        }
+        } | ({"code": self.code} if self.code else {})
         setting = attack.setting(self.setting)
         name, folder, fingerprint = shard_name(name), self.folder, self.function.fingerprint
         return ShardedAttack(name, attack, index, self.load, setting, folder, key, fingerprint, self.save_images)
