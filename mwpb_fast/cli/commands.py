@@ -114,6 +114,10 @@ def data(arguments: Sequence[str]) -> int:
     from mwpb_fast.data.prepare import find_set, prepare, set_folder
 
     if given.verb == "list":
+        others = [name for name, value in vars(given).items() if value and name not in ("verb", "dir")]
+        if others:
+            what = {"name": "NAME", "source": "--from"}.get(others[0], f"--{others[0]}")
+            parser.error(f"data list takes --dir alone, not {what}")
         for name in _sets(given.dir):
             print(f"{name:14s} {_state(name, given.dir):26s}{_first_line(find_set(name).__doc__)}")
         return 0
