@@ -22,7 +22,8 @@ from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning
 from mwpb_fast.runs import checkpoint, guards, resume, trace
 from mwpb_fast.runs.folder import clear, sweep, training_lock
 from mwpb_fast.runs.guards import TrainingError as TrainingError
-from mwpb_fast.runs.log import RunLog, Waits, epoch_line, note, progress, write_environment
+from mwpb_fast.runs.log import RunLog, Waits, note, progress, write_environment
+from mwpb_fast.runs.view import View
 from mwpb_fast.runs.writer import Writer
 from mwpb_fast.step import Step
 from mwpb_fast.system.files import to_json, write_atomically
@@ -31,18 +32,21 @@ from mwpb_fast.system.signals import Interrupted, StopRequest, stop_requests
 from mwpb_fast.system.threads import adaptive_openmp_waits
 
 
-def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
+def run(
+    config: Config, folder: Path, *, resume: bool = True, quiet: bool = False, view: View | None = None
+) -> dict[str, Any]:
     """Train `config` in `folder` and return the last epoch's record.
 
     A folder that holds an earlier part of the same run is continued, exactly; with resume=False it is begun
-    anew. Writes config.yaml, environment.json, metrics.jsonl, radii.json, tensorboard/ and checkpoints/.
-    Raises ConfigError, DataError or CheckpointError for what the user can mend, also where another process is at
-    work in the folder; TrainingError where too many steps were not finite, Interrupted after SIGTERM, SIGINT,
-    SIGHUP or SIGUSR1.
+    anew. view: how it shows itself, in place of quiet or not. Writes config.yaml, environment.json, metrics.jsonl,
+    radii.json, tensorboard/ and checkpoints/. Raises ConfigError, DataError or CheckpointError for what the user can
+    mend, also where another process is at work in the folder; TrainingError where too many steps were not finite or
+    a guard ends the run, Interrupted after SIGTERM, SIGINT, SIGHUP or SIGUSR1.
     """
     keep_freed_memory()
     with training_lock(folder), adaptive_openmp_waits(), stop_requests() as request:
         trainer = Trainer(config, folder, request, quiet)
+        trainer.view = view or trainer.view
         if not resume:  # not before what this run needs has been found
             clear(folder)
         sweep(folder)
@@ -58,7 +62,8 @@ class Trainer:
 
     def __init__(self, config: Config, folder: Path, request: StopRequest, quiet: bool = False) -> None:
         check_axes(config)
-        self.config, self.folder, self.request, self.quiet = config, folder, request, quiet
+        self.config, self.folder, self.request = config, folder, request
+        self.view = View("quiet" if quiet else "lines")
         self.precision = make_precision(config.precision)
         device, layout = self.precision.device, self.precision.memory_format
         self.images = data.load_split(config.data, "train")
@@ -120,7 +125,7 @@ class Trainer:
     def train(self) -> dict[str, Any]:
         """From wherever the run stands to its last epoch."""
         self._claim_folder()
-        log = RunLog(self.folder, self.at.epoch)
+        log = RunLog(self.folder, self.at.epoch, self.view.tracker(self.folder, self.config))
         record: dict[str, Any] = {}
         try:
             while self.at.epoch <= self.config.epochs:
@@ -129,7 +134,7 @@ class Trainer:
                     record |= self.validate()
                     record |= self.guards.epoch(record)
                 except guards.GuardError as error:
-                    log = self._go_back(error, log)
+                    self._go_back(error, log)
                 else:
                     self._finish_epoch(record, log)
             self.writer.wait()
@@ -152,7 +157,8 @@ class Trainer:
         method = self.engine.begin(epoch, self.at.batch, key)
         started, first, stopped = time.monotonic(), self.at.batch, False
         size = config.data.batch_size
-        with progress(len(self.loader) * size, f"epoch {epoch}/{config.epochs}", done=first * size) as bar:
+        whole, label = len(self.loader) * size, f"epoch {epoch}/{config.epochs}"
+        with progress(whole, label, done=first * size, form=self.view.form) as bar:
             looked = started
             take_step, feed = self.engine.feed(epoch, first)
             batches = Waits(feed)
@@ -161,15 +167,13 @@ class Trainer:
                 self.at.trace[self.at.batch] = trace.row(*result)
                 self.at.batch += 1
                 self.watchdog.beat()
-                note = ""
+                note = status = ""
                 if time.monotonic() - looked > 1.0:  # the only wait for the device within an epoch
                     looked = time.monotonic()
-                    note = f"loss {trace.columns(self.at.trace).loss[self.at.batch - 1].item():.3f}"
+                    note, status = self.view.step(bar, self.at.trace[self.at.batch - 1], config.epochs - epoch)
                     self._check_steps()
-                    if self.writer.due:
-                        self.writer.take(self.state(self.at.within(looked - started, batches.seconds)), "last")
-                        self.writer.begin()
-                bar.advance(len(result.radius), note)
+                    self.writer.within(self.state, self.at.within(looked - started, batches.seconds))
+                bar.advance(len(result.radius), note, status)
                 if self.request.number:
                     stopped = True
                     break
@@ -202,13 +206,12 @@ class Trainer:
         rows = self.at.trace[: self.at.batch].cpu()
         return rows, *self.guards.steps(rows, self.at.epoch)
 
-    def _go_back(self, error: guards.GuardError, log: RunLog) -> RunLog:
-        """To a state before what a guard has found; the log of what comes then."""
+    def _go_back(self, error: guards.GuardError, log: RunLog) -> None:
+        """To a state before what a guard has found."""
         path, state = self.guards.state_before(error, self.at.rollbacks)
         self.engine.forget()  # a recorded step has the optimiser's tensors in it, which are others from here on
         self.parts.load(path, state, self.at)
-        log.close()
-        return RunLog(self.folder, self.at.epoch)
+        log.go_back(self.at.epoch)
 
     def validate(self) -> dict[str, Any]:
         """Natural and PGD-10 accuracy in % on the held-out images; nothing where none are due or held out."""
@@ -234,10 +237,8 @@ class Trainer:
         record["checkpoint"] = self.writer.take(self.state(), *kinds)
         log.write(record)  # before they can be there: records of epochs that are done again are dropped
         self.writer.begin()
-        if not self.quiet:
-            print(epoch_line(record, self.config.epochs), flush=True)
+        self.view.epoch(record, self.config.epochs)
 
-    # state ----------------------------------------------------------------------------------------------------
     def state(self, at: resume.Position | None = None) -> dict[str, Any]:
         """Everything that a resumed run needs, in tensors and plain types. at: where it stands."""
         about = checkpoint.MARK | {
@@ -260,12 +261,12 @@ class Trainer:
             if done > self.config.epochs:
                 note(f"{self.folder} has done {done} epochs, more than the {self.config.epochs} asked for")
                 config["epochs"] = done  # what the folder holds
-            elif done < self.config.epochs and not self.quiet:
-                print(f"resuming from {path.name}", flush=True)
+            elif done < self.config.epochs:
+                self.view.tell(f"resuming from {path.name}", "resumed", checkpoint=path.name)
             self.engine.write()
         else:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-            choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.quiet)
+            choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.view.form != "lines")
         write_atomically(self.folder / "config.yaml", yaml_file.write(config))
         write_environment(self.folder, self.precision.device)
 

@@ -38,10 +38,11 @@ class Writer:
         self._error: BaseException | None = None
         self._told = False
 
-    @property
-    def due(self) -> bool:
-        """Whether a state is to be written within the epoch, so long after the one before."""
-        return 0 < self.keep.minutes < (time.monotonic() - self._last) / 60
+    def within(self, state: Callable[[Any], dict[str, Any]], at: Any) -> None:
+        """Write, in the background, the state at a place within an epoch, where one is due since the one before."""
+        if 0 < self.keep.minutes < (time.monotonic() - self._last) / 60:
+            self.take(state(at), "last")
+            self.begin()
 
     def take(self, state: dict[str, Any], *kinds: str) -> float:
         """Copy a state, of which `begin` writes checkpoints of these kinds. Waits for those before; returns the
