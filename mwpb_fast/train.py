@@ -39,9 +39,9 @@ def run(
 
     A folder that holds an earlier part of the same run is continued, exactly; with resume=False it is begun
     anew. view: how it shows itself, in place of quiet or not. Writes config.yaml, environment.json, metrics.jsonl,
-    radii.json, tensorboard/ and checkpoints/. Raises ConfigError, DataError or CheckpointError for what the user can
-    mend, also where another process is at work in the folder; TrainingError where too many steps were not finite or
-    a guard ends the run, Interrupted after SIGTERM, SIGINT, SIGHUP or SIGUSR1.
+    radii.json, tensorboard/ and checkpoints/. Raises ConfigError, DataError or CheckpointError for what the user
+    can mend, also where another process is at work in the folder; TrainingError where too many steps were not
+    finite or a guard ends the run, Interrupted after SIGTERM, SIGINT, SIGHUP or SIGUSR1.
     """
     keep_freed_memory()
     with training_lock(folder), adaptive_openmp_waits(), stop_requests() as request:

@@ -39,7 +39,7 @@ class Writer:
         self._told = False
 
     def within(self, state: Callable[[Any], dict[str, Any]], at: Any) -> None:
-        """Write, in the background, the state at a place within an epoch, where one is due since the one before."""
+        """Write in the background the state at a place within an epoch, where one is due."""
         if 0 < self.keep.minutes < (time.monotonic() - self._last) / 60:
             self.take(state(at), "last")
             self.begin()
