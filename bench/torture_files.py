@@ -222,18 +222,18 @@ def failing_disk(points: int, folder: Path) -> Count:
 
 
 @contextlib.contextmanager
-def small_disk(place: Path, size: str) -> Iterator[Callable[[str], None]]:
-    """A file system of its own at `place`; yields what mounts it again with other options. Raises OSError where
-    that is not allowed."""
+def small_disk(place: Path, options: str) -> Iterator[Callable[[str], None]]:
+    """A file system of its own at `place`, over what is there; yields what mounts it again with other options.
+    Raises OSError where that is not allowed."""
 
     def mount(*words: str) -> None:
         ended = subprocess.run(["mount", *words, str(place)], capture_output=True, encoding="utf-8")
         if ended.returncode != 0:
             raise OSError(ended.stderr.strip() or "mount failed")
 
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     try:
-        mount("-t", "tmpfs", "-o", f"size={size}", "torture")
+        mount("-t", "tmpfs", "-o", options, "torture")
     except FileNotFoundError as error:
         raise OSError("no mount") from error
     try:
@@ -243,39 +243,41 @@ def small_disk(place: Path, size: str) -> Iterator[Callable[[str], None]]:
 
 
 def real_disk(folder: Path) -> Count:
-    """A disk that is really full, and one that becomes read-only, in the middle of a run; then it goes on."""
-    count = Count()
+    """A disk that is really full, and one that is read-only from the second epoch on; then the run goes on. (One
+    that holds an open file cannot be mounted anew, so a read-only one is laid over the checkpoints.)"""
+    from mwpb_fast.train import Trainer
+
+    count, real = Count(), Trainer.validate
     done([*SHORT, f"--out={folder / 'whole' / 'run'}"])
     expected = training().result(folder / "whole")
     state = checkpoint.existing(folder / "whole" / "run" / "checkpoints", "last")[0].stat().st_size
-    from mwpb_fast.train import Trainer
 
-    for kind, size in (("full", 2.6 * state), ("read-only", 100 * state)):
-        with small_disk(folder / kind, f"{int(size)}") as remount:
-            words = [*SHORT, f"--out={folder / kind / 'run'}"]
-            real = Trainer.validate
+    def fails(kind: str, reason: str) -> None:
+        status, err = call([*SHORT, f"--out={folder / kind / 'run'}"])
+        count.cases += 1
+        right = status == 1 and reason in err and len([x for x in err.splitlines() if "error" in x]) == 1
+        count.expect(right, f"{kind}: status {status}: {err.strip()[-300:]}")
 
-            def then(trainer: Trainer, real: Any = real, remount: Any = remount) -> dict[str, Any]:
-                if trainer.at.epoch == 2:
-                    trainer.writer.wait()
-                    remount("ro")
-                return real(trainer)
+    def goes_on(kind: str) -> None:
+        done([*SHORT, f"--out={folder / kind / 'run'}"])
+        count.expect(same(training().result(folder / kind), expected), f"{kind}: another result")
 
-            patched: Any = (
-                mock.patch.object(Trainer, "validate", then) if kind == "read-only" else mock.MagicMock()
-            )
-            with patched:
-                status, err = call(words)
-            count.cases += 1
-            reason = "No space left" if kind == "full" else "Read-only"
-            right = status == 1 and reason in err and len([x for x in err.splitlines() if "error" in x]) == 1
-            count.expect(right, f"{kind}: status {status}: {err.strip()[-300:]}")
-            remount(f"rw,size={int(1000 * state)}")
-            if kind == "read-only":
-                found = checkpoint.read_newest(folder / kind / "run" / "checkpoints", "last")
-                count.expect(
-                    found is not None and found[1]["epoch"] == 2, "read-only: the state before is not whole"
-                )
-            done(words)
-            count.expect(same(training().result(folder / kind), expected), f"{kind}: another result")
+    with small_disk(folder / "full", f"size={int(2.6 * state)}") as remount:
+        fails("full", "No space left")
+        remount(f"size={1000 * state}")
+        goes_on("full")
+    checkpoints = folder / "read-only" / "run" / "checkpoints"
+    with contextlib.ExitStack() as mounted:
+
+        def then(trainer: Trainer) -> dict[str, Any]:
+            if trainer.at.epoch == 2:
+                trainer.writer.wait()
+                mounted.enter_context(small_disk(checkpoints, "ro"))
+            return real(trainer)
+
+        with mock.patch.object(Trainer, "validate", then):
+            fails("read-only", "Read-only")
+    found = checkpoint.read_newest(checkpoints, "last")
+    count.expect(found is not None and found[1]["epoch"] == 2, "read-only: the state before is not whole")
+    goes_on("read-only")
     return count
