@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mwpb_fast.choice import cache
-from mwpb_fast.choice.candidates import Candidate, candidates
+from mwpb_fast.choice.candidates import Candidate, candidates, trainings
 from mwpb_fast.choice.circumstances import circumstances
 from mwpb_fast.choice.engine import Engine
 from mwpb_fast.choice.ledger import operations
@@ -29,13 +30,14 @@ SMALL = {"cpu": 0.05, "cuda": 0.0}  # seconds; a shorter step is not spent in wh
 def choose(engine: Engine, epoch: int, key: torch.Tensor, quiet: bool) -> None:
     """Let `engine`, of a run that begins with `epoch` and its `key`, take what is right and fast; record why."""
     first, last = candidates(engine.config, engine.precision)
-    if len(first) > 1 and not engine.record.proven:
+    more = trainings(engine.config, engine.precision.device)
+    if len(first) + len(more) > 1 and not engine.record.proven:
         if reason := not_worth(engine):
             engine.record.why = reason
             if engine.record.chosen.tuned and not engine.record.layers:
                 engine.take(engine.record.chosen, engine.record.layers)
-        elif not _remembered(engine, [*first, *last]):
-            _try_all(engine, first, last, epoch, key)
+        elif not _remembered(engine, [replace(c, training=t) for c in first + last for t in (c.training, *more)]):
+            _try_all(engine, first, last, more, epoch, key)
     if engine.record.proven and not quiet:
         print(f"engine: {engine.record.chosen}: {engine.record.why}", flush=True)
     engine.write()
@@ -73,7 +75,14 @@ def _circumstances(engine: Engine) -> dict[str, Any]:
     return circumstances(engine.config, engine.precision, engine.sample, engine.gathers)
 
 
-def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoch: int, key: torch.Tensor) -> None:
+def _try_all(
+    engine: Engine,
+    first: list[Candidate],
+    last: list[Candidate],
+    more: tuple[str, ...],
+    epoch: int,
+    key: torch.Tensor,
+) -> None:
     started, layers = time.monotonic(), dict[Candidate, list[dict[str, Any]]]()
 
     def make(candidate: Candidate) -> Net:
@@ -83,8 +92,9 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
     inputs = engine.inputs(epoch, 0, key, engine.method.in_epoch(epoch))
     ledger = engine.ledger(inputs) if engine.judged else None
     trial = Trial(engine.step, inputs, make, engine.capture, ledger, _limit(engine))
+    trial.trained, trial.passes = engine.trained, engine.pass_ledger(inputs) if more else None
     with engine.precision.mode():
-        tried, best, timed = trial.run(first, last)
+        tried, best, timed = trial.run(first, last, more)
     taken = time.monotonic() - started
     for t in tried:
         if t.refused:
@@ -95,7 +105,9 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
         return
     found = Record(best.candidate, "trial", _why(best, tried, taken), tried, timed, [], taken)
     found.circumstances = _circumstances(engine)
-    found.layers = layers.get(best.candidate, [])  # none where the net was made for a candidate without any
+    found.layers = layers.get(
+        replace(best.candidate, training=first[0].training), []
+    )  # none where the net was made for a candidate without any
     engine.follow(found, "trial", found.why)
     late = any(t.refused == LATE for t in tried)
     if not late or sum(t.milliseconds is not None for t in tried) > 1:  # else another start may come farther
