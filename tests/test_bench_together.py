@@ -146,6 +146,8 @@ def test_the_eager_step_is_captured_too_and_determinism_has_its_row(bench: Any) 
         "twin bfloat16 captured",
         "twin bfloat16 captured epilogue",
         "twin bfloat16 captured fused",
+        "by_hand bfloat16 captured",
+        "halves bfloat16 captured",
         "twin bfloat16 captured deterministic",
         "twin bfloat16 captured with a fused training pass",
     }

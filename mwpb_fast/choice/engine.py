@@ -137,7 +137,7 @@ class Engine:
         fresh = epoch == 1 and self.record.how == "trial"
         if start == 0 and due and not fresh and self.record.proven:
             if self.judged:
-                self._look_again(epoch, key, method)
+                self.look_again(epoch, key, method)
             if self.record.chosen.training != PLAIN_PASS and not named_training(self.config):
                 self._look_at_pass(epoch, key, method)
         proving = self.config.precision.capture is not True and start < len(self.loader)
@@ -160,7 +160,8 @@ class Engine:
         indices = iter(self.loader.indices(epoch, start))
         return lambda index, key, method: gathered(index, order, key, method), indices
 
-    def _look_again(self, epoch: int, key: torch.Tensor, method: Method) -> None:
+    def look_again(self, epoch: int, key: torch.Tensor, method: Method) -> None:
+        """Hold what the run goes on with to the quick part of the ledger; take the next best where it fails."""
         while True:
             try:
                 with self.precision.mode(), untouched(self.step, method):
