@@ -41,6 +41,9 @@ FIGURES = (
         "operations and bytes of an attack step", "GPU", "", "counted, on fake tensors", "tests/test_fake_cuda.py"
     ),
     Figure(
+        "operations and bytes of a training pass", "GPU", "", "counted, on fake tensors", "tests/test_fake_cuda.py"
+    ),
+    Figure(
         "registers, spills and vector widths of the Triton kernels",
         "GPU",
         "",
@@ -53,6 +56,7 @@ FIGURES = (
     Figure(f"{EPOCH}: by_hand, captured", "GPU", "gpu/train", MODELLED.format("5.2")),
     Figure(f"{EPOCH}: halves, captured", "GPU", "gpu/train"),
     Figure(f"{EPOCH}: one_kernel, captured", "GPU", "gpu/train"),
+    Figure(f"{EPOCH}: twin, captured, fused training pass", "GPU", "gpu/train"),
     Figure("training step, WRN-34-10", "GPU", "gpu/train-wrn"),
     Figure("attack against other packages", "GPU", "gpu/attack"),
     Figure("fused ops", "GPU", "gpu/kernels"),

@@ -5,7 +5,8 @@
 
 Budget, attack, objective and optimiser are those of the named recipes, in the second phase, where the radii
 follow the margins; the images are random. The variants: the model itself in float32; the same in bf16 autocast
-and channels-last; with the attack on the folded twin; with training forward and backward compiled besides; and
+and channels-last; with the attack on the folded twin; with batch norm, addition and ReLU of the training pass in
+one op besides; with training forward and backward compiled besides; and
 the step captured in a CUDA graph; and both. A round times each once, so ratios are between neighbours in time.
 What needs no compiler is timed first, for all recipes; then, recipe by recipe, what is compiled, beside the first
 variant timed anew. FLOP are those of convolutions and linear layers: two a multiply-add, a forward pass and an

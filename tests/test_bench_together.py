@@ -146,7 +146,10 @@ def test_the_eager_step_is_captured_too_and_determinism_has_its_row(bench: Any) 
         "twin bfloat16 captured",
         "twin bfloat16 captured epilogue",
         "twin bfloat16 captured fused",
+        "by_hand bfloat16 captured",
+        "halves bfloat16 captured",
         "twin bfloat16 captured deterministic",
+        "twin bfloat16 captured with a fused training pass",
     }
     assert [name for name, kind in kinds.items() if kind.deterministic] == ["twin bfloat16 captured deterministic"]
 

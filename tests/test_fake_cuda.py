@@ -74,11 +74,29 @@ def test_an_attack_step_costs_no_more(traffic: Any, variant: str) -> None:
     assert sum(found["besides"].values()) <= gigabytes * 1e9, found["besides"]
 
 
-def test_the_document_says_what_is_counted(traffic: Any) -> None:
+def test_the_document_says_what_is_counted(printed: Any, traffic: Any) -> None:
     text = (Path(__file__).parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
+    training = printed["training"].values()
+    for found in training:
+        operations, gigabytes = sum(found["operations"].values()), sum(found["besides"].values()) / 1e9
+        assert f" | {operations} | {gigabytes:.2f} |\n" in text
     rows = re.findall(r"^\| (?:twin, `)?(\w+)[`,].*\| (\d+) \| (\d\.\d\d) \|$", text, re.MULTILINE)
     counted = {v: (sum(t["operations"].values()), sum(t["besides"].values()) / 1e9) for v, t in traffic.items()}
     assert rows == [(v, str(operations), f"{gigabytes:.2f}") for v, (operations, gigabytes) in counted.items()]
+
+
+# the same of a training pass
+MOST_IN_TRAINING = {"plain": (212, 2.09), "fused": (155, 1.33)}
+
+
+@pytest.mark.parametrize("name", MOST_IN_TRAINING)
+def test_a_training_pass_costs_no_more(printed: Any, name: str) -> None:
+    operations, gigabytes = MOST_IN_TRAINING[name]
+    found = printed["training"][name]
+    assert sum(found["operations"].values()) <= operations, found["operations"]
+    assert sum(found["besides"].values()) <= gigabytes * 1e9, found["besides"]
+    own = {one: sum(t["own"].values()) for one, t in printed["training"].items()}
+    assert own["fused"] == own["plain"]
 
 
 @pytest.mark.parametrize("variant", MOST)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from mwpb_kernels.augment import crop_flip
 from mwpb_kernels.awp import awp_perturb_, awp_restore_
+from mwpb_kernels.batch_norm_relu import batch_norm_relu
 from mwpb_kernels.bias_add_relu import bias_add_relu_, gated_sum
 from mwpb_kernels.boosted import boosted_ce
 from mwpb_kernels.conv import conv_input_grad, conv_relu
@@ -39,6 +40,7 @@ __all__ = [
     "OPS",
     "awp_perturb_",
     "awp_restore_",
+    "batch_norm_relu",
     "bias_add_relu_",
     "boosted_ce",
     "ce_grad",

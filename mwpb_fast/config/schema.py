@@ -79,7 +79,10 @@ class PrecisionConfig:
     device on its first batch, another takes the twin on the CPU in float32, the model itself elsewhere.
     tune: for each convolution of the twin, time the plain call and those that fuse what follows it, and take the
     fastest; on CUDA cuDNN measures its algorithms, too.
-    compile: compile the training pass with torch.compile.
+    training: the training pass: plain is the model itself, fused has each batch norm, the addition and the ReLU
+    behind it in one op, compiled is torch.compile's; auto is plain, or what a trial on CUDA shows to be right and
+    faster.
+    compile: the same as training=compiled.
     capture: record the whole step as one CUDA graph for each phase and replay it: true, false, or auto, where a
     trial shows that it is right and faster.
     pin: an engine.json of another run, whose choice is taken without a trial; or none.
@@ -91,6 +94,7 @@ class PrecisionConfig:
     attack_dtype: str = "auto"
     tune: bool = False
     compile: bool = False
+    training: str = "auto"
     capture: bool | Literal["auto"] = "auto"
     pin: str = "none"
     channels_last: bool = True
@@ -110,8 +114,12 @@ class PrecisionConfig:
             raise ValueError("tune chooses among the twin's convolutions: it needs engine=twin or auto")
         if self.capture not in (True, False, "auto"):
             raise ValueError(f"capture must be auto, true or false, not {self.capture}")
-        if self.oracle and (self.capture is True or self.compile):
-            raise ValueError("the oracle runs eagerly, without capture or compile")
+        if self.training not in ("auto", "plain", "fused", "compiled"):
+            raise ValueError(f"training must be auto, plain, fused or compiled, not {self.training}")
+        if self.compile and self.training not in ("auto", "compiled"):
+            raise ValueError(f"compile is training=compiled, not {self.training}")
+        if self.oracle and (self.capture is True or self.compile or self.training not in ("auto", "plain")):
+            raise ValueError("the oracle runs eagerly, without capture, compile or another training")
         if self.pin != "none" and (self.oracle or self.engine != "auto" or self.capture != "auto"):
             raise ValueError("pin says which engine is taken: leave engine and capture at auto, and oracle off")
 

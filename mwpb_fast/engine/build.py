@@ -9,6 +9,7 @@ import mwpb_kernels as ops
 import torch
 
 from mwpb_fast.config import Config, ConfigError
+from mwpb_fast.engine.fused_pass import FusedPass
 from mwpb_fast.engine.halves import HalvesNet
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
@@ -136,3 +137,25 @@ def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
         raise ConfigError(f"precision.compile: torch.compile does not work here: {reason}") from error
     result: Any = torch.compile(model)
     return result
+
+
+PLAIN_PASS = "plain"
+# What the training pass may run on, by name: made of the model and of a batch of images, or an error.
+# It shares the model's parameters and buffers.
+TRAININGS: dict[str, Callable[[torch.nn.Module, torch.Tensor], torch.nn.Module]] = {
+    PLAIN_PASS: lambda model, sample: model,
+    "fused": FusedPass,
+    "compiled": lambda model, sample: compiled(model, sample.device),
+}
+# Of these, what a trial compares with the plain one; and what besides where layers are tuned, as compiling may
+# take longer than all else. On a CPU none: fused, the pass took as long in float32, and longer in bfloat16.
+TRIED_TRAININGS: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("fused",)}
+TUNED_TRAININGS: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("compiled",)}
+
+
+def named_training(config: Config) -> str:
+    """The name in `TRAININGS` that is asked for; "" where that is left to a trial."""
+    asked = config.precision
+    if asked.oracle:
+        return PLAIN_PASS
+    return "compiled" if asked.compile else "" if asked.training == "auto" else asked.training

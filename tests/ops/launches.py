@@ -122,6 +122,8 @@ def training() -> None:
             "scale_bias_relu": (x, bias, bias),
             "conv_relu": (x, weight, bias, image(*shape), 1, 1),
             "conv_input_grad": (x, weight, image(*shape), gate, 1, 1, *shape[2:]),
+            "batch_norm_relu": (x, bias, bias, bias, bias, image(*shape), 0.1, 1e-5),
+            "batch_norm_relu_backward": (image(*shape), x, bias, bias, bias, gate, True),
         }
         for name, args in cases.items():
             report(name, f"{shape}", lambda n=name, a=args: OPS[n].triton(*a))
