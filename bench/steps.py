@@ -20,7 +20,7 @@ from mwpb_fast.engine.layers import EPILOGUE, FUSED, FoldedConv
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.tune import tune
-from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.engine.twin import PLAIN, WAYS, TwinNet
 from mwpb_fast.method import Batch, Method
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import make_optimizer
@@ -30,8 +30,8 @@ from mwpb_fast.step import Step
 @dataclass(frozen=True)
 class Variant:
     """dtype: of training, and of the attack on the twin without an attack_dtype. layers: the implementation of
-    every layer of the twin that has it, "" for plain ones or what is tuned. deterministic: cuDNN's deterministic
-    algorithms alone. oracle: as in PrecisionConfig."""
+    every layer of the twin that has it, "" for plain ones or what is tuned. gradient: one of the twin's VARIANTS.
+    deterministic: cuDNN's deterministic algorithms alone. oracle: as in PrecisionConfig."""
 
     dtype: torch.dtype
     layout: torch.memory_format = torch.channels_last
@@ -40,6 +40,7 @@ class Variant:
     compiled: bool = False
     captured: bool = False
     layers: str = ""
+    gradient: str = PLAIN
     deterministic: bool = False
     oracle: bool = False
 
@@ -67,6 +68,7 @@ def variants(low: torch.dtype) -> dict[str, Variant]:
         f"twin {name} captured {EPILOGUE}": Variant(low, twin=True, captured=True, layers=EPILOGUE),
         f"twin {name} captured {FUSED}": Variant(low, twin=True, captured=True, layers=FUSED),
         f"twin {name} captured deterministic": Variant(low, twin=True, captured=True, deterministic=True),
+        **{f"twin {name} captured {w}": Variant(low, twin=True, captured=True, gradient=w) for w in WAYS},
         f"twin {name} compiled": Variant(low, twin=True, compiled=True),
         f"twin {name} captured compiled": Variant(low, twin=True, compiled=True, captured=True),
     }
@@ -144,7 +146,7 @@ def make_step(
     precision = variant.precision(sample.device)
     net: Any
     if variant.twin:
-        net = TwinNet(model, precision, sample, variant.attack_dtype)
+        net = TwinNet(model, precision, sample, variant.attack_dtype, variant.gradient)
         if choices is not None:
             key = config.recipe + ", captured" * variant.captured
             choices[key] = tune(net, sample, captured=variant.captured)
@@ -192,7 +194,7 @@ def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namesp
     variant.refuse_emulated(o.device)
     images = [x.contiguous(memory_format=variant.layout) for x in batches.x]
     model = make_model(variant, o.model or config.model.name, images[0])
-    choices = o.choices if o.tune and not variant.layers else None
+    choices = o.choices if o.tune and not variant.layers and variant.gradient == PLAIN else None
     with deterministic(variant.deterministic):
         step = make_step(variant, config, model, images[0], choices)
     return Run(step, images, batches, Method.build(config), variant.deterministic)

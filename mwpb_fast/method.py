@@ -39,17 +39,31 @@ class Batch(NamedTuple):
 class Net(Protocol):
     """What attacks ask of a model; images are float32 (B, C, H, W) in [0, 1]."""
 
+    @abstractmethod
     def logits(self, x: Tensor) -> Tensor:
         """(B, classes), without a graph."""
-        ...
 
+    @abstractmethod
     def input_grad(self, x: Tensor, dlogits: Callable[[Tensor], Tensor]) -> Tensor:
         """Gradient with respect to x, like x, of the loss whose gradient at the logits is dlogits(logits)."""
-        ...
 
+    def linf_step_(
+        self,
+        x_adv: Tensor,
+        dlogits: Callable[[Tensor], Tensor],
+        x: Tensor,
+        radius: Tensor,
+        step_size: Tensor,
+    ) -> None:
+        """`ops.linf_step_` in place along `input_grad` at x_adv. radius, step_size: (B,). A net that need not
+        store the gradient for that has its own."""
+        import mwpb_kernels as ops  # heavy
+
+        ops.linf_step_(x_adv, self.input_grad(x_adv, dlogits), x, radius, step_size)
+
+    @abstractmethod
     def refresh(self) -> None:
         """Follow the model's weights as they are now; to be called after every change of them."""
-        ...
 
 
 # the axes --------------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.method import Net
 
 
-class EagerNet:
+class EagerNet(Net):
     """The model itself, run eagerly: the oracle of any faster engine, and what serves every model.
 
     Only the input's gradient is asked of autograd, so no weight gradient is computed. Modules keep whatever

@@ -26,7 +26,7 @@ TRITON_DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available
 NAMES = sorted(OPS)
 
 # One rounding at most separates these from the reference's float32, so nothing may.
-EXACT = ("linf_step_", "crop_flip")
+EXACT = ("linf_step_", "crop_flip", "stem_step_")
 # (rtol, atol) between implementations and against the float64 reference, by the type of the result: some ten
 # roundings of float32, and one of the half types (which compute in float32 and round once).
 TOLERANCE = {
