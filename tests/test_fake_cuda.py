@@ -63,7 +63,7 @@ MOST = {
     "by_hand": (84, 0.84),
     "one_kernel": (55, 0.31),
     "by_hand_stem": (80, 0.7),
-    "one_kernel_stem": (51, 0.17),
+    "one_kernel_stem": (51, 0.18),
 }
 
 

@@ -55,8 +55,8 @@ def _stem_conv_kernel(
     corner = x_ptr + (m // width // height * x_b + y_at * x_y + x_at * x_x)[:, None]
     x_at, y_at = x_at.to(tl.int32)[:, None], y_at.to(tl.int32)[:, None]
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for i in range((KERNEL * KERNEL * CHANNELS + BLOCK_K - 1) // BLOCK_K):
-        k = i.to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+    for first in range(0, KERNEL * KERNEL * CHANNELS, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K).to(tl.int64)
         exists = k < KERNEL * KERNEL * CHANNELS
         down, right = k // CHANNELS // KERNEL, k // CHANNELS % KERNEL
         y, x = y_at + down.to(tl.int32)[None, :], x_at + right.to(tl.int32)[None, :]
