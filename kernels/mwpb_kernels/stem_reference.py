@@ -61,11 +61,16 @@ def stem_step_reference(
     lo: float,
     hi: float,
 ) -> None:
-    pieces, kind = (weight,), x.dtype
+    kind, height, width = x.dtype, *x.shape[2:]
+
+    def input_grad(weight: torch.Tensor) -> torch.Tensor:
+        return conv_input_grad_reference(grad.to(kind), weight, None, None, stride, padding, height, width)
+
     if grad.dtype in (torch.bfloat16, torch.float16) and kind != torch.float64:
-        pieces = parts(weight, grad.dtype)
-    geometry = (None, None, stride, padding, *x.shape[2:])
-    gradient = sum(conv_input_grad_reference(grad.to(kind), piece, *geometry) for piece in pieces)
+        high, low = parts(weight, grad.dtype)
+        gradient = input_grad(high) + input_grad(low)
+    else:
+        gradient = input_grad(weight)
     # where alone PyTorch lets them be written
     with torch.inference_mode() if x_adv.is_inference() else contextlib.nullcontext():
         linf_step_reference(x_adv, gradient, x, radius, step_size, lo, hi)

@@ -116,7 +116,8 @@ class ByHand:
         node, *others = self.image.users
         layer = self.convolutions.get(node)
         if not self.stem or others or layer is None or not layer.splits or len(_operands(node)) > 1:
-            return ops.linf_step_(x_adv, self.input_grad(x_adv, dlogits), x, radius, step_size)
+            ops.linf_step_(x_adv, self.input_grad(x_adv, dlogits), x, radius, step_size)
+            return
         # all else that is differentiated comes after it
         gradient = self._back(x_adv, dlogits, 1).take(node)
         if gradient is None:
