@@ -158,7 +158,7 @@ def fair(tmp_path: Path) -> list[Any]:
     runs = runs_of("fair", tmp_path, "control,mwpb,equal")
     values = {"control": (70.0, 71.0, 75.0), "mwpb": (73.0, 73.0, 79.0), "equal": (70.0, 71.0, 75.0)}
     for run in runs:
-        fake_training(run, [0.02, 0.03], best=20)
+        fake_training(run, [0.02, 0.03], best=12)
         fake_evaluation(run, "best", {"natural": values[run.row.name][run.config.seed]})
     return runs
 
@@ -191,6 +191,7 @@ def test_radii_over_the_epochs_are_drawn(fair: list[Any], tmp_path: Path) -> Non
     median, mean = figure.axes[1].lines
     assert list(median.get_ydata()) == pytest.approx([1, 2, 3])  # type: ignore[arg-type]
     assert list(mean.get_ydata()) == pytest.approx([25.5] * 3)  # type: ignore[arg-type]
+    assert all(axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > 25.5 for axis in figure.axes)
 
 
 # the data -----------------------------------------------------------------------------------------------------
