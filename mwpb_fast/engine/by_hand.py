@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from mwpb_fast.engine.layers import FoldedConv
+from mwpb_fast.method import DLogits
 
 
 class Behind:
@@ -98,20 +99,13 @@ class ByHand:
         return self._forward(x)[0]
 
     @torch.no_grad()
-    def input_grad(self, x: Tensor, dlogits: Callable[[Tensor], Tensor]) -> Tensor:
+    def input_grad(self, x: Tensor, dlogits: DLogits) -> Tensor:
         """As Net.input_grad."""
         gradient = self._back(x, dlogits, 0).take(self.image)
         return torch.zeros_like(x) if gradient is None else gradient.to(x.dtype)
 
     @torch.no_grad()
-    def linf_step_(
-        self,
-        x_adv: Tensor,
-        dlogits: Callable[[Tensor], Tensor],
-        x: Tensor,
-        radius: Tensor,
-        step_size: Tensor,
-    ) -> None:
+    def linf_step_(self, x_adv: Tensor, dlogits: DLogits, x: Tensor, radius: Tensor, step_size: Tensor) -> None:
         """As Net.linf_step_."""
         node, *others = self.image.users
         layer = self.convolutions.get(node)
@@ -125,7 +119,7 @@ class ByHand:
         geometry = (layer.stride[0], layer.padding[0])
         ops.stem_step_(x_adv, gradient, layer.weight, x, radius, step_size, *geometry)
 
-    def _back(self, x: Tensor, dlogits: Callable[[Tensor], Tensor], left: int) -> Behind:
+    def _back(self, x: Tensor, dlogits: DLogits, left: int) -> Behind:
         """What has come back when so many nodes are left on the way."""
         logits, tape, behind = self._forward(x)
         behind.add(tape[-1][0], dlogits(logits))

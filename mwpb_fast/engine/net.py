@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
 from mwpb_fast.engine.precision import Precision
-from mwpb_fast.method import Net
+from mwpb_fast.method import DLogits, Net
 
 
 class EagerNet(Net):
@@ -26,7 +26,7 @@ class EagerNet(Net):
         with torch.no_grad(), self.precision.autocast():
             return self.model(x)
 
-    def input_grad(self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def input_grad(self, x: torch.Tensor, dlogits: DLogits) -> torch.Tensor:
         with torch.enable_grad(), self.precision.autocast():
             leaf = x.detach().requires_grad_()
             logits = self.model(leaf)

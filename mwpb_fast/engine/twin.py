@@ -8,7 +8,6 @@ that cannot be folded runs the plain path instead, and that is said once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -19,7 +18,7 @@ from mwpb_fast.engine.layers import Folded
 from mwpb_fast.engine.made_of import MadeOf
 from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import Precision, full_float32, unmeasured
-from mwpb_fast.method import Net
+from mwpb_fast.method import DLogits, Net
 
 CHECKED = 8  # images in the comparison with the model that every new twin must pass
 # How the twin's gradient is computed: by autograd; as engine/by_hand.py has it; and so with one kernel for a
@@ -132,7 +131,7 @@ class TwinNet(Net):
         with torch.no_grad():
             return self.graph(x)
 
-    def input_grad(self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def input_grad(self, x: torch.Tensor, dlogits: DLogits) -> torch.Tensor:
         """As Net.input_grad; no weight gradient is computed."""
         if self._lost or self._training():
             return self.eager.input_grad(x, dlogits)
@@ -147,7 +146,7 @@ class TwinNet(Net):
     def linf_step_(
         self,
         x_adv: torch.Tensor,
-        dlogits: Callable[[torch.Tensor], torch.Tensor],
+        dlogits: DLogits,
         x: torch.Tensor,
         radius: torch.Tensor,
         step_size: torch.Tensor,
