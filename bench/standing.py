@@ -51,6 +51,7 @@ FIGURES = (
     Figure(f"{EPOCH}: twin", "GPU", "gpu/train", MODELLED.format("5.9")),
     Figure(f"{EPOCH}: twin, captured", "GPU", "gpu/train", MODELLED.format("5.6")),
     Figure(f"{EPOCH}: by_hand, captured", "GPU", "gpu/train", MODELLED.format("5.2")),
+    Figure(f"{EPOCH}: halves, captured", "GPU", "gpu/train"),
     *(
         Figure(f"{EPOCH}: {name}, captured", "GPU", "gpu/train-fused")
         for name in ("one_kernel", "by_hand_stem", "one_kernel_stem")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from mwpb_fast.capture import CapturedStep
 from mwpb_fast.config import Config
+from mwpb_fast.engine.build import NETS, OF_TRITON
 from mwpb_fast.engine.layers import EPILOGUE, FUSED, FoldedConv
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.tune import tune
-from mwpb_fast.engine.twin import PLAIN, WAYS, TwinNet
+from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.method import Batch, Method
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import make_optimizer
@@ -30,8 +32,9 @@ from mwpb_fast.step import Step
 @dataclass(frozen=True)
 class Variant:
     """dtype: of training, and of the attack on the twin without an attack_dtype. layers: the implementation of
-    every layer of the twin that has it, "" for plain ones or what is tuned. gradient: one of the twin's VARIANTS.
-    deterministic: cuDNN's deterministic algorithms alone. oracle: as in PrecisionConfig."""
+    every layer of the twin that has it, "" for plain ones or what is tuned. deterministic: cuDNN's deterministic
+    algorithms alone. oracle: as in PrecisionConfig. net: the name, in the trainer's `NETS`, of what the attack
+    runs on where it is neither the model itself nor the plain twin."""
 
     dtype: torch.dtype
     layout: torch.memory_format = torch.channels_last
@@ -40,9 +43,9 @@ class Variant:
     compiled: bool = False
     captured: bool = False
     layers: str = ""
-    gradient: str = PLAIN
     deterministic: bool = False
     oracle: bool = False
+    net: str = ""
 
     def precision(self, device: torch.device) -> Precision:
         return Precision(device, self.dtype, self.layout, oracle=self.oracle)
@@ -67,8 +70,10 @@ def variants(low: torch.dtype) -> dict[str, Variant]:
         f"twin {name} captured": Variant(low, twin=True, captured=True),
         f"twin {name} captured {EPILOGUE}": Variant(low, twin=True, captured=True, layers=EPILOGUE),
         f"twin {name} captured {FUSED}": Variant(low, twin=True, captured=True, layers=FUSED),
+        f"by_hand {name} captured": Variant(low, net="by_hand", captured=True),
+        f"halves {name} captured": Variant(low, net="halves", captured=True),
         f"twin {name} captured deterministic": Variant(low, twin=True, captured=True, deterministic=True),
-        **{f"twin {name} captured {w}": Variant(low, twin=True, captured=True, gradient=w) for w in WAYS},
+        **{f"{n} {name} captured": Variant(low, net=n, captured=True) for n in sorted(OF_TRITON)},
         f"twin {name} compiled": Variant(low, twin=True, compiled=True),
         f"twin {name} captured compiled": Variant(low, twin=True, compiled=True, captured=True),
     }
@@ -143,10 +148,15 @@ def make_step(
 
     choices: where to keep, by recipe, what the twin's layers are tuned to; None to leave them untuned.
     """
+    if variant.captured and sample.device.type != "cuda":
+        raise SkippedError("CUDA graphs need a CUDA device")
     precision = variant.precision(sample.device)
     net: Any
-    if variant.twin:
-        net = TwinNet(model, precision, sample, variant.attack_dtype, variant.gradient)
+    if variant.net:
+        attacked = dataclasses.replace(precision, dtype=variant.attack_dtype or precision.dtype)
+        net = NETS[variant.net](model, attacked, sample)
+    elif variant.twin:
+        net = TwinNet(model, precision, sample, variant.attack_dtype)
         if choices is not None:
             key = config.recipe + ", captured" * variant.captured
             choices[key] = tune(net, sample, captured=variant.captured)
@@ -160,7 +170,7 @@ def make_step(
         precision=precision,
         attack_mode=config.attack_mode,
     )
-    return captured(step) if variant.captured else step
+    return CapturedStep(step) if variant.captured else step
 
 
 def take_everywhere(net: TwinNet, implementation: str) -> None:
@@ -194,17 +204,10 @@ def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namesp
     variant.refuse_emulated(o.device)
     images = [x.contiguous(memory_format=variant.layout) for x in batches.x]
     model = make_model(variant, o.model or config.model.name, images[0])
-    choices = o.choices if o.tune and not variant.layers and variant.gradient == PLAIN else None
+    choices = o.choices if o.tune and not variant.layers else None
     with deterministic(variant.deterministic):
         step = make_step(variant, config, model, images[0], choices)
     return Run(step, images, batches, Method.build(config), variant.deterministic)
-
-
-def captured(step: Step) -> Any:
-    """The same step replayed from a CUDA graph."""
-    if step.precision.device.type != "cuda":
-        raise SkippedError("CUDA graphs need a CUDA device")
-    return CapturedStep(step)
 
 
 def warm_up(config: Config, o: argparse.Namespace) -> None:

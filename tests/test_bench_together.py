@@ -14,7 +14,7 @@ import torch
 from capture_cases import AT, batch, capture, make_step
 from test_bench_suite import content, run, suite  # noqa: F401  # the latter is a fixture
 
-from mwpb_fast.engine.twin import WAYS
+from mwpb_fast.engine.build import OF_TRITON
 
 CPU = torch.device("cpu")
 SCRIPT = """
@@ -149,7 +149,7 @@ def test_the_eager_step_is_captured_too_and_determinism_has_its_row(bench: Any) 
         "twin bfloat16 captured epilogue",
         "twin bfloat16 captured fused",
         "twin bfloat16 captured deterministic",
-        *(f"twin bfloat16 captured {way}" for way in WAYS),
+        *(f"{name} bfloat16 captured" for name in ("by_hand", "halves", *OF_TRITON)),
     }
     assert [name for name, kind in kinds.items() if kind.deterministic] == ["twin bfloat16 captured deterministic"]
 
