@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mwpb_fast.capture import CapturedStep
 from mwpb_fast.config import Config
-from mwpb_fast.engine.build import NETS
+from mwpb_fast.engine.build import NETS, OF_TRITON
 from mwpb_fast.engine.fused_pass import FusedPass
 from mwpb_fast.engine.layers import EPILOGUE, FUSED, FoldedConv
 from mwpb_fast.engine.net import EagerNet
@@ -81,6 +81,7 @@ def variants(low: torch.dtype) -> dict[str, Variant]:
         f"twin float32 {FUSED_PASS}": Variant(torch.float32, twin=True, fused=True),
         f"twin {name} {FUSED_PASS}": Variant(low, twin=True, fused=True),
         f"twin {name} captured {FUSED_PASS}": Variant(low, twin=True, captured=True, fused=True),
+        **{f"{n} {name} captured": Variant(low, net=n, captured=True) for n in sorted(OF_TRITON)},
         f"twin {name} compiled": Variant(low, twin=True, compiled=True),
         f"twin {name} captured compiled": Variant(low, twin=True, compiled=True, captured=True),
     }

@@ -31,6 +31,7 @@ from mwpb_kernels.op import OPS, force_reference, implementation, triton_problem
 from mwpb_kernels.philox import derive_seed, philox_words
 from mwpb_kernels.scale_bias_relu import scale_bias_relu
 from mwpb_kernels.start import gaussian_start, uniform_start
+from mwpb_kernels.stem import stem_conv, stem_step_
 
 native_library, native_problem = load_native()
 if native_problem:
@@ -69,6 +70,8 @@ __all__ = [
     "philox_words",
     "scale_bias_relu",
     "standardised_radius",
+    "stem_conv",
+    "stem_step_",
     "triton_problem",
     "uniform_start",
 ]

@@ -27,7 +27,7 @@ TRITON_DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available
 NAMES = sorted(OPS)
 
 # One rounding at most separates these from the reference's float32, so nothing may.
-EXACT = ("linf_step_", "crop_flip")
+EXACT = ("linf_step_", "crop_flip", "stem_step_")
 # Ops whose results hold the gate of the first one: which bits are set near zero is a matter of rounding.
 GATED = ("batch_norm_relu",)
 # What they give for an image depends on the others of the batch.
