@@ -24,7 +24,7 @@ USED = re.compile(
 )
 
 
-OWN = ("subset", "costly_subset", "attacks", "eps", "step_size", "batch_size")
+OWN = ("subset", "costly_subset", "attacks", "eps", "step_size", "batch_size", "engine", "tf32")
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -47,6 +47,8 @@ def evaluate(arguments: Sequence[str]) -> int:
         add("--attacks", metavar="A,B,...", help="such as natural,pgd20,cw20,aa (default: the run's)"),
         add("--costly-subset", type=whole, metavar="N", help="images for spsa, 0 for all (default: the run's)"),
         add("--images", type=named, metavar="MODULE:NAME", help="of a model in code"),
+        add("--engine", choices=["auto", "eager"], help="of AutoAttack's search: the folded twin, or the model"),
+        add("--tf32", action="store_const", const=True, help="the twin's convolutions in TF32, on CUDA"),
         add("--per-class", action="store_true", help="show each class's accuracies and confusions too"),
         add("--save-images", action="store_true", help="keep the adversarial images, for `mwpb-fast verify`"),
         add("--accept-warnings", action="store_true", help="exit with 0 although the result is doubtful"),

@@ -121,13 +121,15 @@ def autoattack(
     seed: int = 0,
     batch_size: int = 250,
     components: Sequence[str] = STANDARD,
+    search: Any = None,
 ) -> AutoAttackResult:
     """Attack a batch by the components one after the other, each on what survives.
 
     model: images (B, C, H, W) float32 to logits (B, classes) float32, in eval mode, on x's device, its weights
     frozen (FAB would otherwise gather their gradients). x: float32 in [0, 1]. y: (B,) int64. eps: radius in the
     units of x. batch_size: images at once; the random draws depend on it. FAB looks for the nearest adversarial
-    image; one farther than eps away does not count, and the natural image then stands in x_adv. Raises
+    image; one farther than eps away does not count, and the natural image then stands in x_adv. search: what the
+    attacks run on in place of the model, see `search.Search`; every flag is the model's own word. Raises
     ConfigError where pyautoattack is missing, the classes are too few or the images too small.
     """
     package = _package()
@@ -141,8 +143,10 @@ def autoattack(
     components = for_classes(logits.shape[1], components)
     classes = predicted(logits)
     alive = classes == y
+    seen = search
     if bool((logits == -math.inf).any()):
-        model = _floored(model, float(logits[logits.isfinite()].min()) - FLOOR)
+        floor = float(logits[logits.isfinite()].min()) - FLOOR
+        model, seen = _floored(model, floor), _floored(search, floor)
     x_adv, after = x.clone(), {"clean": alive.clone()}
     with _contained(package, x.device) as messages:
         adversary = package.AutoAttack(
@@ -153,6 +157,8 @@ def autoattack(
             version="standard",
             device=x.device,
         )
+        if search is not None and search.holds(x):
+            search.under(adversary, model, seen)
         targets = min(TARGETS, logits.shape[1] - 1)
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
         for component in components:
@@ -167,7 +173,10 @@ def autoattack(
                 classes[index] = labels
                 alive[index] = labels == y[index]
             after[component] = alive.clone()
-    return AutoAttackResult(x_adv, classes, after, classify(messages), departures)
+    found_odd = classify(messages)
+    if search is not None and search.lost:
+        found_odd["twin"] = f"the folded twin is not the model's: {search.lost}; the model itself was searched on"
+    return AutoAttackResult(x_adv, classes, after, found_odd, departures)
 
 
 def classify(messages: Sequence[str]) -> dict[str, str]:

@@ -183,6 +183,7 @@ def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Evaluatio
                 seed=ops.derive_seed(setting.seed, int(index[0])),
                 batch_size=setting.batch_size,
                 components=components,
+                search=getattr(model, "search", None),
             )
         check_ball(result.x_adv, x, setting)
         after = {name: flags.cpu() for name, flags in result.after.items()}
@@ -202,7 +203,9 @@ def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Evaluatio
     forwards = 1 + sum(COMPONENTS[name].forwards for name in components)
     parameters = {name: COMPONENTS[name].parameters for name in components}
     gradients = any(COMPONENTS[name].gradients for name in components)
-    return EvaluationAttack(run, forwards, needs, gradients, long=True, parameters=parameters, **own)
+    return EvaluationAttack(
+        run, forwards, needs, gradients, long=True, parameters=parameters, searches=True, **own
+    )
 
 
 def by_samples(spsa: SPSA) -> EvaluationAttack:

@@ -27,7 +27,7 @@ class Watched(torch.nn.Module):
     """The model on images in the run's layout, its logits in float32; `tick` is called before each forward pass
     and may raise. forwards: how many images have been sent through it. not_finite: of these images, how many had
     logits, and a gradient, that are not finite: (2,) int64 on the device. Raises EvaluationError for an output
-    that is no (B, classes) tensor of floating logits.
+    that is no (B, classes) tensor of floating logits. search: what AutoAttack searches on in its place, or None.
 
     Logits are finite where the largest is: a class that a model rules out by -inf is no fault.
     """
@@ -39,13 +39,17 @@ class Watched(torch.nn.Module):
         self.training, self.forwards, self.classes = False, 0, 1
         self.given: torch.dtype = torch.float32
         self.not_finite = torch.zeros(2, dtype=torch.int64, device=device)
+        self.search: Any = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, stand_in: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """stand_in: run in the model's place, its passes counted as the model's."""
         self.tick()
         self.forwards += len(x)
         if x.requires_grad:
             x.register_hook(self._count_gradients)
-        logits: Any = self.inside(in_layout(x, self.layout))
+        logits: Any = (stand_in or self.inside)(in_layout(x, self.layout))
         if reason := fault(logits, len(x), self.classes):
             raise EvaluationError(f"the model cannot be evaluated: {reason}")
         self.given, self.classes = logits.dtype, logits.shape[1]
