@@ -81,11 +81,17 @@ class Model:
         self.subject = Subject(Request(target, self.config, data_dir=o.data_dir, device=str(o.device), show=False))
         self.index = self.subject.session().index
 
+    def laid(self, layout: torch.memory_format) -> nn.Module:
+        """The model, its weights in that layout."""
+        model: Any = self.subject.model
+        laid: nn.Module = model.to(memory_format=layout)
+        return laid
+
     def theirs(self, attack: str, layout: torch.memory_format) -> str:
         """pyautoattack's flags; kept beside the result."""
         session = self.subject.session()
-        model = self.subject.model.to(memory_format=layout)  # type: ignore[union-attr, call-overload]
-        about = [hash_model(model), session.data_hash, attack, str(layout), version_of("pyautoattack")]
+        model = self.laid(layout)
+        about: list[Any] = [hash_model(model), session.data_hash, attack, str(layout), version_of("pyautoattack")]
         about += [str(torch.__version__), str(self.o.device), torch.get_num_threads()]
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         path = self.o.kept_in / f"{name}.json"
@@ -104,7 +110,7 @@ class Model:
         asked = dataclasses.replace(self.config, attacks=("natural", attack))
         self.subject.evaluation = asked
         self.subject.results = self.o.kept_in / f"{self.name}-{commit().replace(' ', '-')}"
-        self.subject.model.to(memory_format=torch.channels_last)  # type: ignore[union-attr, call-overload]
+        self.laid(torch.channels_last)
         found: dict[str, Any] = attack_all(self.subject.session(), show=False)["attacks"]
         return found[attack] | {"natural": found["natural"]["accuracy"]}
 

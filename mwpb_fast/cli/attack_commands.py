@@ -15,6 +15,7 @@ from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.config.option_values import path, whole
 from mwpb_fast.config.radius import parse_radius
+from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.named import is_name
 from mwpb_fast.evaluation.request import Request
 
@@ -55,6 +56,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     ]
     given, request = _read(parser, own, arguments)
     options.check_attacks(request.evaluation)
+    _refuse_idle_engine(given, request.evaluation)
 
     from mwpb_fast.evaluation.checkpoint import evaluate_run
     from mwpb_fast.evaluation.per_class import format_classes
@@ -209,6 +211,13 @@ def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], budget: bo
     raise ConfigError(
         f"{given.target} says itself what model and data it belongs to: --{idle[0]} is for other files"
     )
+
+
+def _refuse_idle_engine(given: argparse.Namespace, evaluation: EvaluationConfig | None) -> None:
+    attacks = evaluation.attacks if evaluation else ()
+    for name in ("engine", "tf32"):
+        if vars(given)[name] is not None and not any(find_attack(attack).searches for attack in attacks):
+            raise ConfigError(f"--{name} has no effect on {', '.join(attacks)}: it is of AutoAttack and its parts")
 
 
 def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:

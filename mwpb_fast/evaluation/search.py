@@ -67,7 +67,8 @@ class Search:
         self.record = recorder_for if record is None and on_cuda else record
         self.rounding = tf32_convolutions if tf32 else contextlib.nullcontext
         self.name = f"the folded twin, {'TF32 convolutions' if tf32 else 'full float32'}"
-        self.sizes, self.recorded, self.turn = sizes(batch), {}, 0  # type: dict[int, _Recorded]
+        self.sizes, self.turn = sizes(batch), 0
+        self.recorded: dict[int, _Recorded] = {}
         self._graph: Any = None
 
     def holds(self, images: torch.Tensor) -> bool:
