@@ -74,9 +74,9 @@ class PrecisionConfig:
     """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32 (not TF32), bf16, fp16.
     attack_dtype: of the attack alone: auto (as dtype), fp32 or bf16.
     engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in, by_hand
-    and one_kernel (CUDA) that copy with fewer and larger operations, auto the fastest that is right: a run that is
-    long enough tries what may pay on its device on its first batch, another takes the twin on the CPU in float32,
-    the model itself elsewhere.
+    and one_kernel (CUDA) that copy with fewer and larger operations, halves (CUDA) by_hand on both halves of the
+    batch at the same time, auto the fastest that is right: a run that is long enough tries what may pay on its
+    device on its first batch, another takes the twin on the CPU in float32, the model itself elsewhere.
     tune: for each convolution of the twin, time the plain call and those that fuse what follows it, and take the
     fastest; on CUDA cuDNN measures its algorithms, too.
     compile: compile the training pass with torch.compile.
@@ -101,8 +101,8 @@ class PrecisionConfig:
             raise ValueError(f"dtype must be auto, fp32, bf16 or fp16, not {self.dtype}")
         if self.attack_dtype not in ("auto", "fp32", "bf16"):
             raise ValueError(f"attack_dtype must be auto, fp32 or bf16, not {self.attack_dtype}")
-        if self.engine not in ("auto", "eager", "twin", "by_hand", "one_kernel"):
-            raise ValueError(f"engine must be auto, eager, twin, by_hand or one_kernel, not {self.engine}")
+        if self.engine not in ("auto", "eager", "twin", "by_hand", "halves", "one_kernel"):
+            raise ValueError(f"engine must be auto, eager, twin, by_hand, halves or one_kernel, not {self.engine}")
         for dtype in (self.dtype, self.attack_dtype):
             if self.oracle and dtype not in ("auto", "fp32"):
                 raise ValueError(f"the oracle computes in fp32, not {dtype}")
