@@ -5,8 +5,8 @@
 For each model and attack (aa, aa-l2, and each part alone) pyautoattack attacks the model itself, in full float32,
 and mwpb-fast's evaluation does what it does: it searches on the folded twin, and the model judges. Both draw from
 the same seeds. A row has the number of images whose flags differ and, of each, its number in the test set and who
-found it adversarial. Where there are some, pyautoattack attacks the same model once more with its weights and
-images in the other memory layout: what then differs is how far rounding alone moves its own verdict. Rows are
+found it adversarial. Where there are some, pyautoattack attacks the same model once more, its weights in the
+other memory layout: what then differs is how far rounding alone moves its own verdict. Rows are
 written as they come; the same command goes on. Verdicts are kept in --kept, so that several processes can make
 them (--prepare): pyautoattack's, which hang on no code of this project's, and the shards of this commit's.
 """
@@ -44,6 +44,7 @@ PARTS["fab"] = ("fab-t",)
 COLUMNS = (
     ("model", "model", ""),
     ("attack", "attack", ""),
+    ("eps", "eps", ""),
     ("images", "images", "d"),
     ("natural", "natural, %", ".1f"),
     ("robust", "right under it, %", ".1f"),
@@ -52,14 +53,15 @@ COLUMNS = (
 )
 
 
-def pyautoattack(model: nn.Module, x: Tensor, y: Tensor, attack: str, seed: int) -> str:
+def pyautoattack(model: nn.Module, x: Tensor, y: Tensor, attack: str, eps: float, seed: int) -> str:
     """The flags of its standard version, or of one part of it, on the images of one shard."""
     module, asked = package("pyautoattack"), find_attack(attack)
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
     norm = "L2" if asked.norm == "l2" else "Linf"
-    eps = float(asked.eps or EvaluationConfig().eps)
-    adversary = module.AutoAttack(model, norm=norm, eps=eps, seed=seed, version="standard", device=x.device)
+    adversary = module.AutoAttack(
+        model, norm=norm, eps=float(asked.eps or eps), seed=seed, version="standard", device=x.device
+    )
     targets = min(TARGETS, classes - 1)
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
     adversary.attacks_to_run = for_classes(classes, PARTS[attack])
@@ -77,8 +79,9 @@ class Model:
 
     def __init__(self, target: Path, images: int, o: argparse.Namespace) -> None:
         self.o, self.name = o, target.stem if target.is_file() else target.name
-        self.config = EvaluationConfig(attacks=("natural", *o.attacks), subset=images)
-        self.subject = Subject(Request(target, self.config, data_dir=o.data_dir, device=str(o.device), show=False))
+        self.subject = Subject(Request(target, data_dir=o.data_dir, device=str(o.device), show=False))
+        self.config = dataclasses.replace(self.subject.evaluation, attacks=("natural", *o.attacks), subset=images)
+        self.subject.evaluation = self.config
         self.index = self.subject.session().index
 
     def laid(self, layout: torch.memory_format) -> nn.Module:
@@ -91,17 +94,18 @@ class Model:
         """pyautoattack's flags; kept beside the result."""
         session = self.subject.session()
         model = self.laid(layout)
-        about: list[Any] = [hash_model(model), session.data_hash, attack, str(layout), version_of("pyautoattack")]
+        about: list[Any] = [hash_model(model), session.data_hash, attack, str(layout), str(self.config.eps)]
+        about += [version_of("pyautoattack")]
         about += [str(torch.__version__), str(self.o.device), torch.get_num_threads()]
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         path = self.o.kept_in / f"{name}.json"
         if found := read_content(path):
             return str(found["flags"])
-        flags = ""
+        flags, eps = "", float(self.config.eps)
         for part in split(self.index):
             x, y = session.load(part)
             seed = ops.derive_seed(session.setting.seed, int(part[0]))
-            flags += pyautoattack(model, x.contiguous(memory_format=layout).contiguous(), y, attack, seed)
+            flags += pyautoattack(model, x.contiguous(), y, attack, eps, seed)
         write_content(path, {"model": self.name, "attack": attack, "layout": str(layout), "flags": flags})
         return flags
 
@@ -121,7 +125,8 @@ class Model:
             for image, mine, other in zip(self.index.tolist(), ours["flags"], theirs, strict=True)
             if mine != other
         ]
-        row = {"model": self.name, "attack": attack, "images": len(theirs), "natural": ours["natural"]}
+        row = {"model": self.name, "attack": attack, "eps": f"{ours['norm']} {ours['eps']}"}
+        row |= {"images": len(theirs), "natural": ours["natural"]}
         row |= {"robust": ours["accuracy"], "robust_theirs": 100 * theirs.count("1") / len(theirs)}
         row |= {"engine": ours["engine"], "refuted": ours["refuted"], "rounding": "-"}
         if differing:
