@@ -125,7 +125,7 @@ class Model:
             for image, mine, other in zip(self.index.tolist(), ours["flags"], theirs, strict=True)
             if mine != other
         ]
-        row = {"model": self.name, "attack": attack, "eps": f"{ours['norm']} {ours['eps']}"}
+        row: dict[str, Any] = {"model": self.name, "attack": attack, "eps": f"{ours['norm']} {ours['eps']}"}
         row |= {"images": len(theirs), "natural": ours["natural"]}
         row |= {"robust": ours["accuracy"], "robust_theirs": 100 * theirs.count("1") / len(theirs)}
         row |= {"engine": ours["engine"], "refuted": ours["refuted"], "rounding": "-"}
