@@ -144,7 +144,7 @@ STAGES = (
     ),
     Stage(
         "autoattack-parts",
-        18,
+        14,
         script(
             "autoattack",
             "--model resnet-18 --batch 250 --length 0.2 --rounds 3 --only mwpb --budget {budget}",
@@ -155,7 +155,7 @@ STAGES = (
     Stage("layouts", 10, script("layouts", "", f"{TINY} --size 8")),
     Stage(
         "attack",
-        75,
+        66,
         script(
             "attack",
             "--compile --tune --rounds 7 --budget {budget} --only mwpb TRADES torchattacks",
