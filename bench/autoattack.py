@@ -158,13 +158,13 @@ def run(part: str, model: nn.Module, results: Results, o: argparse.Namespace, de
             attacks.pop(name, None)
             results.skip(f"{name}, {part}", error)
     times: dict[str, list[float]] = {name: [] for name in attacks}
-    rounds = Rounds(o.rounds, deadline, o.device)
+    rounds = Rounds(o.rounds, deadline, o.device, o.clock)
     for turn in rounds:
         for name, attack in attacks.items():
             if o.kept:
                 (keep_freed_memory if "mwpb" in name else hand_back_freed_memory)()
                 attack(o.x[: o.batch // 4], o.y[: o.batch // 4])  # to meet the memory as this one leaves it
-            times[name].append(seconds(lambda a=attack: a(o.x, o.y), o.device))  # type: ignore[misc]
+            times[name].append(seconds(lambda a=attack: a(o.x, o.y), o.device, o.clock))  # type: ignore[misc]
         results.more["beside"][part] = rounds.beside()
         results.put(part, rows(part, times, o), done=False)
         print(f"{part}: round {turn + 1}/{o.rounds}", flush=True)
@@ -182,6 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=STANDARD, default=list(STANDARD))
     parser.add_argument("--only", nargs="*", default=[], help="programs whose name holds one of these words")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds of the process; with --threads 1")
     parser.add_argument("--budget", type=float, default=1e9, help="seconds; what will not fit is left")
     o = settled(parser.parse_args(arguments))
     o.kept = o.kept and hand_back_freed_memory()
@@ -192,6 +193,8 @@ def main(arguments: list[str] | None = None) -> None:
     with torch.no_grad():
         o.y = model(o.x).argmax(1)
     settings = {k: getattr(o, k) for k in ("model", "batch", "size", "length")}
+    o.clock = time.process_time if o.cpu_time else time.perf_counter
+    settings["clock"] = "CUDA events" if o.device.type == "cuda" else "CPU time" if o.cpu_time else "wall time"
     settings["freed_memory_kept"] = "by mwpb-fast alone" if o.kept else o.kept
     results = Results(o.json, o.device, COLUMNS, o.parts, **settings, beside={})
     end = time.monotonic() + o.budget
