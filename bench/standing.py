@@ -43,6 +43,9 @@ FIGURES = (
         "operations and bytes of an attack step", "GPU", "", "counted, on fake tensors", "tests/test_fake_cuda.py"
     ),
     Figure(
+        "operations and bytes of a training pass", "GPU", "", "counted, on fake tensors", "tests/test_fake_cuda.py"
+    ),
+    Figure(
         "registers, spills and vector widths of the Triton kernels",
         "GPU",
         "",
@@ -54,7 +57,11 @@ FIGURES = (
     Figure(f"{EPOCH}: twin, captured", "GPU", "gpu/train", MODELLED.format("5.6")),
     Figure(f"{EPOCH}: by_hand, captured", "GPU", "gpu/train", MODELLED.format("5.2")),
     Figure(f"{EPOCH}: halves, captured", "GPU", "gpu/train"),
-    Figure(f"{EPOCH}: one_kernel, captured", "GPU", "gpu/train"),
+    Figure(f"{EPOCH}: twin, captured, fused training pass", "GPU", "gpu/train"),
+    *(
+        Figure(f"{EPOCH}: {name}, captured", "GPU", "gpu/train-fused")
+        for name in ("one_kernel", "by_hand_stem", "one_kernel_stem")
+    ),
     Figure("training step, WRN-34-10", "GPU", "gpu/train-wrn"),
     Figure("attack against other packages", "GPU", "gpu/attack"),
     Figure("fused ops", "GPU", "gpu/kernels"),

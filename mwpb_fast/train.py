@@ -14,7 +14,7 @@ from mwpb_fast import data
 from mwpb_fast.choice.engine import Engine
 from mwpb_fast.choice.start import choose
 from mwpb_fast.config import Config, check_axes, to_dict, yaml_file
-from mwpb_fast.engine.build import compiled, make_engine, make_method, make_model
+from mwpb_fast.engine.build import make_engine, make_method, make_model
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluation import validation
 from mwpb_fast.method import Batch
@@ -87,7 +87,7 @@ class Trainer:
         self.method.remember(len(self.images), device)
         net, layers = make_engine(self.model, config, self.precision.attack, sample)
         self.step = Step(
-            model=compiled(self.model, device) if config.precision.compile else self.model,
+            model=self.model,
             net=net,
             optimizer=make_optimizer(self.model, config.optim),
             precision=self.precision,

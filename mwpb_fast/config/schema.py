@@ -69,17 +69,24 @@ class OptimConfig:
             raise ValueError(f"drops must be rising epochs counted from 1, not {self.drops}")
 
 
+ENGINES = ("auto", "eager", "twin", "by_hand", "halves", "one_kernel", "by_hand_stem", "one_kernel_stem")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32 (not TF32), bf16, fp16.
     attack_dtype: of the attack alone: auto (as dtype), fp32 or bf16.
     engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in, by_hand
-    and one_kernel (CUDA) that copy with fewer and larger operations, halves (CUDA) by_hand on both halves of the
-    batch at the same time, auto the fastest that is right: a run that is long enough tries what may pay on its
-    device on its first batch, another takes the twin on the CPU in float32, the model itself elsewhere.
+    and, on CUDA, one_kernel, by_hand_stem and one_kernel_stem that copy with fewer and larger operations, halves
+    (CUDA) by_hand on both halves of the batch at the same time, auto the fastest that is right: a run that is long
+    enough tries what may pay on its device on its first batch, another takes the twin on the CPU in float32, the
+    model itself elsewhere.
     tune: for each convolution of the twin, time the plain call and those that fuse what follows it, and take the
     fastest; on CUDA cuDNN measures its algorithms, too.
-    compile: compile the training pass with torch.compile.
+    training: the training pass: plain is the model itself, fused has each batch norm, the addition and the ReLU
+    behind it in one op, compiled is torch.compile's; auto is plain, or what a trial on CUDA shows to be right and
+    faster.
+    compile: the same as training=compiled.
     capture: record the whole step as one CUDA graph for each phase and replay it: true, false, or auto, where a
     trial shows that it is right and faster.
     pin: an engine.json of another run, whose choice is taken without a trial; or none.
@@ -91,6 +98,7 @@ class PrecisionConfig:
     attack_dtype: str = "auto"
     tune: bool = False
     compile: bool = False
+    training: str = "auto"
     capture: bool | Literal["auto"] = "auto"
     pin: str = "none"
     channels_last: bool = True
@@ -101,8 +109,8 @@ class PrecisionConfig:
             raise ValueError(f"dtype must be auto, fp32, bf16 or fp16, not {self.dtype}")
         if self.attack_dtype not in ("auto", "fp32", "bf16"):
             raise ValueError(f"attack_dtype must be auto, fp32 or bf16, not {self.attack_dtype}")
-        if self.engine not in ("auto", "eager", "twin", "by_hand", "halves", "one_kernel"):
-            raise ValueError(f"engine must be auto, eager, twin, by_hand, halves or one_kernel, not {self.engine}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}, not {self.engine}")
         for dtype in (self.dtype, self.attack_dtype):
             if self.oracle and dtype not in ("auto", "fp32"):
                 raise ValueError(f"the oracle computes in fp32, not {dtype}")
@@ -110,8 +118,12 @@ class PrecisionConfig:
             raise ValueError("tune chooses among the twin's convolutions: it needs engine=twin or auto")
         if self.capture not in (True, False, "auto"):
             raise ValueError(f"capture must be auto, true or false, not {self.capture}")
-        if self.oracle and (self.capture is True or self.compile):
-            raise ValueError("the oracle runs eagerly, without capture or compile")
+        if self.training not in ("auto", "plain", "fused", "compiled"):
+            raise ValueError(f"training must be auto, plain, fused or compiled, not {self.training}")
+        if self.compile and self.training not in ("auto", "compiled"):
+            raise ValueError(f"compile is training=compiled, not {self.training}")
+        if self.oracle and (self.capture is True or self.compile or self.training not in ("auto", "plain")):
+            raise ValueError("the oracle runs eagerly, without capture, compile or another training")
         if self.pin != "none" and (self.oracle or self.engine != "auto" or self.capture != "auto"):
             raise ValueError("pin says which engine is taken: leave engine and capture at auto, and oracle off")
 

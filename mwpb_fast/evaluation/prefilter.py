@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mwpb_fast.evaluation.accuracy import predicted
 from mwpb_fast.evaluation.autoattack import COMPONENTS, STANDARD, autoattack, deviations, package_version
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome, check_ball
+from mwpb_fast.method import Net
 from mwpb_fast.system.lazy import ops, torch
 from mwpb_fast.system.memory import none_left
 
@@ -75,7 +76,7 @@ def find(net: Net, x: torch.Tensor, y: torch.Tensor, eps: float, norm: str) -> t
     return x_adv
 
 
-class OnTwin:
+class OnTwin(Net):
     """The folded twin of a watched model as a Net that is counted and can be stopped as the model is. In bfloat16
     where the processor computes in it and the equivalence ledger holds that to the model, else in float32. Raises
     what folding raises where there is none."""
