@@ -144,6 +144,16 @@ STAGES = (
             seconds=0.3,
         ),
     ),
+    Stage(
+        "autoattack-parts",
+        10,
+        script(
+            "autoattack",
+            "--model resnet-18 --batch 250 --length 0.2 --rounds 3 --only mwpb --budget {budget}",
+            f"{TINY} --size 8 --length 0.05 --only eager --parts apgd-ce",
+        ),
+        needs=("pyautoattack",),
+    ),
     Stage("layouts", 10, script("layouts", "", f"{TINY} --size 8")),
     Stage(
         "attack",
@@ -200,7 +210,7 @@ STAGES = (
     ),
     Stage(
         "loaders",
-        25,
+        20,
         script(
             "loaders",
             "{{shared}} --rounds 2 --seconds 0.5 --steps 20 --sets tinyimagenet",

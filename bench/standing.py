@@ -37,6 +37,8 @@ FIGURES = (
     Figure("loaders", "CPU", "loaders-cpu"),
     Figure("beside other programs", "CPU", "busy-cpu"),
     Figure("what the fast paths change", "CPU", "equivalence-cpu"),
+    Figure("AutoAttack's parts against other packages", "CPU", "autoattack-cpu"),
+    Figure("AutoAttack's flags against pyautoattack's", "CPU", "verdicts-cpu"),
     Figure(
         "operations and bytes of an attack step", "GPU", "", "counted, on fake tensors", "tests/test_fake_cuda.py"
     ),
@@ -66,6 +68,7 @@ FIGURES = (
     Figure("layers", "GPU", "gpu/roofline"),
     Figure("loaders", "GPU", "gpu/loaders"),
     Figure("what the fast paths change", "GPU", "gpu/equivalence"),
+    Figure("AutoAttack's parts against other packages", "GPU", "gpu/autoattack-parts"),
     Figure("the trial at the start of a run, a training, its evaluation", "GPU", "gpu/training"),
     Figure(
         "standard AutoAttack, ResNet-18, 10,000 images, full float32",

@@ -137,7 +137,9 @@ class EvaluationConfig:
     pgd20-eot10 takes the mean of 10 gradients. eps, step_size: of the others, the latter of pgd and cw, in the
     units of images in [0, 1]; since these attacks are linf, at most 1. subset: attack only so many test images,
     stratified by class (results are then labelled a preview); 0 for all. costly_subset: the same for spsa and the
-    planted examples of trust. validate_every: epochs between validations by PGD-10."""
+    planted examples of trust. validate_every: epochs between validations by PGD-10. engine: what AutoAttack
+    searches on: auto, the model's folded twin in float32 where it is held to the model, which judges every image;
+    or eager, the model itself. tf32: on CUDA the twin's convolutions in TF32, not full float32."""
 
     attacks: tuple[str, ...] = ("natural", "pgd20", "cw20")
     eps: Fraction = Fraction(8, 255)
@@ -146,8 +148,14 @@ class EvaluationConfig:
     subset: int = 0
     costly_subset: int = 1000
     validate_every: int = 1
+    engine: str = "auto"
+    tf32: bool = False
 
     def __post_init__(self) -> None:
+        if self.engine not in ("auto", "eager"):
+            raise ValueError(f"engine must be auto or eager, not {self.engine}")
+        if self.tf32 and self.engine == "eager":
+            raise ValueError("tf32 is of the twin: it needs engine=auto")
         if self.batch_size < 1 or self.subset < 0 or self.costly_subset < 0 or self.validate_every < 1:
             raise ValueError("batch_size and validate_every must be at least 1, subset not negative")
         check_linf("eps", self.eps)

@@ -165,6 +165,14 @@ class TwinNet(Net):
             warnings.warn(message, EngineWarning, stacklevel=3)
         return True
 
+    def check(self, x: torch.Tensor) -> None:
+        """Hold the twin, of float32, to the model on these images (B, C, H, W). Raises UnfoldableError where it is
+        not the model's, or follows it no more."""
+        if self._lost:
+            raise UnfoldableError("the model has changed and cannot be folded any more")
+        with module_mode(self.model, training=False), unmeasured():
+            self._compare(x.detach().float().contiguous())
+
     def _compare(self, x: torch.Tensor) -> None:
         """Refuse a twin whose logits or input gradient are not the model's: its code does what a trace misses."""
         with full_float32():

@@ -151,6 +151,7 @@ def prefiltered(components: Sequence[str] = STANDARD, **own: Any) -> EvaluationA
                 seed=ops.derive_seed(setting.seed, int(index[0])),
                 batch_size=setting.batch_size,
                 components=components,
+                search=model.search,
             )
             x_adv[rest], classes[rest] = standard.x_adv, standard.predicted
             for name in list(standard.after)[1:]:
@@ -176,7 +177,8 @@ def prefiltered(components: Sequence[str] = STANDARD, **own: Any) -> EvaluationA
     forwards = 3 + CANDIDATES + TARGETS * (STEPS + 1) + sum(COMPONENTS[name].forwards for name in components)
     parameters = {name: COMPONENTS[name].parameters for name in components}
     parameters |= {"prefilter": {"candidates": CANDIDATES, "targets": TARGETS, "steps": STEPS, "first": FIRST}}
-    return EvaluationAttack(run, forwards, needs, long=True, preview=True, parameters=parameters, **own)
+    own |= {"preview": True, "parameters": parameters, "searches": True}
+    return EvaluationAttack(run, forwards, needs, long=True, **own)
 
 
 def predict(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, batch_size: int) -> torch.Tensor:

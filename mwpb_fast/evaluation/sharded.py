@@ -42,6 +42,7 @@ class ShardedAttack:
     (n, C, H, W) float32 in [0, 1] and y (n,) on the device. key: whatever results depend on besides the attack and
     the setting; a file with another key is not taken. fingerprint: of the model's function; a file with another
     one is not taken either. folder None: nothing is kept. keep_images: whether the images that it makes are, too.
+    engine: what it searches on, where that may be something other than the model.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ShardedAttack:
     key: dict[str, Any]
     fingerprint: Fingerprint
     keep_images: bool = False
+    engine: str = ""
 
     def __post_init__(self) -> None:
         setting = self.setting
@@ -67,6 +69,7 @@ class ShardedAttack:
             "batch_size": setting.batch_size,
             "dtype": str(setting.precision.dtype),
         }
+        key |= {"engine": self.engine} if self.engine else {}
         self.digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.records: dict[int, dict[str, Any]] = {}
 
@@ -87,6 +90,7 @@ class ShardedAttack:
     def _attack(self, model: Watched, index: torch.Tensor, counter: _Counter) -> tuple[Outcome, dict[str, Any]]:
         before, tick = model.forwards, model.tick
         model.not_finite.zero_()
+        refuted = model.search.refuted if model.search else 0
 
         def count() -> None:
             tick()
@@ -106,6 +110,7 @@ class ShardedAttack:
         return outcome, {
             "seconds": round(time.monotonic() - started, 3),
             "forwards": model.forwards - before,
+            **({"refuted": model.search.refuted - refuted} if self.engine and model.search else {}),
             "not_finite": {"logits": logits, "gradients": gradients},
         }
 
