@@ -30,6 +30,7 @@ QUICK = {
     "reproduce": "table1 --rows nope",
     "data": "prepare",
     "plot": "absent",
+    "export": "absent --format safetensors",
     "recipes": "x",
     "doctor": "x",
     "bench": "nope",

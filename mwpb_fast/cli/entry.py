@@ -28,6 +28,7 @@ STATUS = {
     "mwpb_fast.runs.checkpoint.CheckpointError": 2,
     "mwpb_fast.runs.checkpoint.CheckpointWriteError": 1,
     "mwpb_fast.train.TrainingError": 1,
+    "mwpb_fast.export.formats.ExportError": 1,
 }
 
 
