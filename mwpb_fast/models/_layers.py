@@ -53,7 +53,6 @@ class Block(Protocol):
     """A residual block's constructor: `inputs` channels to `expansion * width`."""
 
     expansion: int
-    __name__: str
 
     def __call__(self, inputs: int, width: int, stride: int) -> nn.Module: ...
 

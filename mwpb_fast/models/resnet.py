@@ -92,4 +92,5 @@ def build(depth: int, *, num_classes: int, channels: int) -> nn.Sequential:
 def robustbench(depth: int) -> Counterpart:
     """The class of these names in RobustBench."""
     block, counts = VARIANTS[depth]
-    return Counterpart("resnet", "ResNet", f"resnet.{block.__name__}, {list(counts)}, num_classes={{num_classes}}")
+    kind = "BasicBlock" if block.expansion == 1 else "Bottleneck"
+    return Counterpart("resnet", "ResNet", f"resnet.{kind}, {list(counts)}, num_classes={{num_classes}}")
