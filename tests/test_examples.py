@@ -14,7 +14,8 @@ from mwpb_fast.config import ConfigError
 from mwpb_fast.options import configure
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+LONG = {"compiled.py": pytest.mark.slow}  # a compiler runs
+SCRIPTS = [pytest.param(p, marks=LONG.get(p.name, ()), id=p.name) for p in sorted(EXAMPLES.glob("*.py"))]
 README = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 
 
@@ -24,7 +25,7 @@ def test_an_example_is_short_and_told_of(path: Path) -> None:
     assert (path.name if path.parent == EXAMPLES else path.parent.name) in README
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SCRIPTS)
 def test_a_script_runs(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", [str(path), "--small"])
     runpy.run_path(str(path), run_name="__main__")
