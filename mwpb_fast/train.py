@@ -14,14 +14,16 @@ from mwpb_fast import data
 from mwpb_fast.choice.engine import Engine
 from mwpb_fast.choice.start import choose
 from mwpb_fast.config import Config, check_axes, to_dict, yaml_file
-from mwpb_fast.engine.build import compiled, make_engine, make_method, make_model
+from mwpb_fast.engine.build import make_engine, make_method, make_model
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluation import validation
 from mwpb_fast.method import Batch
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
-from mwpb_fast.runs import checkpoint, resume, trace
+from mwpb_fast.runs import checkpoint, guards, resume, trace
 from mwpb_fast.runs.folder import clear, sweep, training_lock
-from mwpb_fast.runs.log import RunLog, Waits, environment, epoch_line, note, progress
+from mwpb_fast.runs.guards import TrainingError as TrainingError
+from mwpb_fast.runs.log import RunLog, Waits, note, progress, write_environment
+from mwpb_fast.runs.view import View
 from mwpb_fast.runs.writer import Writer
 from mwpb_fast.step import Step
 from mwpb_fast.system.files import to_json, write_atomically
@@ -30,26 +32,25 @@ from mwpb_fast.system.signals import Interrupted, StopRequest, stop_requests
 from mwpb_fast.system.threads import adaptive_openmp_waits
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; one line."""
-
-
-def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
+def run(
+    config: Config, folder: Path, *, resume: bool = True, quiet: bool = False, view: View | None = None
+) -> dict[str, Any]:
     """Train `config` in `folder` and return the last epoch's record.
 
     A folder that holds an earlier part of the same run is continued, exactly; with resume=False it is begun
-    anew. Writes config.yaml, environment.json, metrics.jsonl, radii.json, tensorboard/ and checkpoints/.
-    Raises ConfigError, DataError or CheckpointError for what the user can mend, also where another process is at
-    work in the folder; TrainingError where too many steps were not finite, Interrupted after SIGTERM, SIGINT,
-    SIGHUP or SIGUSR1.
+    anew. view: how it shows itself, in place of quiet or not. Writes config.yaml, environment.json, metrics.jsonl,
+    radii.json, tensorboard/ and checkpoints/. Raises ConfigError, DataError or CheckpointError for what the user
+    can mend, also where another process is at work in the folder; TrainingError where too many steps were not
+    finite or a guard ends the run, Interrupted after SIGTERM, SIGINT, SIGHUP or SIGUSR1.
     """
     keep_freed_memory()
     with training_lock(folder), adaptive_openmp_waits(), stop_requests() as request:
         trainer = Trainer(config, folder, request, quiet)
+        trainer.view = view or trainer.view
         if not resume:  # not before what this run needs has been found
             clear(folder)
         sweep(folder)
-        with trainer.precision.mode():
+        with trainer.precision.mode(), trainer.watchdog:
             record = trainer.train()
     if request.number:  # it came after the last look; nothing is to begin now
         raise Interrupted(request.number)
@@ -61,7 +62,8 @@ class Trainer:
 
     def __init__(self, config: Config, folder: Path, request: StopRequest, quiet: bool = False) -> None:
         check_axes(config)
-        self.config, self.folder, self.request, self.quiet = config, folder, request, quiet
+        self.config, self.folder, self.request = config, folder, request
+        self.view = View("quiet" if quiet else "lines")
         self.precision = make_precision(config.precision)
         device, layout = self.precision.device, self.precision.memory_format
         self.images = data.load_split(config.data, "train")
@@ -81,7 +83,7 @@ class Trainer:
         self.method.remember(len(self.images), device)
         net, layers = make_engine(self.model, config, self.precision.attack, sample)
         self.step = Step(
-            model=compiled(self.model, device) if config.precision.compile else self.model,
+            model=self.model,
             net=net,
             optimizer=make_optimizer(self.model, config.optim),
             precision=self.precision,
@@ -110,7 +112,9 @@ class Trainer:
             engine=self.engine,
             device=device,
         )
-        self.writer = Writer(folder / "checkpoints", device)
+        self.writer = Writer(folder / "checkpoints", device, config.keep)
+        self.guards = guards.Guards(config, folder, self.writer, len(self.loader))
+        self.watchdog = self.guards.watchdog(lambda: f"epoch {self.at.epoch}, after batch {self.at.batch}")
         self.at = resume.Position(torch.zeros(len(self.loader), trace.COLUMNS, device=device))
 
     def _sample(self) -> torch.Tensor:
@@ -118,17 +122,21 @@ class Trainer:
         index = self.train_index[: self.config.data.batch_size]
         return next(self._plain_batches(index, len(index))()).x
 
-    # the run --------------------------------------------------------------------------------------------------
     def train(self) -> dict[str, Any]:
         """From wherever the run stands to its last epoch."""
         self._claim_folder()
-        log = RunLog(self.folder, self.at.epoch)
+        log = RunLog(self.folder, self.at.epoch, self.view.tracker(self.folder, self.config))
         record: dict[str, Any] = {}
         try:
             while self.at.epoch <= self.config.epochs:
-                record = self._train_epoch()
-                record |= self.validate()
-                self._finish_epoch(record, log)
+                try:
+                    record = self._train_epoch()
+                    record |= self.validate()
+                    record |= self.guards.epoch(record)
+                except guards.GuardError as error:
+                    self._go_back(error, log)
+                else:
+                    self._finish_epoch(record, log)
             self.writer.wait()
             # with nothing held out best is the last model, also where a run is longer than when it was saved
             if len(self.val_index) == 0 or not checkpoint.existing(self.folder / "checkpoints", "best"):
@@ -143,13 +151,14 @@ class Trainer:
 
     def _train_epoch(self) -> dict[str, Any]:
         epoch, config = self.at.epoch, self.config
-        rate = learning_rate(config.optim, epoch)
+        rate = learning_rate(config.optim, epoch) * config.guard.rate**self.at.rollbacks
         set_learning_rate(self.step.optimizer, rate)
         key = self._key(epoch)
         method = self.engine.begin(epoch, self.at.batch, key)
         started, first, stopped = time.monotonic(), self.at.batch, False
         size = config.data.batch_size
-        with progress(len(self.loader) * size, f"epoch {epoch}/{config.epochs}", done=first * size) as bar:
+        whole, label = len(self.loader) * size, f"epoch {epoch}/{config.epochs}"
+        with progress(whole, label, done=first * size, form=self.view.form) as bar:
             looked = started
             take_step, feed = self.engine.feed(epoch, first)
             batches = Waits(feed)
@@ -157,16 +166,18 @@ class Trainer:
                 result = take_step(batch, key, method)
                 self.at.trace[self.at.batch] = trace.row(*result)
                 self.at.batch += 1
-                note = ""
+                self.watchdog.beat()
+                note = status = ""
                 if time.monotonic() - looked > 1.0:  # the only wait for the device within an epoch
                     looked = time.monotonic()
-                    note = f"loss {trace.columns(self.at.trace).loss[self.at.batch - 1].item():.3f}"
-                    self._check_finite()
-                bar.advance(len(result.radius), note)
+                    note, status = self.view.step(bar, self.at.trace[self.at.batch - 1], config.epochs - epoch)
+                    self._check_steps()
+                    self.writer.within(self.state, self.at.within(looked - started, batches.seconds))
+                bar.advance(len(result.radius), note, status)
                 if self.request.number:
                     stopped = True
                     break
-        rows, bad = self._check_finite()
+        rows, bad, found = self._check_steps()
         if self.at.batch > first:
             self.at.seconds += time.monotonic() - started
             self.at.waited += batches.seconds
@@ -183,22 +194,24 @@ class Trainer:
             "wait_share": self.at.waited / self.at.seconds,
             "bad_steps": len(bad),
             "bad_batches": bad,
+            **found,
         }
 
     def _key(self, epoch: int) -> torch.Tensor:
         """The seed of the epoch's noise."""
         return torch.tensor([ops.derive_seed(self.config.seed, epoch)], device=self.precision.device)
 
-    def _check_finite(self) -> tuple[torch.Tensor, list[int]]:
-        """The epoch's trace so far, and the batches whose steps were bad."""
+    def _check_steps(self) -> tuple[torch.Tensor, list[int], dict[str, str]]:
+        """The epoch's trace so far, the batches whose steps were bad, and what the guard of divergence found."""
         rows = self.at.trace[: self.at.batch].cpu()
-        bad = trace.bad_steps(rows)
-        if len(bad) > self.config.max_bad_steps or len(bad) == len(self.loader):
-            raise TrainingError(
-                f"epoch {self.at.epoch}: loss or gradient not finite in {len(bad)} of {self.at.batch} steps "
-                f"(batches {bad[:10]} ...); the weights are those of the last good step"
-            )
-        return rows, bad
+        return rows, *self.guards.steps(rows, self.at.epoch)
+
+    def _go_back(self, error: guards.GuardError, log: RunLog) -> None:
+        """To a state before what a guard has found."""
+        path, state = self.guards.state_before(error, self.at.rollbacks)
+        self.engine.forget()  # a recorded step has the optimiser's tensors in it, which are others from here on
+        self.parts.load(path, state, self.at)
+        log.go_back(self.at.epoch)
 
     def validate(self) -> dict[str, Any]:
         """Natural and PGD-10 accuracy in % on the held-out images; nothing where none are due or held out."""
@@ -209,7 +222,7 @@ class Trainer:
         model = self.model if self.ema is None else self.ema.module
         try:
             looks = (model, batches, float(evaluation.eps), epoch, self.precision, self._tick)
-            return self.engine.with_room(lambda: validation.accuracies(*looks))
+            return self.engine.with_room(lambda: validation.accuracies(*looks, self.config.guard.collapse > 0))
         except Interrupted:
             self.writer.now(self.state(), "last")
             raise
@@ -224,12 +237,10 @@ class Trainer:
         record["checkpoint"] = self.writer.take(self.state(), *kinds)
         log.write(record)  # before they can be there: records of epochs that are done again are dropped
         self.writer.begin()
-        if not self.quiet:
-            print(epoch_line(record, self.config.epochs), flush=True)
+        self.view.epoch(record, self.config.epochs)
 
-    # state ----------------------------------------------------------------------------------------------------
-    def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, in tensors and plain types."""
+    def state(self, at: resume.Position | None = None) -> dict[str, Any]:
+        """Everything that a resumed run needs, in tensors and plain types. at: where it stands."""
         about = checkpoint.MARK | {
             "config": to_dict(self.config),
             "classes": list(self.images.classes),
@@ -237,7 +248,7 @@ class Trainer:
             "data": data.identity(self.images),
             "normalize": self.normalize,
         }
-        return about | self.parts.state(self.at)
+        return about | self.parts.state(at or self.at)
 
     def _claim_folder(self) -> None:
         config = to_dict(self.config)
@@ -250,15 +261,14 @@ class Trainer:
             if done > self.config.epochs:
                 note(f"{self.folder} has done {done} epochs, more than the {self.config.epochs} asked for")
                 config["epochs"] = done  # what the folder holds
-            elif done < self.config.epochs and not self.quiet:
-                print(f"resuming from {path.name}", flush=True)
+            elif done < self.config.epochs:
+                self.view.tell(f"resuming from {path.name}", "resumed", checkpoint=path.name)
             self.engine.write()
         else:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-            choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.quiet)
+            choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.view.form != "lines")
         write_atomically(self.folder / "config.yaml", yaml_file.write(config))
-        about = to_json(environment(self.precision.device), indent=1)
-        write_atomically(self.folder / "environment.json", about.encode())
+        write_environment(self.folder, self.precision.device)
 
     @property
     def choices(self) -> list[dict[str, Any]]:
@@ -266,6 +276,7 @@ class Trainer:
         return self.engine.record.layers
 
     def _tick(self, images: int = 0) -> None:
+        self.watchdog.beat()
         if self.request.number:
             raise Interrupted(self.request.number)
 
@@ -277,17 +288,13 @@ class Trainer:
     def _write_radii(self) -> None:
         found = checkpoint.read_newest(self.folder / "checkpoints", "best")
         assert found is not None
-        self.model.load_state_dict(found[1]["model"])
-        remembered = found[1].get("memory", {}).get("attack", {}).get("radius")
+        self.model.load_state_dict((state := found[1])["model"])
+        remembered = state.get("memory", {}).get("attack", {}).get("radius")
         if remembered is not None:  # by an attack that finds every image's radius itself
             radii = remembered[self.train_index]
         else:
             batches = self._plain_batches(self.train_index)
             # "last" is saved, so a stop loses nothing
             radii = validation.radii(self.model, batches, self.method.budget, self.precision, self._tick)
-        content = {
-            "epoch": found[1]["epoch"],
-            "budget": to_dict(self.config)["budget"],
-            "radii": radii.tolist(),
-        }
+        content = {"epoch": state["epoch"], "budget": to_dict(self.config)["budget"], "radii": radii.tolist()}
         write_atomically(self.folder / "radii.json", to_json(content).encode())

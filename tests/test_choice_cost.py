@@ -17,7 +17,8 @@ from mwpb_fast.choice.candidates import Candidate
 from mwpb_fast.choice.ledger import Ledger
 from mwpb_fast.choice.record import Record, Tried, fastest, read_record
 from mwpb_fast.engine import build
-from mwpb_fast.engine.layers import FoldedConv
+from mwpb_fast.engine import tune as tuning
+from mwpb_fast.engine.layers import FUSED, PLAIN, FoldedConv
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.processor import cpu_has_bf16
 from mwpb_fast.engine.twin import TwinNet
@@ -170,3 +171,28 @@ def test_without_graphs_the_layers_of_the_one_that_is_taken_are_measured(
     monkeypatch.setenv("MWPB_CACHE", str(tmp_path / "other"))
     assert begun(tmp_path / "three", *options).engine.record.chosen == EAGER
     assert not cache.folder().exists()
+
+
+@pytest.mark.parametrize(
+    ("plain", "fused", "readings"),
+    [
+        (1.0, 1.0, {PLAIN: 10, FUSED: 10}),  # as many as are asked for
+        (50.0, 60.0, {PLAIN: 3, FUSED: 3}),  # a slow layer is read less often
+        (1.0, 1.6, {PLAIN: 10, FUSED: 2}),  # what is far behind is not read to the end
+        (150.0, 500.0, {PLAIN: 3, FUSED: 2}),
+    ],
+)
+def test_how_often_a_layer_is_read(
+    plain: float, fused: float, readings: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a fake clock, so that tuning does not outlast the budget of a run's start on a slow processor."""
+    times, seen = {PLAIN: plain, FUSED: fused}, {PLAIN: 0, FUSED: 0}
+
+    def milliseconds(work: Any, device: torch.device) -> float:
+        seen[work] += 1
+        return times[work]
+
+    monkeypatch.setattr(tuning, "_milliseconds", milliseconds)
+    runs: Any = {name: name for name in times}
+    assert tuning._measure(runs, torch.device("cpu"), 10, captured=False) == (times, "")
+    assert seen == readings

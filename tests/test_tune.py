@@ -282,28 +282,3 @@ def test_every_call_on_a_gpu_is_captured_and_agrees(monkeypatch: pytest.MonkeyPa
     assert all(all(work) for work in captured)
     assert not [r["reason"] for r in records if "differs" in r["reason"]]
     assert all(r["milliseconds"][PLAIN] > 0 for r in records if r["milliseconds"])
-
-
-@pytest.mark.parametrize(
-    ("plain", "fused", "readings"),
-    [
-        (1.0, 1.0, {PLAIN: 10, FUSED: 10}),  # as many as are asked for
-        (50.0, 60.0, {PLAIN: 3, FUSED: 3}),  # a slow layer is read less often
-        (1.0, 1.6, {PLAIN: 10, FUSED: 2}),  # what is far behind is not read to the end
-        (150.0, 500.0, {PLAIN: 3, FUSED: 2}),
-    ],
-)
-def test_how_often_a_layer_is_read(
-    plain: float, fused: float, readings: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a fake clock, so that tuning does not outlast the budget of a run's start on a slow processor."""
-    times, seen = {PLAIN: plain, FUSED: fused}, {PLAIN: 0, FUSED: 0}
-
-    def milliseconds(work: Any, device: torch.device) -> float:
-        seen[work] += 1
-        return times[work]
-
-    monkeypatch.setattr(tuning, "_milliseconds", milliseconds)
-    runs: Any = {name: name for name in times}
-    assert tuning._measure(runs, torch.device("cpu"), 10, captured=False) == (times, "")
-    assert seen == readings

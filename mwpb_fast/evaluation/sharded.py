@@ -12,16 +12,18 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mwpb_kernels as ops
 import torch
 
 from mwpb_fast.evaluation.adversaries import write_shard
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome
 from mwpb_fast.evaluation.function import Fingerprint, same
 from mwpb_fast.evaluation.watched import Watched
-from mwpb_fast.system.files import to_json, write_atomically
+from mwpb_fast.system.files import is_whole, sealed, to_json, write_atomically
 
 SHARD = 250
 Report = Callable[[int], None]
@@ -40,6 +42,7 @@ class ShardedAttack:
     (n, C, H, W) float32 in [0, 1] and y (n,) on the device. key: whatever results depend on besides the attack and
     the setting; a file with another key is not taken. fingerprint: of the model's function; a file with another
     one is not taken either. folder None: nothing is kept. keep_images: whether the images that it makes are, too.
+    engine: what it searches on, where that may be something other than the model.
     """
 
     name: str
@@ -51,6 +54,7 @@ class ShardedAttack:
     key: dict[str, Any]
     fingerprint: Fingerprint
     keep_images: bool = False
+    engine: str = ""
 
     def __post_init__(self) -> None:
         setting = self.setting
@@ -65,6 +69,7 @@ class ShardedAttack:
             "batch_size": setting.batch_size,
             "dtype": str(setting.precision.dtype),
         }
+        key |= {"engine": self.engine} if self.engine else {}
         self.digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.records: dict[int, dict[str, Any]] = {}
 
@@ -79,12 +84,13 @@ class ShardedAttack:
             index = self.shards[number]
             counter = _Counter(len(index), report)
             if self.read(number) is None:
-                self.write(number, *self._attack(model, index, counter))
+                self.write(number, *model.with_room(partial(self._attack, model, index, counter)))
             counter.reach(1.0)
 
     def _attack(self, model: Watched, index: torch.Tensor, counter: _Counter) -> tuple[Outcome, dict[str, Any]]:
         before, tick = model.forwards, model.tick
         model.not_finite.zero_()
+        refuted = model.search.refuted if model.search else 0
 
         def count() -> None:
             tick()
@@ -94,13 +100,17 @@ class ShardedAttack:
         x, y = self.load(index)
         model.tick = count
         try:
-            outcome = self.attack.run(model, x, y, index.to(x.device), self.setting)
+            # so that a randomised model, too, gives this shard the same numbers again
+            with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+                torch.manual_seed(ops.derive_seed(self.setting.seed, int(index[0])))
+                outcome = self.attack.run(model, x, y, index.to(x.device), self.setting)
         finally:
             model.tick = tick
         logits, gradients = model.not_finite.tolist()
         return outcome, {
             "seconds": round(time.monotonic() - started, 3),
             "forwards": model.forwards - before,
+            **({"refuted": model.search.refuted - refuted} if self.engine and model.search else {}),
             "not_finite": {"logits": logits, "gradients": gradients},
         }
 
@@ -132,12 +142,14 @@ class ShardedAttack:
             "warnings": outcome.warnings,
             "deviations": list(outcome.deviations),
             "values": {name: numbers.tolist() for name, numbers in outcome.values.items()},
+            "stages": {name: round(seconds, 3) for name, seconds in outcome.seconds.items()},
             "predicted": None if outcome.predicted is None else outcome.predicted.tolist(),
             **about,
         }
         # as it is read back: JSON has no NaN
-        text, path = to_json(record), self.path(shard)
-        self.records[shard] = json.loads(text)
+        text, path = to_json(sealed(record)), self.path(shard)
+        self.records[shard] = read = json.loads(text)
+        read.pop("sha256")
         if self.images and outcome.x_adv is not None:
             write_shard(self.images_path(shard), outcome.x_adv)
         if path is not None:
@@ -154,12 +166,14 @@ class ShardedAttack:
             record = json.loads(path.read_bytes())
             flags = [record["flags"], *record["after"].values()]
             fits = (
-                record["key"] == self.digest
+                is_whole(record)
+                and record["key"] == self.digest
                 and same(record["fingerprint"], self.fingerprint)
                 and record["shard"] == shard
                 and all(len(text) == count and set(text) <= {"0", "1"} for text in flags)
                 and all(len(numbers) == count for numbers in record["values"].values())
-                and (record.setdefault("predicted", None) is None or len(record["predicted"]) == count)
+                and len(record.setdefault("predicted", None) or flags[0]) == count
+                and not (self.images and record["predicted"] is None)
                 and isinstance(record["seconds"], float)
                 and isinstance(record["forwards"], int)
                 and all(isinstance(record["not_finite"][kind], int) for kind in ("logits", "gradients"))

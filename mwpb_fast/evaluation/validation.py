@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from fractions import Fraction
+from functools import partial
 
 import mwpb_kernels as ops
 import torch
@@ -13,7 +15,7 @@ from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import Precision, unmeasured
 from mwpb_fast.evaluation.accuracy import correct
 from mwpb_fast.inner_losses import cross_entropy
-from mwpb_fast.method import Batch, Budget
+from mwpb_fast.method import Attack, Batch, Budget
 
 Batches = Callable[[], Iterable[Batch]]
 
@@ -25,26 +27,30 @@ def accuracies(
     epoch: int,
     precision: Precision,
     tick: Callable[..., None],
+    fgsm: bool = False,
 ) -> dict[str, float]:
     """Natural and PGD-10 accuracy in % on images in [0, 1], each of which has its own noise in each epoch; and as
     "validation" the seconds that it took.
 
-    batches: gives them anew at each call. tick: called after each batch. Modes and random generators are left as
-    they were.
+    batches: gives them anew at each call. tick: called after each batch. fgsm: also the accuracy under one step as
+    long as eps, from the image itself. Modes and random generators are left as they were.
     """
     started, net, device = time.monotonic(), EagerNet(model, precision), precision.device
-    attack = pgd.Config(start="uniform").build()
+    attacks = {"robust": pgd.Config(start="uniform").build()}
+    if fgsm:
+        attacks["fgsm"] = pgd.Config(start="none", steps=1, step_ratio=Fraction(1)).build()
     key = torch.tensor([ops.derive_seed(0, epoch)], device=device)
 
-    def perturb(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def perturb(attack: Attack, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return attack(net, Batch(x, y, index), None, torch.full(y.shape, eps, device=device), cross_entropy, key)
 
     # whatever the model draws here, training goes on as if there had been no validation, or a part of one
     on_cuda = [device] if device.type == "cuda" else []
     with module_mode(model, training=False), unmeasured(), torch.random.fork_rng(on_cuda):
-        natural = correct(net, batches(), tick=tick)
-        robust = correct(net, batches(), perturb, tick)
-    found = {"natural": 100 * natural.float().mean().item(), "robust": 100 * robust.float().mean().item()}
+        flags = {"natural": correct(net, batches(), tick=tick)}
+        for name, attack in attacks.items():
+            flags[name] = correct(net, batches(), partial(perturb, attack), tick)
+    found = {name: 100 * right.float().mean().item() for name, right in flags.items()}
     return found | {"validation": time.monotonic() - started}
 
 

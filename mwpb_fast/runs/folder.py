@@ -16,9 +16,12 @@ from mwpb_fast.system.lock import exclusive
 # These are the names that a run, its evaluations and its pictures give to their files.
 _POINT = r"(best|last)-\d{5}-\d{7}"
 _KIND = rf"(best|last|{_POINT})"
-_OWN = r"config\.yaml|metrics(-damaged)?\.jsonl|(environment|engine|radii)\.json"  # of training alone
-_RESULT = rf"{_OWN}|results\.json|(curves|radii)\.png|(evaluation|trust)-{_KIND}(-preview)?\.(json|md)"
-_CHECKPOINT = rf"{_POINT}\.pt(\.sha256)?|{_RESULT}"  # results too, of a checkpoint that was evaluated by its name
+_OWN = r"config\.yaml|hang\.txt|metrics(-damaged)?\.jsonl|(environment|engine|radii)\.json"  # of training alone
+_RESULT = (
+    rf"{_OWN}|results\.json|(curves|radii)\.png|report\.html|(evaluation|trust)-{_KIND}(-preview)?\.(json|md)"
+)
+_STATE = rf"{_POINT}\.(pt(\.sha256)?|safetensors)"
+_CHECKPOINT = rf"{_STATE}|{_RESULT}"  # results too, of a checkpoint that was evaluated by its name
 _SHARD = r"[\w-]+-[0-9a-f]{12}-\d{5}\.json"
 # No writing of a result takes as many seconds.
 _STALE = 3600.0
@@ -46,7 +49,7 @@ def training_lock(folder: Path) -> Iterator[None]:
 def sweep(folder: Path) -> None:
     """Remove what killed processes left of their writing; to be called by the one that holds the folder. An
     evaluation holds nothing and may be writing now, so what is left of one goes when it is old."""
-    own = {folder: _OWN, folder / "checkpoints": rf"{_POINT}\.pt(\.sha256)?"}
+    own = {folder: _OWN, folder / "checkpoints": _STATE}
     shards = [path for path in folder.glob("evaluation-*") if path.is_dir()]
     for place in (*own, *shards):
         for path in place.glob(".*.tmp"):
