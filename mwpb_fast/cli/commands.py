@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mwpb_fast import options
-from mwpb_fast.cli import attack_commands, reproduce
+from mwpb_fast.cli import attack_commands, export, reproduce
 from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import ConfigError, all_recipes, axis_name, load
 from mwpb_fast.config.option_values import path
@@ -219,6 +219,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "reproduce": ("TABLE", reproduce.reproduce),
     "data": ("list|prepare NAME", data),
     "plot": ("RUN...", plot),
+    "export": ("RUN|CHECKPOINT", export.export),
     "report": ("RUN...", report),
     "recipes": ("", recipes),
     "doctor": ("", doctor),
