@@ -34,6 +34,7 @@ def made(
     """A run's folder with one checkpoint, and the model in it."""
     config = recipe("table1.mwpb_at")
     config = replace(config, model=replace(config.model, name=name, normalize=normalize is not None))
+    config = replace(config, optim=replace(config.optim, ema=0.9 * ema))
     model = randomize_(build_model(name, num_classes=4, normalize=normalize)).eval()  # type: ignore[arg-type]
     other = randomize_(build_model(name, num_classes=4)).state_dict()
     classes = ["a", "b", "c", "d"]

@@ -64,7 +64,7 @@ def read_source(target: Path, which: str) -> Source:
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         config=config,
         epoch=finished_epoch(state),
-        averaged=bool(state.get("ema")),
+        averaged=config.optim.ema > 0,  # a best checkpoint has the average in the place of the weights
         classes=classes,
         channels=channels,
         size=(about["height"], about["width"]),
