@@ -33,6 +33,8 @@ FIGURES = (
     Figure("attack against other packages, ResNet-18", "CPU", "attack-resnet-18-cpu"),
     Figure("attack against other packages, WRN-34-10", "CPU", "attack-wrn-34-10-cpu"),
     Figure("training step", "CPU", "train-resnet-18-cpu"),
+    Figure("what CUDA tries, in the attack", "CPU", "rewrites-attack-cpu"),
+    Figure("what CUDA tries, in the training step", "CPU", "rewrites-train-cpu"),
     Figure("layers", "CPU", "roofline-resnet-18-cpu"),
     Figure("loaders", "CPU", "loaders-cpu"),
     Figure("beside other programs", "CPU", "busy-cpu"),

@@ -150,7 +150,7 @@ TRAININGS: dict[str, Callable[[torch.nn.Module, torch.Tensor], torch.nn.Module]]
     "compiled": lambda model, sample: compiled(model, sample.device),
 }
 # Of these, what a trial compares with the plain one; and what besides where layers are tuned, as compiling may
-# take longer than all else. On a CPU none: fused, the pass took as long in float32, and longer in bfloat16.
+# take longer than all else. On a CPU none, until more than one short run has found a gain (docs/performance.md).
 TRIED_TRAININGS: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("fused",)}
 TUNED_TRAININGS: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("compiled",)}
 
