@@ -15,15 +15,18 @@ from mwpb_fast.choice.engine import Engine
 from mwpb_fast.choice.start import choose
 from mwpb_fast.config import Config, check_axes, to_dict, yaml_file
 from mwpb_fast.engine.build import compiled, make_engine, make_method, make_model
+from mwpb_fast.engine.parallel import parallel
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluation import validation
 from mwpb_fast.method import Batch
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from mwpb_fast.runs import checkpoint, resume, trace
-from mwpb_fast.runs.folder import clear, sweep, training_lock
+from mwpb_fast.runs.folder import prepare
 from mwpb_fast.runs.log import RunLog, Waits, environment, epoch_line, note, progress
+from mwpb_fast.runs.together import together
 from mwpb_fast.runs.writer import Writer
 from mwpb_fast.step import Step
+from mwpb_fast.system import ranks
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.memory import keep_freed_memory
 from mwpb_fast.system.signals import Interrupted, StopRequest, stop_requests
@@ -41,14 +44,14 @@ def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = Fals
     anew. Writes config.yaml, environment.json, metrics.jsonl, radii.json, tensorboard/ and checkpoints/.
     Raises ConfigError, DataError or CheckpointError for what the user can mend, also where another process is at
     work in the folder; TrainingError where too many steps were not finite, Interrupted after SIGTERM, SIGINT,
-    SIGHUP or SIGUSR1.
+    SIGHUP or SIGUSR1. Of several processes that torchrun has started rank 0 alone writes; RanksError where one of
+    them is gone.
     """
     keep_freed_memory()
-    with training_lock(folder), adaptive_openmp_waits(), stop_requests() as request:
-        trainer = Trainer(config, folder, request, quiet)
-        if not resume:  # not before what this run needs has been found
-            clear(folder)
-        sweep(folder)
+    with together(config, folder) as config, adaptive_openmp_waits(), stop_requests() as request:
+        trainer = Trainer(config, folder, request, quiet or not ranks.leads())
+        if ranks.leads():  # not before what this run needs has been found
+            prepare(folder, anew=not resume and not ranks.restarted())
         with trainer.precision.mode():
             record = trainer.train()
     if request.number:  # it came after the last look; nothing is to begin now
@@ -73,15 +76,17 @@ class Trainer:
         )
         self.normalize = self.images.statistics(self.train_index) if config.model.normalize else None
         torch.manual_seed(ops.derive_seed(config.seed))
-        sample, smallest = self._sample(), data.smallest_batch(len(self.train_index), config.data)
+        sample, sync_bn = self._sample(), config.distributed.sync_bn
+        smallest = data.smallest_batch(len(self.train_index), config.data) // (1 if sync_bn else ranks.count())
         classes, name = self.images.num_classes, config.model.name
         self.model = make_model(name, classes, self.normalize, sample, smallest, self.precision)
         self.ema = Average(self.model, config.optim.ema) if config.optim.ema else None
         self.method = make_method(config)
         self.method.remember(len(self.images), device)
+        whole = parallel(self.model, sample, self.precision, sync_bn)
         net, layers = make_engine(self.model, config, self.precision.attack, sample)
         self.step = Step(
-            model=compiled(self.model, device) if config.precision.compile else self.model,
+            model=compiled(self.model, device) if config.precision.compile else whole,
             net=net,
             optimizer=make_optimizer(self.model, config.optim),
             precision=self.precision,
@@ -89,18 +94,10 @@ class Trainer:
             natural_pass=config.natural_pass,
             clip_norm=config.optim.clip_norm,
             average=self.ema,
+            merge_statistics=not sync_bn,
         )
-        self.engine = Engine(
-            config,
-            self.model,
-            self.step,
-            self.method,
-            self.loader,
-            sample,
-            images=len(self.train_index),
-            layers=layers,
-            folder=folder,
-        )
+        parts = (config, self.model, self.step, self.method, self.loader, sample)
+        self.engine = Engine(*parts, images=len(self.train_index), layers=layers, folder=folder)
         self.parts = resume.Parts(
             model=self.model,
             optimizer=self.step.optimizer,
@@ -115,14 +112,14 @@ class Trainer:
 
     def _sample(self) -> torch.Tensor:
         """A batch of training images, without augmentation."""
-        index = self.train_index[: self.config.data.batch_size]
+        index = self.train_index[: self.config.data.batch_size // ranks.count()]
         return next(self._plain_batches(index, len(index))()).x
 
     # the run --------------------------------------------------------------------------------------------------
     def train(self) -> dict[str, Any]:
         """From wherever the run stands to its last epoch."""
         self._claim_folder()
-        log = RunLog(self.folder, self.at.epoch)
+        log = RunLog(self.folder, self.at.epoch) if ranks.leads() else None
         record: dict[str, Any] = {}
         try:
             while self.at.epoch <= self.config.epochs:
@@ -132,10 +129,12 @@ class Trainer:
             self.writer.wait()
             # with nothing held out best is the last model, also where a run is longer than when it was saved
             if len(self.val_index) == 0 or not checkpoint.existing(self.folder / "checkpoints", "best"):
-                self.writer.now(self.state(), "best")
-            self._write_radii()
+                self._save("best")
+            if ranks.leads():
+                self._write_radii()
         finally:
-            log.close()
+            if log is not None:
+                log.close()
             self.writer.close()
             self.loader.close()
             self.engine.close()
@@ -147,7 +146,7 @@ class Trainer:
         set_learning_rate(self.step.optimizer, rate)
         key = self._key(epoch)
         method = self.engine.begin(epoch, self.at.batch, key)
-        started, first, stopped = time.monotonic(), self.at.batch, False
+        started, first, stopped = time.monotonic(), self.at.batch, 0
         size = config.data.batch_size
         with progress(len(self.loader) * size, f"epoch {epoch}/{config.epochs}", done=first * size) as bar:
             looked = started
@@ -158,21 +157,24 @@ class Trainer:
                 self.at.trace[self.at.batch] = trace.row(*result)
                 self.at.batch += 1
                 note = ""
-                if time.monotonic() - looked > 1.0:  # the only wait for the device within an epoch
+                # all processes look, and stop, after the same step
+                stopped, look = ranks.most(self.request.number, time.monotonic() - looked > 1.0)
+                if look:  # the only wait for the device within an epoch
                     looked = time.monotonic()
                     note = f"loss {trace.columns(self.at.trace).loss[self.at.batch - 1].item():.3f}"
                     self._check_finite()
                 bar.advance(len(result.radius), note)
-                if self.request.number:
-                    stopped = True
+                if stopped:
                     break
         rows, bad = self._check_finite()
         if self.at.batch > first:
             self.at.seconds += time.monotonic() - started
             self.at.waited += batches.seconds
+        if wrong := ranks.different(self.step.state(self.method)):
+            raise TrainingError(f"epoch {epoch}: {wrong}; the checkpoints before it are whole")
         if stopped:
-            self.writer.now(self.state(), "last")
-            raise Interrupted(self.request.number)
+            self._save("last")
+            raise Interrupted(stopped)
         return {
             "epoch": epoch,
             "phase": "warmup" if epoch <= config.warmup_epochs else "main",
@@ -202,25 +204,36 @@ class Trainer:
 
     def validate(self) -> dict[str, Any]:
         """Natural and PGD-10 accuracy in % on the held-out images; nothing where none are due or held out."""
-        evaluation, epoch, batches = self.config.evaluation, self.at.epoch, self._plain_batches(self.val_index)
+        evaluation, epoch, started, stopped = self.config.evaluation, self.at.epoch, time.monotonic(), 0
+        batches = self._plain_batches(self.val_index.tensor_split(ranks.count())[ranks.place().rank])
         due = epoch % evaluation.validate_every == 0 or epoch == self.config.epochs
         if not due or len(self.val_index) == 0:
             return {}
         model = self.model if self.ema is None else self.ema.module
+        looks = (model, batches, float(evaluation.eps), epoch, self.precision, self._tick)
         try:
-            looks = (model, batches, float(evaluation.eps), epoch, self.precision, self._tick)
-            return self.engine.with_room(lambda: validation.accuracies(*looks))
-        except Interrupted:
-            self.writer.now(self.state(), "last")
-            raise
+            right = self.engine.with_room(lambda: validation.right(*looks))
+        except Interrupted as stop:
+            stopped = stop.number
+        (stopped,) = ranks.most(stopped)
+        if stopped:
+            self._save("last")
+            raise Interrupted(stopped)
+        return validation.accuracies(right) | {"validation": time.monotonic() - started}
 
-    def _finish_epoch(self, record: dict[str, Any], log: RunLog) -> None:
+    def _save(self, kind: str) -> None:
+        if ranks.leads():
+            self.writer.now(self.state(), kind)
+
+    def _finish_epoch(self, record: dict[str, Any], log: RunLog | None) -> None:
         self.at.next_epoch()
         kinds = ["last"]
         score = (record.get("robust", -1.0), record.get("natural", -1.0))
         if "robust" in record and score > (self.at.best.get("robust", -1.0), self.at.best.get("natural", -1.0)):
             self.at.best = {k: record[k] for k in ("epoch", "natural", "robust")}
             kinds = ["best", "last"]  # what last knows of the best one is there before it
+        if log is None:
+            return
         record["checkpoint"] = self.writer.take(self.state(), *kinds)
         log.write(record)  # before they can be there: records of epochs that are done again are dropped
         self.writer.begin()
@@ -241,9 +254,9 @@ class Trainer:
 
     def _claim_folder(self) -> None:
         config = to_dict(self.config)
-        found = resume.find(self.folder, self.config)
+        found = ranks.led(lambda: resume.find(self.folder, self.config))
         if found is not None:
-            path, state = found
+            path, state = Path(found[0]), found[1]
             data.require_same(self.folder, state, self.images)
             self.parts.load(path, state, self.at)
             done = self.at.epoch - 1
@@ -254,8 +267,11 @@ class Trainer:
                 print(f"resuming from {path.name}", flush=True)
             self.engine.write()
         else:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.quiet)
+        if not ranks.leads():
+            return
+        if found is None:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
         write_atomically(self.folder / "config.yaml", yaml_file.write(config))
         about = to_json(environment(self.precision.device), indent=1)
         write_atomically(self.folder / "environment.json", about.encode())
@@ -275,19 +291,10 @@ class Trainer:
         return lambda: data.eval_batches(self.images, device, size, index, layout)
 
     def _write_radii(self) -> None:
-        found = checkpoint.read_newest(self.folder / "checkpoints", "best")
-        assert found is not None
-        self.model.load_state_dict(found[1]["model"])
-        remembered = found[1].get("memory", {}).get("attack", {}).get("radius")
-        if remembered is not None:  # by an attack that finds every image's radius itself
-            radii = remembered[self.train_index]
-        else:
-            batches = self._plain_batches(self.train_index)
-            # "last" is saved, so a stop loses nothing
-            radii = validation.radii(self.model, batches, self.method.budget, self.precision, self._tick)
-        content = {
-            "epoch": found[1]["epoch"],
-            "budget": to_dict(self.config)["budget"],
-            "radii": radii.tolist(),
-        }
+        batches, budget = self._plain_batches(self.train_index), to_dict(self.config)["budget"]
+        # "last" is saved, so a stop loses nothing
+        with ranks.alone():
+            content = {"budget": budget} | validation.radii_of_best(
+                self.folder, self.model, self.train_index, batches, self.method.budget, self.precision, self._tick
+            )
         write_atomically(self.folder / "radii.json", to_json(content).encode())

@@ -22,12 +22,14 @@ from mwpb_fast.data import ResidentLoader
 from mwpb_fast.data.dataset import Loader
 from mwpb_fast.engine.build import build_net
 from mwpb_fast.engine.net import EagerNet
+from mwpb_fast.engine.parallel import apart
 from mwpb_fast.engine.precision import check_dtype, full_float32
 from mwpb_fast.engine.tune import take
 from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.method import Method, Net
 from mwpb_fast.runs.log import note
 from mwpb_fast.step import Step, StepResult
+from mwpb_fast.system import ranks
 from mwpb_fast.system.files import to_json, write_atomically
 
 EVERY = 5  # epochs between two looks at the sign share
@@ -99,12 +101,30 @@ class Engine:
             if layers and isinstance(self.step.net, TwinNet):
                 take(self.step.net, layers)
             return
-        record = read_record(state["engine"])
-        try:
-            self.take(record.chosen, layers)
+        record, before = read_record(state["engine"]), self.record
+        wrong, own = self._taken(record.chosen, layers)
+        if not wrong:
             self.record = record
-        except Exception as error:  # on another machine than the run was begun on
-            note(f"engine: {record.chosen} fails here ({reason(error)}); {self.record.chosen} goes on")
+            return
+        note(f"engine: {record.chosen} fails here ({wrong}); {before.chosen} goes on")  # on another machine
+        if not own:
+            self.take(before.chosen, before.layers)
+
+    def _taken(self, candidate: Candidate, layers: list[dict[str, Any]]) -> tuple[str, str]:
+        """`take`, on every rank or none: why one of them could not, and why this one could not; "" where it
+        could."""
+        own = ""
+        try:
+            self.take(candidate, layers)
+        except Exception as error:
+            own = reason(error)
+        return ranks.agreed(own), own
+
+    def share(self, wrong: str, epoch: int) -> None:
+        """Go on with what rank 0 has chosen; where a rank cannot, all of them fall back. wrong: why this one
+        cannot."""
+        if wrong := ranks.agreed(wrong):
+            self._fall_back(wrong, epoch, same_values=False)
 
     @property
     def judged(self) -> bool:
@@ -126,7 +146,7 @@ class Engine:
             self._look_again(epoch, key, method)
         proving = self.config.precision.capture is not True and start < len(self.loader)
         while proving and self.captured is not None and self._proved != method:
-            wrong = self._flaw(self.captured, epoch, start, key, method)
+            wrong = ranks.agreed(self._flaw(self.captured, epoch, start, key, method))
             if wrong:
                 self._fall_back(f"cannot be captured: {wrong}", epoch, same_values=True)
             else:
@@ -147,11 +167,12 @@ class Engine:
     def _look_again(self, epoch: int, key: torch.Tensor, method: Method) -> None:
         while True:
             try:
-                with self.precision.mode(), untouched(self.step, method):
+                with self.precision.mode(), untouched(self.step, method), apart(self.step.model):
                     share = self.ledger(self.inputs(epoch, 0, key, method)).share(self.step.net)
                 wrong = breach({"mass_agreeing": share})
             except Exception as error:
                 wrong = reason(error)
+            wrong = ranks.agreed(wrong)
             if not wrong or not self._fall_back(wrong, epoch, same_values=False):
                 return
 
@@ -168,13 +189,12 @@ class Engine:
         failed = self.record.chosen
         self.record.refuse(failed, why, same_values)
         for candidate in self._next(failed, same_values):
-            try:
-                self.forget()
-                release(self.precision.device)
-                self.take(candidate, [])
-            except Exception as error:
-                note(f"engine: {candidate}: {reason(error)}")
-                self.record.refuse(candidate, reason(error), same_values=True)
+            self.forget()
+            release(self.precision.device)
+            wrong, _ = self._taken(candidate, [])
+            if wrong:
+                note(f"engine: {candidate}: {wrong}")
+                self.record.refuse(candidate, wrong, same_values=True)
                 continue
             note(f"engine: {failed}: {why}; {candidate} goes on")
             self.record.fallbacks.append({"epoch": epoch, "from": str(failed), "why": why, "to": str(candidate)})
@@ -271,4 +291,6 @@ class Engine:
 
     def write(self) -> None:
         """The record into engine.json."""
-        write_atomically(self.folder / "engine.json", to_json(self.record.plain(), indent=1).encode())
+        if ranks.leads():
+            content = to_json(self.record.plain(), indent=1).encode()
+            write_atomically(self.folder / "engine.json", content)

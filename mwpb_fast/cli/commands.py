@@ -18,6 +18,7 @@ from mwpb_fast.cli import attack_commands, reproduce
 from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import ConfigError, all_recipes, axis_name, load
 from mwpb_fast.config.option_values import path
+from mwpb_fast.system import ranks
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -65,6 +66,8 @@ def train(arguments: Sequence[str]) -> int:
     if not given.no_evaluate:
         options.check_needs(config)
     training.run(config, folder, resume=not given.no_resume, quiet=given.quiet)
+    if not ranks.leads():  # rank 0 evaluates; torchrun waits for it
+        return 0
     if not given.no_evaluate:
         from mwpb_fast.evaluation.checkpoint import evaluate_run
         from mwpb_fast.evaluation.request import Request

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from mwpb_fast.cli.commands import COMMANDS, PRINTING
 from mwpb_fast.config import ConfigError
 from mwpb_fast.runs.log import own_version
-from mwpb_fast.system import threads
+from mwpb_fast.system import ranks, threads
 from mwpb_fast.system.memory import none_left
 from mwpb_fast.system.signals import Interrupted, raised
 from mwpb_fast.system.streams import Lasting, lasting
@@ -27,6 +27,7 @@ STATUS = {
     "mwpb_fast.data.dataset.DataWriteError": 1,
     "mwpb_fast.runs.checkpoint.CheckpointError": 2,
     "mwpb_fast.runs.checkpoint.CheckpointWriteError": 1,
+    "mwpb_fast.system.ranks.RanksError": 1,
     "mwpb_fast.train.TrainingError": 1,
 }
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _status(error)
             if debug or status == 0:
                 raise
-            print(f"mwpb-fast: {_message(error)}", file=err)
+            print(f"mwpb-fast: {ranks.label()}{_message(error)}", file=err)
             return status
 
 
@@ -82,6 +83,8 @@ def _dispatch(words: Sequence[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise ConfigError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+    if ranks.launched() > 1 and words[0] != "train":
+        raise ConfigError(f"{words[0]} is the work of one process: call mwpb-fast {words[0]} without torchrun")
     threads.prepare()
     if os.getcwd() not in sys.path:  # a dotted path may name a module of the user's own; last, so it hides nothing
         sys.path.append(os.getcwd())

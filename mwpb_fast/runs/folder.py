@@ -43,6 +43,13 @@ def training_lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def prepare(folder: Path, anew: bool) -> None:
+    """Clear the folder where a run is begun `anew`, and sweep it."""
+    if anew:
+        clear(folder)
+    sweep(folder)
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes left of their writing; to be called by the one that holds the folder. An
     evaluation holds nothing and may be writing now, so what is left of one goes when it is old."""

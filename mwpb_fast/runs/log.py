@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mwpb_fast.system import threads
+from mwpb_fast.system import ranks, threads
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.lazy import ops, torch
 from mwpb_fast.system.optional import attempt, version_of
@@ -82,7 +83,7 @@ class RunLog:
 
 def note(text: str) -> None:
     """A line on stderr."""
-    print(f"mwpb-fast: {text}", file=sys.stderr, flush=True)
+    print(f"mwpb-fast: {ranks.label()}{text}", file=sys.stderr, flush=True)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -177,8 +178,8 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
 
 def progress(total: int, label: str, unit: str = "images", every: float = 10.0, done: int = 0) -> Progress:
     """Progress over `total` units, `done` of them before: a bar with rate and time left on a terminal, a plain
-    line every `every` seconds otherwise."""
-    return Progress(total, label, unit, every, done)
+    line every `every` seconds otherwise. Of several processes rank 0 alone shows it."""
+    return Progress(total, label, unit, every if ranks.leads() else math.inf, done)
 
 
 class Progress:
@@ -191,7 +192,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.started = self.shown = time.monotonic()
-        if to_terminal() and attempt("rich.console", "rich.progress").module is not None:
+        if to_terminal() and self.every < math.inf and attempt("rich.console", "rich.progress").module is not None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
