@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # DistributedDataParallel asks for it, and the children have it then
+from test_train import StopAfter
 
 from mwpb_fast import train
 from mwpb_fast.config import Config, recipe, resolve
 from mwpb_fast.runs import checkpoint
+from mwpb_fast.system import ranks
+from mwpb_fast.system.signals import Interrupted
 
 TINY = ["--epochs=1", "--warmup_epochs=0", "--data.subset=64", "--data.batch_size=16", "--data.validation=0.02"]
 TINY += ["--model.name=smallresnet-8", "--attack.steps=2", "--optim.lr=0.01", "--optim.drops=[]"]
@@ -64,13 +68,8 @@ def at_once(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
 
 def _child(end: Any, rank: int, count: int, port: int, work: Callable[..., Any], arguments: Any) -> None:
     torch.set_num_threads(1)  # the threads of the parent are not there any more
-    given = {
-        "RANK": rank,
-        "WORLD_SIZE": count,
-        "LOCAL_RANK": rank,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
+    place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank}
+    given = place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in given.items()}
     try:
         end.send((True, work(*arguments)))
@@ -85,11 +84,20 @@ def final(folder: Path) -> dict[str, Any]:
     return found[1]
 
 
-def trained(config: Config, folder: Path, stop: int = 0) -> None:
-    """Train in this process's part; stop: after so many looks at the request, in every process."""
-    if stop:
-        train.stop_requests = lambda: _stop_after(stop)  # type: ignore[assignment]
+def trained(config: Config, folder: Path) -> None:
+    """Train in this process's part."""
     train.run(config, folder, quiet=True)
+
+
+def stopped(config: Config, folder: Path, steps: int, at: int) -> int:
+    """Train until the `at`th process is told to stop after so many steps; returns the signal's number."""
+    asked = StopAfter(steps if ranks.number() == at else 10**9)
+    with ranks.joined(False):
+        try:
+            train.Trainer(config, folder, asked, quiet=True).train()  # type: ignore[arg-type]
+        except Interrupted as stop:
+            return stop.number
+    return 0
 
 
 def apart(one: Path, other: Path) -> float:
