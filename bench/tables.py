@@ -40,7 +40,10 @@ STEP = (
     "kernels",
 )
 MEASURED = {"kernels": ("kernels",), "loaders": ("mwpb_fast/data",), "busy": ("mwpb_fast/system", *STEP)}
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "reproduce.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "reproduce", "scaling")),
+)
 
 
 def cell(value: Any, form: str) -> str:

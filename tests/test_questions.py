@@ -158,7 +158,7 @@ def fair(tmp_path: Path) -> list[Any]:
     runs = runs_of("fair", tmp_path, "control,mwpb,equal")
     values = {"control": (70.0, 71.0, 75.0), "mwpb": (73.0, 73.0, 79.0), "equal": (70.0, 71.0, 75.0)}
     for run in runs:
-        fake_training(run, [0.02, 0.03], best=20)
+        fake_training(run, [0.02, 0.03], best=12)
         fake_evaluation(run, "best", {"natural": values[run.row.name][run.config.seed]})
     return runs
 

@@ -66,6 +66,19 @@ class Setting:
         epochs = self.warmup_epochs if warmup else 0
         return self._recipe(lambda: self._row(AT, budget, pgd.Config(), epochs), about)
 
+    def fair(self, alpha: float) -> tuple[Recipe, Recipe, Recipe, Recipe, Recipe]:
+        """AT, its two-phase control, MWPB-AT, and what is in it apart: how much radius, and who gets it."""
+        mwpb = margin.Config(eps=self.eps, alpha=alpha)
+        equal = self.own(
+            "MWPB-AT with its batch's mean radius for every image: how much radius, not who gets it.",
+            dataclasses.replace(mwpb, share="equal"),
+        )
+        rescaled = self.own(
+            f"MWPB-AT with the radii of a batch rescaled to mean {self.eps}: who gets the radius, not how much.",
+            dataclasses.replace(mwpb, share="rescaled"),
+        )
+        return *self.rows("AT", AT, alpha), equal, rescaled
+
     def _recipe(self, recipe: Recipe, about: str) -> Recipe:
         recipe.__doc__, recipe.__module__ = about, self.table
         return recipe

@@ -151,5 +151,6 @@ TABLES: dict[str, Table] = {
         questions.released(),
         questions.ablation(),
         questions.fair(),
+        questions.fair_digits(),
     )
 }
