@@ -82,6 +82,7 @@ def test_what_several_processes_cannot_do_is_refused(
     )
     assert cli.main(["train", "digits.at", "--precision.compile=true", f"--out={tmp_path}"]) == 2
     assert "precision.compile" in capsys.readouterr().err
+    monkeypatch.setattr(ranks, "_place", ranks.Place(1, 2))
     with pytest.raises(ConfigError, match="cuda:1 is one device for 2 processes: take cuda"):
         make_precision(PrecisionConfig(device="cuda:1"))
     assert not ranks.restarted()

@@ -82,7 +82,7 @@ def eval_batches(
     device, layout = torch.device(device), layout or torch.channels_last
     index = torch.arange(len(images)) if index is None else index.cpu()
     key = torch.zeros(1, dtype=torch.int64, device=device)
-    for part in index.split(batch_size):
+    for part in index.split(batch_size) if len(index) else ():
         pixels = images.images[part].contiguous(memory_format=torch.channels_last).to(device)
         rows = torch.arange(len(part), device=device)
         x = ops.crop_flip(pixels, rows, key, pad=0, flip=False)

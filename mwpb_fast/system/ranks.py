@@ -91,9 +91,10 @@ def joined(cuda: bool) -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise RanksError(f"the {launched()} processes of this run do not come together: {_line(error)}") from error
-    _place = Place(dist.get_rank(), dist.get_world_size())
+    _place, sound = Place(dist.get_rank(), dist.get_world_size()), False
     try:
         yield
+        sound = True
     except RuntimeError as error:
         if isinstance(error, RanksError) or not any(word in str(error) for word in GONE):
             raise
@@ -103,7 +104,8 @@ def joined(cuda: bool) -> Iterator[None]:
         ) from error
     finally:
         _place = Place()
-        dist.destroy_process_group()
+        if sound or not cuda:  # nccl would wait here for one that is gone
+            dist.destroy_process_group()
 
 
 @contextlib.contextmanager
