@@ -24,6 +24,7 @@ from mwpb_fast.config import (
     to_dict,
 )
 from mwpb_fast.config.radius import parse_radius
+from mwpb_fast.config.schema import ADDED
 from mwpb_fast.data.dataset import DataError
 from mwpb_fast.options import configure, explain, read_yaml
 
@@ -223,7 +224,7 @@ def test_unknown_recipe(name: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", sorted({field.name for field in dataclasses.fields(Config)} - {"natural_pass"}))
+@pytest.mark.parametrize("key", sorted({field.name for field in dataclasses.fields(Config)} - ADDED))
 def test_saved_configuration_must_be_whole(key: str) -> None:
     values = to_dict(START)
     del values[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -173,10 +174,13 @@ def test_a_signal_to_torchrun_stops_all_processes_with_a_checkpoint(tmp_path: Pa
     assert final(tmp_path / "run")["epoch"] >= 2
 
 
-def test_rank_0_evaluates_while_torchrun_waits(tmp_path: Path) -> None:
-    words = [word for word in COMMAND if word != "--no-evaluate"] + ["--evaluation.attacks=natural,pgd20"]
-    process = started(*words, "--epochs=1", "--evaluation.subset=100", "--out=run", cwd=tmp_path)
+def test_the_processes_share_the_evaluation(tmp_path: Path) -> None:
+    words = [word for word in COMMAND if word != "--no-evaluate"] + ["--evaluation.attacks=natural,square"]
+    process = started(*words, "--epochs=1", "--out=run", cwd=tmp_path)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert out.count("pgd20") == 1
-    assert list((tmp_path / "run").glob("evaluation-best*.json"))
+    assert out.count("square") == 1
+    result = json.loads((tmp_path / "run/evaluation-best.json").read_text())
+    subprocess.run([sys.executable, "-m", "mwpb_fast", "evaluate", "run"], cwd=tmp_path, check=True)
+    again = json.loads((tmp_path / "run/evaluation-best.json").read_text())
+    assert again["attacks"]["square"]["flags"] == result["attacks"]["square"]["flags"]

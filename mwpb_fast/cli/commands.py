@@ -66,7 +66,7 @@ def train(arguments: Sequence[str]) -> int:
     if not given.no_evaluate:
         options.check_needs(config)
     training.run(config, folder, resume=not given.no_resume, quiet=given.quiet)
-    if not ranks.leads():  # rank 0 evaluates; torchrun waits for it
+    if not ranks.leads() and not (folder / "checkpoints").is_dir():  # another machine's folder: nothing to share
         return 0
     if not given.no_evaluate:
         from mwpb_fast.evaluation.checkpoint import evaluate_run
@@ -75,7 +75,11 @@ def train(arguments: Sequence[str]) -> int:
 
         where, device = config.data.dir, config.precision.device  # the command's: a checkpoint's may be older
         request = Request(folder, config.evaluation, data_dir=where, device=device)
-        print(format_table(evaluate_run(request)))
+        table = format_table(evaluate_run(request))  # the processes share its shards
+        if ranks.leads():
+            print(table)
+    if not ranks.leads():
+        return 0
     try:
         _draw([folder], folder)
     except ConfigError as error:  # no matplotlib: the run is none the worse

@@ -7,6 +7,8 @@ more ends nothing: the files are what counts, except for commands that only prin
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -20,6 +22,7 @@ from mwpb_fast.system.memory import none_left
 from mwpb_fast.system.signals import Interrupted, raised
 from mwpb_fast.system.streams import Lasting, lasting
 
+SHARED = ("train", "evaluate")  # what the processes of torchrun do together
 # by name, since the modules that raise them are imported only where they are needed
 STATUS = {
     "mwpb_fast.config.schema.ConfigError": 2,
@@ -83,12 +86,14 @@ def _dispatch(words: Sequence[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise ConfigError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-    if ranks.launched() > 1 and words[0] != "train":
+    if ranks.launched() > 1 and words[0] not in SHARED:
         raise ConfigError(f"{words[0]} is the work of one process: call mwpb-fast {words[0]} without torchrun")
     threads.prepare()
     if os.getcwd() not in sys.path:  # a dotted path may name a module of the user's own; last, so it hides nothing
         sys.path.append(os.getcwd())
-    return COMMANDS[words[0]][1](words[1:])
+    # what all processes of a launch have to say, rank 0 says
+    with contextlib.nullcontext() if ranks.leads() else contextlib.redirect_stdout(io.StringIO()):
+        return COMMANDS[words[0]][1](words[1:])
 
 
 def _status(error: BaseException) -> int:

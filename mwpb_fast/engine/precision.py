@@ -153,7 +153,7 @@ def check_dtype(option: str, name: str, device: torch.device) -> None:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        if ranks.count() == 1:
+        if ranks.launched() == 1:
             return torch.device(name)
     try:
         device = torch.device(name)
@@ -161,9 +161,9 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"precision.device {name!r} is not a device: write auto, cpu, cuda or cuda:0") from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"precision.device {name!r} is not supported: write auto, cpu, cuda or cuda:0")
-    if device.type == "cuda" and ranks.count() > 1:
-        if device.index is not None:
-            raise ConfigError(f"precision.device {name} is one device for {ranks.count()} processes: take cuda")
+    if device.index is not None and device.type == "cuda" and ranks.count() > 1:
+        raise ConfigError(f"precision.device {name} is one device for {ranks.count()} processes: take cuda")
+    if device.index is None and device.type == "cuda" and ranks.launched() > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"precision.device {device}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")

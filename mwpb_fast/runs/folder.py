@@ -19,7 +19,7 @@ _KIND = rf"(best|last|{_POINT})"
 _OWN = r"config\.yaml|metrics(-damaged)?\.jsonl|(environment|engine|radii)\.json"  # of training alone
 _RESULT = rf"{_OWN}|results\.json|(curves|radii)\.png|(evaluation|trust)-{_KIND}(-preview)?\.(json|md)"
 _CHECKPOINT = rf"{_POINT}\.pt(\.sha256)?|{_RESULT}"  # results too, of a checkpoint that was evaluated by its name
-_SHARD = r"[\w-]+-[0-9a-f]{12}-\d{5}\.json"
+_SHARD = r"[\w-]+-[0-9a-f]{12}(-\d{5}\.json|\.lock)"
 # No writing of a result takes as many seconds.
 _STALE = 3600.0
 _EVENTS = r"events\.out\.tfevents\..*"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -26,6 +27,21 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield not taken
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def part_of(descriptor: int, number: int) -> Iterator[bool]:
+    """Whether this process has the part of that number, from 0, of an open file to itself. As `exclusive`, also
+    between machines that share the file; two threads of one process are not kept apart."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+    except OSError as error:
+        yield error.errno not in (errno.EACCES, errno.EAGAIN)  # any other: there are no locks
+        return
+    try:
+        yield True
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, number)
 
 
 def _taken(descriptor: int) -> bool:
