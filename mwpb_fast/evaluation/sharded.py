@@ -82,7 +82,7 @@ class ShardedAttack:
     def run(self, model: Watched, shards: Iterable[int], report: Report = lambda images: None) -> None:
         """Attack those of `shards` that have no result. report: called with the number of images newly done."""
         counters = {number: _Counter(len(self.shards[number]), report) for number in shards}
-        with self._claims() as claim:
+        with self._claims(model.tick) as claim:
             while counters:
                 taken = [number for number in counters if self._run(model, number, counters[number], claim)]
                 counters = {number: counter for number, counter in counters.items() if number not in taken}
@@ -102,12 +102,13 @@ class ShardedAttack:
         return True
 
     @contextlib.contextmanager
-    def _claims(self) -> Iterator[Claim]:
+    def _claims(self, tick: Callable[[], None]) -> Iterator[Claim]:
         """What claims a shard by its number; the file that holds the claims is there as long as there are any."""
         path = self.folder and self.folder / f"{self.name}-{self.digest[:12]}.lock"
         if path is None or not self.unfinished:
             yield lambda number: contextlib.nullcontext(True)
             return
+        tick()  # who is to stop leaves no trace
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             yield partial(part_of, file.fileno())

@@ -37,6 +37,7 @@ class Place(NamedTuple):
 
 
 _place = Place()
+_joins = 0
 
 
 # who is there ----------------------------------------------------------------------------------------------------
@@ -82,16 +83,20 @@ def joined(cuda: bool) -> Iterator[None]:
 
     Raises RanksError where they do not come together, or one of them is gone.
     """
-    global _place
+    global _place, _joins
     if launched() == 1:
         yield
         return
-    dist = torch.distributed
+    dist, _joins = torch.distributed, _joins + 1
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        # the store outlives the processes, and what those of an earlier start left in it would be waited for
+        start = f"mwpb-fast/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_joins}"
+        store, backend = dist.PrefixStore(start, store), "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise RanksError(f"the {launched()} processes of this run do not come together: {_line(error)}") from error
-    _place, sound = Place(dist.get_rank(), dist.get_world_size()), False
+    _place, sound = Place(rank, size), False
     try:
         yield
         most(0)  # nobody leaves before all are done
