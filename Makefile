@@ -2,6 +2,7 @@
 # make test:  set up with the development tools, then run the test suite, linters and type checks included
 #             (make test-slow: the long fuzzing, kill and real-image runs besides; make test-avx2: the test suite as
 #             on a processor without AVX-512)
+# make docs:  the documentation as a site, in site/
 # make golden BASE=REV: whether this checkout computes to the bit what the revision REV does
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ SLOW := mwpb-fast: no native CPU ops, so they run as plain PyTorch, several time
 PARALLEL := -n auto --dist loadfile
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
 
-.PHONY: train test test-slow test-avx2 lint bench golden setup setup-dev clean FORCE
+.PHONY: train test test-slow test-avx2 lint bench docs golden setup setup-dev clean FORCE
 .DELETE_ON_ERROR:
 
 train: setup
@@ -35,6 +36,9 @@ lint: setup-dev
 
 bench: setup-dev
 	$(BIN)/python -m mwpb_fast bench kernels
+
+docs: setup-dev $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 golden: setup-dev
 	$(BIN)/python bench/golden.py $(BASE)
@@ -58,6 +62,10 @@ $(VENV)/.run: $(VENV)/.venv requirements/run.lock
 $(VENV)/.dev: $(VENV)/.run requirements/dev.lock requirements/peers.lock
 	$(PIP) -r requirements/dev.lock
 	$(PIP) --no-deps -r requirements/peers.lock
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev requirements/docs.lock
+	$(PIP) -r requirements/docs.lock
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.run $(BUILD_FILES)

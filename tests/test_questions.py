@@ -191,6 +191,7 @@ def test_radii_over_the_epochs_are_drawn(fair: list[Any], tmp_path: Path) -> Non
     median, mean = figure.axes[1].lines
     assert list(median.get_ydata()) == pytest.approx([1, 2, 3])  # type: ignore[arg-type]
     assert list(mean.get_ydata()) == pytest.approx([25.5] * 3)  # type: ignore[arg-type]
+    assert all(axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > 25.5 for axis in figure.axes)
 
 
 # the data -----------------------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def radii_over_epochs(result: dict[str, Any], folders: dict[str, Path]) -> Figur
             values = [255 * value for value in found[name].values()]
             axis.step(list(found[name]), values, where="mid", color=colour, linewidth=1.4)
         axis.set_title(f"{row['label']}, seed {folders[row['row']].name.removeprefix('seed')}", fontsize=9)
-        axis.set_ylim(bottom=0)
+    axes[0].set_ylim(bottom=0)  # for all, once their largest radii are known
     for axis in axes[len(rows) :]:
         axis.set_axis_off()
     what = "training radii in 1/255 over the epochs: range, 5 to 95 %, 25 to 75 %; blue median, red mean"
