@@ -144,6 +144,7 @@ class EvaluationConfig:
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
     """Of a run in several processes, as torchrun starts them; each takes an equal part of every batch.
+
     sync_bn: batch norms in train mode take the statistics of the whole batch, as one process does; else each
     process those of its part, and the running ones are averaged: less to send, but what is computed then depends
     on the number of processes.
