@@ -14,7 +14,7 @@ import torch
 
 from mwpb_fast.evaluation.contract import Outcome
 from mwpb_fast.evaluation.sharded import ShardedAttack
-from mwpb_fast.system.lock import part_of
+from mwpb_fast.system.lock import claims
 
 SETTING: Any = SimpleNamespace(
     eps="1", step_size="1", norm="linf", seed=0, batch_size=9, precision=SimpleNamespace(dtype="fp32")
@@ -86,22 +86,26 @@ def test_each_shard_is_attacked_once_and_a_dead_process_gives_back_what_it_claim
     assert not list((tmp_path / "shards").glob("*.lock"))
 
 
-def test_a_part_of_a_file_is_for_one_process(tmp_path: Path) -> None:
+def test_a_part_is_for_one_process_and_the_file_goes_with_the_last(tmp_path: Path) -> None:
+    context, path = multiprocessing.get_context("fork"), tmp_path / "f.lock"
+
     def other(number: int) -> bool:
-        end, theirs = multiprocessing.get_context("fork").Pipe()
+        end, theirs = context.Pipe()
 
         def ask() -> None:
-            with (tmp_path / "f").open("ab") as again, part_of(again.fileno(), number) as mine:
+            with claims(path) as claim, claim(number) as mine:
                 theirs.send(mine)
 
-        process = multiprocessing.get_context("fork").Process(target=ask)
+        process = context.Process(target=ask)
         process.start()
         process.join(60)
+        assert path.exists()  # the other process leaves it to this one
         return bool(end.recv())
 
-    with (tmp_path / "f").open("ab") as file:
-        with part_of(file.fileno(), 3) as mine:
+    with claims(path) as claim:
+        with claim(3) as mine:
             assert mine
             assert not other(3)
             assert other(4)
         assert other(3)
+    assert not path.exists()

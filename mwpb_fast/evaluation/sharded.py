@@ -12,10 +12,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,10 @@ from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outco
 from mwpb_fast.evaluation.function import Fingerprint, same
 from mwpb_fast.evaluation.watched import Watched
 from mwpb_fast.system.files import to_json, write_atomically
-from mwpb_fast.system.lock import part_of
+from mwpb_fast.system.lock import Claim, claims
 
 SHARD = 250
 Report = Callable[[int], None]
-Claim = Callable[[int], AbstractContextManager[bool]]
 
 
 def split(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -101,19 +99,13 @@ class ShardedAttack:
         counter.reach(1.0)
         return True
 
-    @contextlib.contextmanager
-    def _claims(self, tick: Callable[[], None]) -> Iterator[Claim]:
-        """What claims a shard by its number; the file that holds the claims is there as long as there are any."""
-        path = self.folder and self.folder / f"{self.name}-{self.digest[:12]}.lock"
-        if path is None or not self.unfinished:
-            yield lambda number: contextlib.nullcontext(True)
-            return
+    def _claims(self, tick: Callable[[], None]) -> AbstractContextManager[Claim]:
+        """What claims a shard by its number."""
+        if self.folder is None or not self.unfinished:
+            return contextlib.nullcontext(lambda number: contextlib.nullcontext(True))
         tick()  # who is to stop leaves no trace
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            yield partial(part_of, file.fileno())
-        if not self.unfinished:
-            path.unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return claims(self.folder / f"{self.name}-{self.digest[:12]}.lock")
 
     def _attack(self, model: Watched, index: torch.Tensor, counter: _Counter) -> tuple[Outcome, dict[str, Any]]:
         before, tick = model.forwards, model.tick
