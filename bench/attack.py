@@ -37,6 +37,7 @@ from rounds import Rounds
 from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
+from mwpb_fast.engine.halves import HalvesNet
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.recorder import WARM_UP, recorder_for
@@ -59,10 +60,11 @@ def ours(
     compiled: bool = False,
     replayed: bool = False,
     variant: str = VARIANTS[0],
+    halves: bool = False,
 ) -> Attack:
     """The trainer's attack: Gaussian start, closed-form logit gradients, one fused step. The twin's refresh is
-    part of the time. Compiled, it is not tuned: torch.compile breaks its graph at every fused cuDNN call; nor is a
-    variant but the first, which has no calls to choose among."""
+    part of the time. halves: of the batch, at the same time. Compiled, it is not tuned: torch.compile breaks its
+    graph at every fused cuDNN call; nor is a variant but the first, which has no calls to choose among."""
     refuse_emulated(dtype, o.device)
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = Precision(o.device, dtype, torch.channels_last, oracle=False)
@@ -70,6 +72,7 @@ def ours(
     net: Any = TwinNet(model, precision, sample, variant=variant) if twin else EagerNet(model, precision)
     if twin and o.tune and not compiled and variant == VARIANTS[0]:
         o.choices[f"twin {dtype}{', graph' if replayed else ''}"] = tune(net, sample, captured=replayed)
+    net = HalvesNet(net, o.device) if halves else net
     if compiled:
         net.graph = torch.compile(net.graph)
     attack = pgd.Config(steps=o.steps, step_size=Fraction(2, 255)).build()
@@ -123,6 +126,8 @@ def contestants(
             name = f"mwpb twin bf16, {'' if v == VARIANTS[0] else f'{v}, '}graph"
             made = partial(ours, model, bf16, True, o, replayed=True, variant=v)
             plain[name] = lambda m=made: captured(m(), x, y)  # type: ignore[misc]
+        halves = partial(ours, model, bf16, True, o, replayed=True, variant=BY_HAND, halves=True)
+        plain["mwpb twin bf16, halves, graph"] = lambda: captured(halves(), x, y)
     for name, build in PEERS.items():
         for variant in ("as used", "autocast channels-last"):
             plain[f"{name}, {variant}"] = lambda b=build, v=variant: peer(b, model, v, o.steps)  # type: ignore[misc]

@@ -51,6 +51,7 @@ FIGURES = (
     Figure(f"{EPOCH}: twin", "GPU", "gpu/train", MODELLED.format("5.9")),
     Figure(f"{EPOCH}: twin, captured", "GPU", "gpu/train", MODELLED.format("5.6")),
     Figure(f"{EPOCH}: by_hand, captured", "GPU", "gpu/train", MODELLED.format("5.2")),
+    Figure(f"{EPOCH}: halves, captured", "GPU", "gpu/train"),
     Figure(f"{EPOCH}: one_kernel, captured", "GPU", "gpu/train"),
     Figure("training step, WRN-34-10", "GPU", "gpu/train-wrn"),
     Figure("attack against other packages", "GPU", "gpu/attack"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from mwpb_fast.capture import CapturedStep
 from mwpb_fast.config import Config
+from mwpb_fast.engine.build import NETS
 from mwpb_fast.engine.layers import EPILOGUE, FUSED, FoldedConv
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
@@ -31,7 +33,8 @@ from mwpb_fast.step import Step
 class Variant:
     """dtype: of training, and of the attack on the twin without an attack_dtype. layers: the implementation of
     every layer of the twin that has it, "" for plain ones or what is tuned. deterministic: cuDNN's deterministic
-    algorithms alone. oracle: as in PrecisionConfig."""
+    algorithms alone. oracle: as in PrecisionConfig. net: the name, in the trainer's `NETS`, of what the attack
+    runs on where it is neither the model itself nor the plain twin."""
 
     dtype: torch.dtype
     layout: torch.memory_format = torch.channels_last
@@ -42,6 +45,7 @@ class Variant:
     layers: str = ""
     deterministic: bool = False
     oracle: bool = False
+    net: str = ""
 
     def precision(self, device: torch.device) -> Precision:
         return Precision(device, self.dtype, self.layout, oracle=self.oracle)
@@ -66,6 +70,8 @@ def variants(low: torch.dtype) -> dict[str, Variant]:
         f"twin {name} captured": Variant(low, twin=True, captured=True),
         f"twin {name} captured {EPILOGUE}": Variant(low, twin=True, captured=True, layers=EPILOGUE),
         f"twin {name} captured {FUSED}": Variant(low, twin=True, captured=True, layers=FUSED),
+        f"by_hand {name} captured": Variant(low, net="by_hand", captured=True),
+        f"halves {name} captured": Variant(low, net="halves", captured=True),
         f"twin {name} captured deterministic": Variant(low, twin=True, captured=True, deterministic=True),
         f"twin {name} compiled": Variant(low, twin=True, compiled=True),
         f"twin {name} captured compiled": Variant(low, twin=True, compiled=True, captured=True),
@@ -141,9 +147,14 @@ def make_step(
 
     choices: where to keep, by recipe, what the twin's layers are tuned to; None to leave them untuned.
     """
+    if variant.captured and sample.device.type != "cuda":
+        raise SkippedError("CUDA graphs need a CUDA device")
     precision = variant.precision(sample.device)
     net: Any
-    if variant.twin:
+    if variant.net:
+        attacked = dataclasses.replace(precision, dtype=variant.attack_dtype or precision.dtype)
+        net = NETS[variant.net](model, attacked, sample)
+    elif variant.twin:
         net = TwinNet(model, precision, sample, variant.attack_dtype)
         if choices is not None:
             key = config.recipe + ", captured" * variant.captured
@@ -158,7 +169,7 @@ def make_step(
         precision=precision,
         attack_mode=config.attack_mode,
     )
-    return captured(step) if variant.captured else step
+    return CapturedStep(step) if variant.captured else step
 
 
 def take_everywhere(net: TwinNet, implementation: str) -> None:
@@ -196,13 +207,6 @@ def build(variant: Variant, config: Config, batches: Batches, o: argparse.Namesp
     with deterministic(variant.deterministic):
         step = make_step(variant, config, model, images[0], choices)
     return Run(step, images, batches, Method.build(config), variant.deterministic)
-
-
-def captured(step: Step) -> Any:
-    """The same step replayed from a CUDA graph."""
-    if step.precision.device.type != "cuda":
-        raise SkippedError("CUDA graphs need a CUDA device")
-    return CapturedStep(step)
 
 
 def warm_up(config: Config, o: argparse.Namespace) -> None:

@@ -1,12 +1,13 @@
 """Renders the tables of the documentation from the result files in bench/results; none is ever typed.
 
-In the document, `<!-- table: NAME [optional] [key=value ...] -->` and `<!-- end -->` enclose the table of
-bench/results/NAME.json, of the rows that have these values; the lines between are replaced. A result file holds
-`columns` (key, title, format) and `rows`, and says where it was measured (see measure.py); columns that differ
-by the rows' kind are chosen by kind=. A file that lists what is unfinished, or why it failed, gives the rows
-that it has, and says so; where what it is of has changed since its commit, that is said, too. An optional table
-whose file is not there says that it was not yet measured. `<!-- text: NAME -->` encloses bench/results/NAME.md, as
-`mwpb-fast reproduce` wrote it, without its title; `<!-- standing -->` the table of standing.py.
+In the document, `<!-- table: NAME [optional] [first=N] [key=value ...] -->` and `<!-- end -->` enclose the table
+of bench/results/NAME.json, of the first N of the rows that have these values; the lines between are replaced. A
+result file holds `columns` (key, title, format) and `rows`, and says where it was measured (see measure.py);
+columns that differ by the rows' kind are chosen by kind=. A file that lists what is unfinished, or why it failed,
+gives the rows that it has, and says so; where what it is of has changed since its commit, that is said, too. An
+optional table whose file is not there says that it was not yet measured. `<!-- text: NAME -->` encloses
+bench/results/NAME.md, as `mwpb-fast reproduce` wrote it, without its title; `<!-- standing -->` the table of
+standing.py.
 
     python bench/tables.py           rewrite the documents
     python bench/tables.py --check   exit with 1 if that would change it
@@ -75,7 +76,8 @@ def older(content: dict[str, Any], before: str) -> bool:
 def table(content: dict[str, Any], filters: dict[str, str], before: str) -> str:
     """A result file as a Markdown table, with where and how it was measured below; numbers to the right. before:
     the lines that it replaces."""
-    rows = [r for r in content["rows"] if all(str(r.get(k)) == v for k, v in filters.items())]
+    first = int(filters.pop("first", len(content["rows"])))
+    rows = [r for r in content["rows"] if all(str(r.get(k)) == v for k, v in filters.items())][:first]
     missing = content.get("failed") or ""
     if content.get("unfinished"):
         missing += f"{'; ' if missing else ''}without {', '.join(content['unfinished'])}"

@@ -22,8 +22,9 @@ from mwpb_fast.method import Batch
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from mwpb_fast.runs import checkpoint, resume, trace
 from mwpb_fast.runs.folder import prepare
-from mwpb_fast.runs.log import RunLog, Waits, environment, epoch_line, note, progress
+from mwpb_fast.runs.log import RunLog, Waits, environment, note, progress
 from mwpb_fast.runs.together import together
+from mwpb_fast.runs.view import View
 from mwpb_fast.runs.writer import Writer
 from mwpb_fast.step import Step
 from mwpb_fast.system import ranks
@@ -37,19 +38,22 @@ class TrainingError(RuntimeError):
     """Training cannot go on; one line."""
 
 
-def run(config: Config, folder: Path, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
+def run(
+    config: Config, folder: Path, *, resume: bool = True, quiet: bool = False, view: View | None = None
+) -> dict[str, Any]:
     """Train `config` in `folder` and return the last epoch's record.
 
     A folder that holds an earlier part of the same run is continued, exactly; with resume=False it is begun
-    anew. Writes config.yaml, environment.json, metrics.jsonl, radii.json, tensorboard/ and checkpoints/.
+    anew. view: how it shows itself, in place of quiet or not. Writes config.yaml, environment.json, metrics.jsonl,
+    radii.json, tensorboard/ and checkpoints/; of several processes, rank 0 does.
     Raises ConfigError, DataError or CheckpointError for what the user can mend, also where another process is at
     work in the folder; TrainingError where too many steps were not finite, Interrupted after SIGTERM, SIGINT,
-    SIGHUP or SIGUSR1. Of several processes that torchrun has started rank 0 alone writes; RanksError where one of
-    them is gone.
+    SIGHUP or SIGUSR1, RanksError where another process of the run is gone.
     """
     keep_freed_memory()
     with together(config, folder) as config, adaptive_openmp_waits(), stop_requests() as request:
-        trainer = Trainer(config, folder, request, quiet or not ranks.leads())
+        trainer = Trainer(config, folder, request, quiet)
+        trainer.view = (view or trainer.view) if ranks.leads() else View("quiet")
         if ranks.leads():  # not before what this run needs has been found
             prepare(folder, anew=not resume and not ranks.restarted())
         with trainer.precision.mode():
@@ -64,7 +68,8 @@ class Trainer:
 
     def __init__(self, config: Config, folder: Path, request: StopRequest, quiet: bool = False) -> None:
         check_axes(config)
-        self.config, self.folder, self.request, self.quiet = config, folder, request, quiet
+        self.config, self.folder, self.request = config, folder, request
+        self.view = View("quiet" if quiet else "lines")
         self.precision = make_precision(config.precision)
         device, layout = self.precision.device, self.precision.memory_format
         self.images = data.load_split(config.data, "train")
@@ -99,13 +104,7 @@ class Trainer:
         parts = (config, self.model, self.step, self.method, self.loader, sample)
         self.engine = Engine(*parts, images=len(self.train_index), layers=layers, folder=folder)
         self.parts = resume.Parts(
-            model=self.model,
-            optimizer=self.step.optimizer,
-            scaler=self.step.scaler,
-            ema=self.ema,
-            memory=self.method.memory,
-            engine=self.engine,
-            device=device,
+            self.model, self.step.optimizer, self.step.scaler, self.ema, self.method.memory, self.engine, device
         )
         self.writer = Writer(folder / "checkpoints", device)
         self.at = resume.Position(torch.zeros(len(self.loader), trace.COLUMNS, device=device))
@@ -119,7 +118,8 @@ class Trainer:
     def train(self) -> dict[str, Any]:
         """From wherever the run stands to its last epoch."""
         self._claim_folder()
-        log = RunLog(self.folder, self.at.epoch) if ranks.leads() else None
+        tracker = self.view.tracker(self.folder, self.config)
+        log = RunLog(self.folder, self.at.epoch, tracker) if ranks.leads() else None
         record: dict[str, Any] = {}
         try:
             while self.at.epoch <= self.config.epochs:
@@ -148,7 +148,8 @@ class Trainer:
         method = self.engine.begin(epoch, self.at.batch, key)
         started, first, stopped = time.monotonic(), self.at.batch, 0
         size = config.data.batch_size
-        with progress(len(self.loader) * size, f"epoch {epoch}/{config.epochs}", done=first * size) as bar:
+        whole, label = len(self.loader) * size, f"epoch {epoch}/{config.epochs}"
+        with progress(whole, label, done=first * size, form=self.view.form) as bar:
             looked = started
             take_step, feed = self.engine.feed(epoch, first)
             batches = Waits(feed)
@@ -156,14 +157,14 @@ class Trainer:
                 result = take_step(batch, key, method)
                 self.at.trace[self.at.batch] = trace.row(*result)
                 self.at.batch += 1
-                note = ""
+                note = status = ""
                 # all processes look, and stop, after the same step
                 stopped, look = ranks.most(self.request.number, time.monotonic() - looked > 1.0)
                 if look:  # the only wait for the device within an epoch
                     looked = time.monotonic()
-                    note = f"loss {trace.columns(self.at.trace).loss[self.at.batch - 1].item():.3f}"
+                    note, status = self.view.step(bar, self.at.trace[self.at.batch - 1], config.epochs - epoch)
                     self._check_finite()
-                bar.advance(len(result.radius), note)
+                bar.advance(len(result.radius), note, status)
                 if stopped:
                     break
         rows, bad = self._check_finite()
@@ -237,8 +238,7 @@ class Trainer:
         record["checkpoint"] = self.writer.take(self.state(), *kinds)
         log.write(record)  # before they can be there: records of epochs that are done again are dropped
         self.writer.begin()
-        if not self.quiet:
-            print(epoch_line(record, self.config.epochs), flush=True)
+        self.view.epoch(record, self.config.epochs)
 
     # state ----------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
@@ -263,11 +263,11 @@ class Trainer:
             if done > self.config.epochs:
                 note(f"{self.folder} has done {done} epochs, more than the {self.config.epochs} asked for")
                 config["epochs"] = done  # what the folder holds
-            elif done < self.config.epochs and not self.quiet:
-                print(f"resuming from {path.name}", flush=True)
+            elif done < self.config.epochs:
+                self.view.tell(f"resuming from {path.name}", "resumed", checkpoint=path.name)
             self.engine.write()
         else:
-            choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.quiet)
+            choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.view.form != "lines")
         if not ranks.leads():
             return
         if found is None:

@@ -24,11 +24,12 @@ CPU_RUN = ("--precision.device=cpu", "--data.subset=64", "--data.batch_size=32",
 
 @pytest.fixture
 def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run is worth a trial, the processor has float32 alone, nothing is faster than anything else, and
-    nothing is remembered of other tests."""
+    """Every run is worth a trial, the processor has float32 alone, nothing is faster than anything else, however
+    slow the machine is, and nothing is remembered of other tests."""
     clock(monkeypatch, lambda work: False)
     monkeypatch.setenv("MWPB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(start, "WORTH", 0)
+    monkeypatch.setattr(start, "LIMIT", 1e9)
     monkeypatch.setitem(start.SMALL, "cpu", 0.0)
     monkeypatch.setitem(ledger.MOST, "cpu", 8)
     monkeypatch.setattr(candidates, "cpu_has_bf16", lambda: False)
@@ -45,7 +46,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[capture.CapturedStep]:
 
     captured_step = functools.partial(capture.CapturedStep, make_recorder=FakeRecorder)
     monkeypatch.setattr(capture, "CapturedStep", make)
-    for module in (candidates, trial):
+    for module in (candidates, start, trial):
         monkeypatch.setattr(module, "graphs", lambda device: True)
     return made
 

@@ -6,6 +6,7 @@ call `claim()`. Within `MODE` tensors on "cuda" have shapes, types and strides. 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -71,6 +73,10 @@ def claim() -> None:
     everything.autograd.set_multithreading_enabled(False)  # the engine's threads ask the device for more
     everything.cuda._lazy_init = lambda: None
     everything.cuda.is_bf16_supported = lambda including_emulation=True: True
+    # what is on a stream of its own is counted like the rest
+    everything.cuda.Stream = lambda device: SimpleNamespace(wait_stream=lambda other: None)
+    everything.cuda.current_stream = everything.cuda.Stream
+    everything.cuda.stream = contextlib.nullcontext
     everything.cuda.amp.common.amp_definitely_not_available = lambda: False
 
 

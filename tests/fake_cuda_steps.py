@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from test_methods_capture import METHODS  # noqa: E402
 
 from mwpb_fast.config import recipe, resolve  # noqa: E402
-from mwpb_fast.engine.build import NETS  # noqa: E402
+from mwpb_fast.engine.build import HALVES, NETS  # noqa: E402
 from mwpb_fast.engine.precision import Precision  # noqa: E402
 from mwpb_fast.engine.recorder import why_not  # noqa: E402
 from mwpb_fast.engine.twin import PLAIN, VARIANTS, TwinNet  # noqa: E402
@@ -64,7 +64,7 @@ class Watched(fake_cuda.Traffic):
 
 
 def make_net(model: torch.nn.Module, engine: str, sample: torch.Tensor) -> Net:
-    """engine: eager, or a twin's variant; as a run makes it by its name."""
+    """engine: eager, halves, or a twin's variant; as a run makes it by its name."""
     return NETS["twin" if engine == PLAIN else engine](model, BF16, sample)
 
 
@@ -116,7 +116,7 @@ def main(*engines: str) -> None:
     TwinNet._compare = lambda self, x: None  # type: ignore[method-assign]  # there are no values to compare
     with fake_cuda.MODE:
         steps = {f"{m}, {e}": wrong_in_a_step(o, e) for m, o in ALL.items() for e in engines}
-        traffic = {variant: attack_step(variant) for variant in ("eager", *VARIANTS)}
+        traffic = {variant: attack_step(variant) for variant in ("eager", *VARIANTS, HALVES)}
     print(json.dumps({"steps": steps, "traffic": traffic}))
 
 

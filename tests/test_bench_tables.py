@@ -87,6 +87,15 @@ def test_a_table_without_results_is_an_error(document: Path, old: str, new: str,
     assert "Traceback" not in done.stderr
 
 
+def test_the_first_rows_alone(document: Path) -> None:
+    document.write_text("<!-- table: some first=1 case=large -->\n<!-- end -->\n")
+    assert tables(document).returncode == 0
+    assert [line for line in document.read_text().splitlines() if line.startswith("| ")] == [
+        "| op | times faster | share |",
+        "| a | 2.3 | 88% |",
+    ]
+
+
 def test_a_text_is_included_without_its_title(document: Path) -> None:
     (document.parent / "small.md").write_text("# title\n\n| a |\n|---|\n\nsaid\n")
     document.write_text("before\n<!-- text: small -->\nold\n<!-- end -->\nafter\n")

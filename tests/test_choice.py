@@ -54,11 +54,13 @@ def test_candidates_on_cuda() -> None:
     cuda = on("cuda", torch.bfloat16)
     first, last = names(cuda)
     nets = ["by_hand bf16", "twin bf16", "eager bf16"]
-    assert first == [*(f"{net}, captured" for net in nets), *nets]
+    graphed = [f"{net}, captured" for net in ("by_hand bf16", "halves bf16", *nets[1:])]
+    assert first == [*graphed, *nets]
     assert last == [name.replace("bf16", "fp32") for name in first]
     assert names(cuda, "--precision.dtype=bf16") == (first, [])
+    assert names(cuda, "--precision.engine=halves") == (["halves bf16, captured", "halves bf16"], [])
     assert names(cuda, "--precision.engine=twin") == (["twin bf16, captured", "twin bf16"], [])
-    assert names(cuda, "--precision.capture=true")[0] == first[:3]
+    assert names(cuda, "--precision.capture=true")[0] == graphed
     assert names(cuda, "--precision.capture=false")[0] == nets
     tuned = names(cuda, "--precision.tune=true", "--precision.capture=false")[0]
     assert tuned == ["by_hand bf16", "twin bf16, tuned", "eager bf16"]
@@ -239,7 +241,7 @@ def test_pins_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for content, reason in {
         "{": "not an engine.json",
         "[1]": "says nothing of an engine",
-        '{"chosen": {"net": "warp", "dtype": "fp32"}}': "no engine warp fp32; there are by_hand, twin, eager",
+        '{"chosen": {"net": "warp", "dtype": "fp32"}}': "no engine warp fp32; there are by_hand, halves, twin",
         '{"chosen": {"net": "twin", "dtype": "fp32"}, "tried": [1]}': "a choice is an object",
     }.items():
         path.write_text(content, encoding="utf-8")

@@ -106,6 +106,7 @@ def test_the_time_is_up_before_the_whole_ledger(tmp_path: Path, monkeypatch: pyt
     """The fastest was not looked at, so what would be taken without a trial goes on."""
     clock(monkeypatch, of_eager)
     late = iter([0.0] * 6 + [99.0] * 99)
+    monkeypatch.setattr(start, "LIMIT", 10.0)
     monkeypatch.setattr(trial.Spent, "seconds", property(lambda self: next(late)))
     monkeypatch.setattr(Ledger, "row", failing(AssertionError("the whole ledger")))
     assert isinstance(begun(tmp_path).step.net, TwinNet)
@@ -154,7 +155,7 @@ def test_when_it_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """At each phase and every few epochs, never in the middle of one: so a run that was stopped goes on alike."""
     trainer = begun(tmp_path, "--epochs=12", "--warmup_epochs=7")
     looks: list[int] = []
-    monkeypatch.setattr(engine.Engine, "_look_again", lambda self, epoch, *rest: looks.append(epoch))
+    monkeypatch.setattr(engine.Engine, "look_again", lambda self, epoch, *rest: looks.append(epoch))
     for epoch in range(1, 13):
         for first in (0, 1):
             trainer.engine.begin(epoch, first, trainer._key(epoch))

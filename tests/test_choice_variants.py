@@ -45,19 +45,23 @@ def faster(monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
 def test_every_name_of_a_net_is_an_option() -> None:
     for name in build.NETS:
         assert PrecisionConfig(engine=name).engine == name
-    with pytest.raises(ValueError, match="auto, eager, twin, by_hand or one_kernel, not fused"):
+    with pytest.raises(ValueError, match="auto, eager, twin, by_hand, halves or one_kernel, not fused"):
         PrecisionConfig(engine="fused")
-    for name in ("by_hand", "one_kernel", "eager"):
+    for name in ("by_hand", "halves", "one_kernel", "eager"):
         with pytest.raises(ValueError, match="it needs engine=twin or auto"):
             PrecisionConfig(engine=name, tune=True)
 
 
 def test_what_is_offered() -> None:
-    """by_hand on CUDA alone; what has never run on a device nowhere, as a trial could not undo its faults."""
+    """by_hand on CUDA alone, and halves in a graph there; what has never run on a device nowhere, as a trial could
+    not undo its faults."""
     for device, there in (("cuda", True), ("cpu", False)):
         for tier in names(on(device, torch.bfloat16)):
             assert any(c.startswith("by_hand") for c in tier) == there
             assert not any(c.startswith("one_kernel") for c in tier)
+            graphed = [c for c in tier if c.startswith("halves")]
+            assert len(graphed) == there
+            assert all(c.endswith(", captured") for c in graphed)
     assert names(on("cpu"), "--precision.engine=by_hand") == (["by_hand fp32"], [])
     named = names(on("cuda"), "--precision.engine=one_kernel", "--precision.capture=true")
     assert named == (["one_kernel fp32, captured"], [])
@@ -84,8 +88,9 @@ def test_the_fastest_of_them_is_taken(tmp_path: Path, monkeypatch: pytest.Monkey
     assert told["chosen"]["name"] == "by_hand fp32, captured"
     assert not told["fallbacks"]
     found = refusals(tmp_path / "chosen")
-    assert list(found)[:4] == [f"{name} fp32, captured" for name in build.NETS]
-    assert [name for name, refused in found.items() if refused] == ["one_kernel fp32, captured", "one_kernel fp32"]
+    assert list(found)[:5] == [f"{name} fp32, captured" for name in build.NETS]
+    for name, refused in found.items():
+        assert bool(refused) == name.startswith(("halves", "one_kernel"))
     assert found["one_kernel fp32"] == build.lacking("one_kernel", torch.device("cpu"))
     # and the run that goes on has it again
     trainer = begun(tmp_path / "chosen", "--epochs=1")

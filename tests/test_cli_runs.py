@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,22 @@ def test_plot_draws_again(trained: tuple[Path, Any], tmp_path: Path, capsys: pyt
     folder, _ = trained
     assert cli.main(["plot", str(folder), str(folder), "--out", str(tmp_path / "both")]) == 0
     assert {path.name for path in (tmp_path / "both").iterdir()} == {"curves.png", "radii.png"}
+
+
+def test_report_looks_at_the_images(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    assert cli.main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 24
+    assert "Margin against radius" in page
+    assert "No images" not in page
+    for checkpoint in (folder / "checkpoints").glob("best-*.pt"):
+        checkpoint.write_bytes(b"cut short")
+    assert cli.main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "data:image/png" not in page
+    assert re.search("No images: [^<]*damaged: its SHA-256", page)
 
 
 def test_warmup_that_never_ends_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def test_result_says_everything_and_is_ordered(tmp_path: Path) -> None:
         assert worst["accuracy"] <= attack["accuracy"]
         assert attack["seconds"] >= 0
     after = attacks["aa"]["after"]
-    assert list(after) == ["clean", *aa.COMPONENTS]
+    assert list(after) == ["clean", *aa.STANDARD]
     assert sorted(after.values(), reverse=True) == list(after.values())
     assert (after["clean"], after["square"]) == (87.5, attacks["aa"]["accuracy"])
     assert attacks["aa"]["accuracy"] <= attacks["pgd20"]["accuracy"] < 87.5  # the aim of a linear model is known

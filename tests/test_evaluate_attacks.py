@@ -82,7 +82,7 @@ def test_the_whole_is_at_least_as_strong_as_its_parts() -> None:
 
 
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("component", aa.COMPONENTS)
+@pytest.mark.parametrize("component", aa.STANDARD)
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.02), ("l2", 0.1)])
 def test_a_part_alone_gives_the_images_of_the_bare_package(component: str, norm: str, eps: float) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 32), nn.ReLU(), nn.Linear(32, 10)).eval()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
-from evaluate_cases import config, labelled, linear, run
+from evaluate_cases import config, flags_of, labelled, linear, run
 from evaluate_cases import one_thread as one_thread  # an autouse fixture
 from evaluate_cases import short as short  # a fixture
 
@@ -90,3 +91,21 @@ def test_steps_that_cannot_cross_the_ball_are_noted(attack: str, noted: bool) ->
     model, settings = linear(), EvaluationConfig(attacks=("natural", attack), eps=Fraction(8, 255), subset=2)
     notes = run(model, labelled(model), settings)["notes"]
     assert any("to cross the ball: " + attack in note for note in notes) == noted
+
+
+def test_a_table_of_old_shards_is_said_to_be_missing(tmp_path: Path) -> None:
+    """Shards of a version that kept no predictions: their flags are taken, and that there is no table is said."""
+    model = linear()
+    images = labelled(model)
+    first = run(model, images, config("natural", "pgd2"), folder=tmp_path / "e")
+    (shard,) = (tmp_path / "e").glob("pgd2-*.json")
+    record = json.loads(shard.read_text(encoding="utf-8"))
+    del record["predicted"]
+    shard.write_text(json.dumps(record), encoding="utf-8")
+    second = run(model, images, config("natural", "pgd2"), folder=tmp_path / "e")
+    assert flags_of(second) == flags_of(first)
+    assert second["attacks"]["pgd2"]["confusion"] is None
+    assert second["attacks"]["natural"]["confusion"] == first["attacks"]["natural"]["confusion"]
+    assert "pgd2: no confusion table, since shards of an earlier version kept no predictions" in format_classes(
+        second
+    )

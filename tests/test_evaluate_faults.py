@@ -126,6 +126,16 @@ def test_a_model_that_cannot_take_channels_last_images_gets_others() -> None:
     assert run(Viewed().eval(), uint8, config("natural"))["n"] == 6
 
 
+def test_a_model_that_reads_memory_as_it_lies_gets_contiguous_images() -> None:
+    """In channels-last ones it would see other images, and say nothing."""
+    model = linear()
+    raw = Wrap(model, lambda m, x: m(torch.as_strided(x, (len(x), 3, 4, 4), (48, 16, 4, 1))))
+    images, settings = labelled(model), config("natural", "pgd2")
+    result = run(raw, images, settings)
+    assert flags_of(result) == flags_of(run(model, images, settings))
+    assert result["layout"] == "contiguous_format"
+
+
 def build(*, num_classes: int, channels: int) -> nn.Module:
     """As a module of a user's own, `--model.name test_evaluate_faults`."""
     return nn.Sequential(
@@ -210,6 +220,13 @@ def test_labels_of_any_integers_are_right(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("x", [torch.zeros(4, 8, 8, dtype=torch.uint8), torch.zeros(4, 3, 8, 8).int(), [[1.0]]])
 def test_images_of_another_kind_are_refused(x: Any) -> None:
     assert "images must be" in one_line(lambda: run(linear(), (x, torch.arange(4)), config("natural")))
+
+
+def test_channels_that_may_lie_last_are_noted() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(75, 10)).eval()
+    for shape, noted in (((5, 5, 3), True), ((3, 5, 5), False)):
+        notes = run(model, (torch.rand(4, *shape), torch.arange(4)), config("natural"))["notes"]
+        assert any("are their channels last?" in note for note in notes) is noted
 
 
 # previews -------------------------------------------------------------------------------------------------------

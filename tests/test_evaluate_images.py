@@ -129,3 +129,45 @@ def test_files_of_another_kind_are_refused_in_one_line(
         assert reason in said
         assert said.count("\n") == 1
     assert cli.main(["verify", str(saved), target, "--eps", "8/255"]) == 2
+
+
+def test_verify_heeds_a_recipes_batch_size_and_data(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model in code, too, whose images are then held to the recipe's."""
+    sizes: list[int] = []
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.training, self.weight = False, torch.randn(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return x.flatten(1) @ self.weight
+
+    monkeypatch.setattr("torch.nn.Mine", Net, raising=False)
+    words = ["torch.nn:Mine", "--recipe", "digits.at", "--evaluation.batch_size", "20"]
+    _, lines = verified(saved, capsys, *words)
+    assert "ok: 50 of 50 natural images are the test set's" in lines
+    assert {20, 10} <= set(sizes)
+    assert max(sizes) == 20
+
+
+def test_the_images_of_a_randomised_model_are_checked_by_a_draw(tmp_path: Path) -> None:
+    from evaluate_cases import Wrap
+
+    from mwpb_fast.evaluation.request import Request
+    from mwpb_fast.evaluation.verify import verify
+
+    torch.manual_seed(0)
+    model = linear()
+    noisy = Wrap(model, lambda m, x: m(x + 0.3 * torch.randn_like(x)))
+    evaluate(noisy, labelled(model), config("pgd2-eot2"), folder=tmp_path / "e", save_images=True, show=False)
+    (file,) = (tmp_path / "e").glob("*.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.nn.mine", noisy, raising=False)
+        checks = verify(file, Request(Path("torch.nn:mine"), device="cpu"))
+    assert [holds for holds, _ in checks] == [True, None, None]
+    assert "the model, whose predictions are random, gets" in checks[1][1]

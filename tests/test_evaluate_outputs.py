@@ -208,3 +208,24 @@ def test_out_of_memory_is_the_machines(monkeypatch: pytest.MonkeyPatch, tmp_path
 
         monkeypatch.setattr(nn.Linear, "forward", fail)
         assert cli.main(["evaluate", str(path), "--attacks", "natural", "--subset", "8"]) == 1
+
+
+@pytest.mark.parametrize("how", ["rounded images", "a saturated softmax", "a threshold"])
+def test_a_gradient_that_is_zero_everywhere_is_a_doubt(how: str) -> None:
+    model = linear()
+    functions: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+        "rounded images": lambda m, x: m((x * 255).round() / 255),
+        "a saturated softmax": lambda m, x: (1e5 * m(x)).softmax(1),
+        "a threshold": lambda m, x: m((x > 0.5).float() + 0 * x),
+    }
+    flat = Wrap(model, functions[how])
+    result = run(flat, labelled(model), config("natural", "pgd2"))
+    assert "gradient is zero at all of 8 images" in result["warnings"]["zero_gradients"]["message"]
+    assert run(flat, labelled(model), config("natural", "spsa1", costly_subset=1))["warnings"] == {}
+
+
+def test_one_class_is_no_model() -> None:
+    model = linear()
+    single = Wrap(model, lambda m, x: m(x)[:, :1])
+    images = torch.rand(4, 3, 4, 4), torch.zeros(4).long()
+    assert "for one class" in one_line(lambda: run(single, images, config("natural")))

@@ -14,7 +14,7 @@ from mwpb_fast.cli.parser import split
 from mwpb_fast.options import configure
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN = ("--out", "--config", "--no-resume", "--no-evaluate", "--quiet", "--help")
+OWN = ("--out", "--config", "--no-resume", "--no-evaluate", "--quiet", "--json", "--track", "--help")
 README = (ROOT / "README.md").read_text()
 TEXTS = README + (ROOT / "docs" / "usage.md").read_text()
 # of a line `    mwpb-fast train RECIPE ...   # comment`, or of the same in backquotes

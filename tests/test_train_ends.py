@@ -188,7 +188,9 @@ def test_figures_of_an_epoch_are_those_of_all_its_parts(
     trainer = train.Trainer(config, tmp_path, StopAfter(cut), quiet=True)  # type: ignore[arg-type]
     with pytest.raises(Interrupted):
         trainer.train()
-    monkeypatch.setattr("mwpb_fast.train.progress", lambda *words, done: before.append(done) or progress(*words))
+    monkeypatch.setattr(
+        "mwpb_fast.train.progress", lambda *words, done, form: before.append(done) or progress(*words)
+    )
     record = train.run(config, tmp_path, quiet=True)
     assert 0.9 <= record["seconds"] < 30
     assert record["images_per_second"] == pytest.approx(192 / record["seconds"])

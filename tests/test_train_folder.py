@@ -92,6 +92,7 @@ def test_what_may_change_is_named_as_it_is_on_the_command_line() -> None:
 RESULTS = (
     "results.json",
     "curves.png",
+    "report.html",
     "radii.png",
     "evaluation-best.json",
     "evaluation-last.json",

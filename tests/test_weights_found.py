@@ -116,6 +116,8 @@ REFUSED: dict[str, tuple[Callable[[Weights], Weights], str]] = {
         lambda w: {k: (v * 99).to(torch.int8) for k, v in w.items()},
         "wrong type .*int8 for torch.float32",
     ),
+    "sparse": (lambda w: {k: v.to_sparse() for k, v in w.items()}, "wrong type .*torch.sparse_coo"),
+    "without numbers": (lambda w: {k: v.to("meta") for k, v in w.items()}, "without numbers"),
     "compiled twice": (lambda w: w | pre("_orig_mod.", w), "occurs twice, compiled and not"),
 }
 
@@ -248,49 +250,3 @@ def test_files_of_ours_are_known_by_their_mark(tmp_path: Path, capsys: pytest.Ca
     words = ["evaluate", str(tmp_path / "w.pt"), "--attacks", "natural", "--subset", "20"]
     assert cli.main([*words, "--recipe", "digits.mwpb_at"]) == 0
     assert "weights from state_dict" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (["w.pt", "--recipe", "digits.at", "--epochs", "3"], "--epochs has no effect here"),
-        (["w.pt", "--recipe", "digits.at", "--precision.dtype", "bf16"], "--precision.dtype has no effect"),
-        (["w.pt", "--recipe", "digits.at", "--budget.eps", "8/255"], "--budget.eps has no effect"),
-        (["w.pt", "--recipe", "digits.at", "--which", "last"], "w.pt is a file"),
-        (
-            ["best.pt", "--recipe", "digits.mwpb_at", "--model.name", "resnet-18"],
-            "--model.name is for other files",
-        ),
-        (["run", "--recipe", "digits.mwpb_at", "--data.name", "cifar10"], "--data.name is for other files"),
-        (["best.pt", "--weights", "ema"], "--weights is for other files"),
-    ],
-)
-def test_options_that_would_do_nothing_are_refused(
-    words: list[str],
-    reason: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    state = untrained_state()
-    checkpoint.save(tmp_path / "run" / "checkpoints", "best", 3, 0, state)
-    torch.save(state, tmp_path / "best.pt")
-    torch.save(state["model"], tmp_path / "w.pt")
-    (tmp_path / "run" / "config.yaml").write_text("recipe: digits.mwpb_at\n")
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["evaluate", *words, "--attacks", "natural"]) == 2
-    error = capsys.readouterr().err
-    assert reason in error
-    assert error.count("\n") == 1
-
-
-def test_seed_is_that_of_the_attacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save(untrained_state()["model"], tmp_path / "w.pt")
-    seeds = []
-    monkeypatch.setattr(
-        "mwpb_fast.evaluation.checkpoint.evaluate_run", lambda r: seeds.append(r.seed) or {"warnings": {}}
-    )
-    monkeypatch.setattr("mwpb_fast.evaluation.score.format_table", lambda result: "")
-    for words in ([], ["--seed", "5"]):
-        assert cli.main(["evaluate", str(tmp_path / "w.pt"), "--recipe", "digits.at", *words]) == 0
-    assert seeds == [0, 5]

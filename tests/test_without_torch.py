@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from test_plots import make_run
 
 from mwpb_fast import cli
 from mwpb_fast.cli.commands import COMMANDS
@@ -30,6 +32,7 @@ QUICK = {
     "reproduce": "table1 --rows nope",
     "data": "prepare",
     "plot": "absent",
+    "report": "absent",
     "recipes": "x",
     "doctor": "x",
     "bench": "nope",
@@ -154,3 +157,10 @@ def test_how_a_run_is_to_be_attacked(tmp_path: Path) -> None:
     lines = [[command, str(tmp_path), word] for command in ("evaluate", "trust") for word in bad]
     lines += [["evaluate", str(tmp_path), "--recipe", START, word] for word in bad]
     assert {status for status, _, _ in answers(lines, tmp_path)} == {2}
+
+
+def test_a_report_without_images(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    shutil.copy(Path(__file__).parent / "frozen" / "run" / "evaluation-best.json", tmp_path / "run")
+    ((status, out, _),) = answers([["report", "run", "--no-images"]], tmp_path)
+    assert (status, out) == (0, f"written: {Path('run') / 'report.html'}\n")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mwpb_fast.config import Config
-from mwpb_fast.engine.build import NETS, TRIED, by_rule
+from mwpb_fast.engine.build import GRAPHED, NETS, TRIED, by_rule
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.processor import cpu_has_bf16
 
@@ -81,7 +81,8 @@ def candidates(config: Config, precision: Precision) -> tuple[list[Candidate], l
 
     def grid(nets: list[str], dtype: str) -> list[Candidate]:
         # what is captured is the fastest, should the time be up; and the plain twin alone has layers to tune
-        return [Candidate(net, dtype, c, asked.tune and net == "twin") for c in capture for net in nets]
+        pairs = [(net, c) for c in capture for net in nets if c or net not in GRAPHED or asked.engine == net]
+        return [Candidate(net, dtype, c, asked.tune and net == "twin") for net, c in pairs]
 
     first, last = grid(nets, own), []
     if free and own == "fp32" and precision.device.type == "cpu" and foldable and cpu_has_bf16():

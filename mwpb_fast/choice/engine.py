@@ -143,7 +143,7 @@ class Engine:
         due = (epoch - 1) % EVERY == 0 or method != self.method.in_epoch(epoch - 1)
         fresh = epoch == 1 and self.record.how == "trial"
         if start == 0 and due and not fresh and self.record.proven and self.judged:
-            self._look_again(epoch, key, method)
+            self.look_again(epoch, key, method)
         proving = self.config.precision.capture is not True and start < len(self.loader)
         while proving and self.captured is not None and self._proved != method:
             wrong = ranks.agreed(self._flaw(self.captured, epoch, start, key, method))
@@ -164,7 +164,8 @@ class Engine:
         indices = iter(self.loader.indices(epoch, start))
         return lambda index, key, method: gathered(index, order, key, method), indices
 
-    def _look_again(self, epoch: int, key: torch.Tensor, method: Method) -> None:
+    def look_again(self, epoch: int, key: torch.Tensor, method: Method) -> None:
+        """Hold what the run goes on with to the quick part of the ledger; take the next best where it fails."""
         while True:
             try:
                 with self.precision.mode(), untouched(self.step, method), apart(self.step.model):

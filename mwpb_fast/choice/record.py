@@ -35,8 +35,8 @@ class Tried:
 class Record:
     """chosen: what the run goes on with. how: by an option, by rule, by a trial, from the cache, or by a pin. why:
     a line. tried: by order of preference. timed: what the milliseconds are of. fallbacks: what went wrong since.
-    seconds: that the trial took. circumstances: what the choice depends on. layers: the twin's, as `tune` records
-    them."""
+    seconds: that the trial took. share: of the time of the run's steps, as the trial's times have it.
+    circumstances: what the choice depends on. layers: the twin's, as `tune` records them."""
 
     chosen: Candidate
     how: str
@@ -45,6 +45,7 @@ class Record:
     timed: str = ""
     fallbacks: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    share: float = 0.0
     circumstances: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
 
@@ -74,12 +75,13 @@ class Record:
                 t.refused = t.refused or reason
 
 
-def fastest(tried: list[Tried]) -> Tried | None:
-    """The first, in order of preference, than which none is clearly faster; None where all are refused."""
+def fastest(tried: list[Tried], margin: float = MARGIN) -> Tried | None:
+    """The first, in order of preference, than which none is clearly faster, as MARGIN has it; None where all are
+    refused."""
     passed = [t for t in tried if not t.refused]
     times = [t.milliseconds for t in passed if t.milliseconds is not None]
     for t in passed:
-        if not times or (t.milliseconds is not None and min(times) >= MARGIN * t.milliseconds):
+        if not times or (t.milliseconds is not None and min(times) >= margin * t.milliseconds):
             return t
     return None
 
@@ -101,6 +103,7 @@ def read_record(values: Any) -> Record:
             timed=str(values.get("timed", "")),
             fallbacks=list(values.get("fallbacks", [])),
             seconds=float(values.get("seconds", 0.0)),
+            share=float(values.get("share", 0.0)),
             circumstances=dict(values.get("circumstances", {})),
             layers=list(values.get("layers", [])),
         )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 import torch
 
 from mwpb_fast.choice import cache
-from mwpb_fast.choice.candidates import Candidate, candidates
+from mwpb_fast.choice.candidates import Candidate, candidates, graphs
 from mwpb_fast.choice.circumstances import circumstances
 from mwpb_fast.choice.engine import Engine
-from mwpb_fast.choice.ledger import operations
+from mwpb_fast.choice.ledger import Ledger, operations
 from mwpb_fast.choice.record import Record, Tried, read_record
-from mwpb_fast.choice.trial import LATE, Trial
+from mwpb_fast.choice.trial import GRADIENT, LATE, Trial
 from mwpb_fast.config import ConfigError
 from mwpb_fast.engine.parallel import apart
 from mwpb_fast.method import Net
@@ -21,7 +22,7 @@ from mwpb_fast.runs.log import note
 from mwpb_fast.system import ranks
 
 LIMIT, TUNED = 10.0, 30.0  # seconds of a trial, without and with the tuning of layers
-WORTH = 20  # a run must be expected to take so many times that limit, or there is no trial
+WORTH = 20  # a run must be expected to take so many times that limit, or there is no trial: it costs 5 % at most
 RATE = {"cpu": 2e11, "cuda": 5e13}  # operations a second, for what a run is expected to take
 PASSES = 24  # forward passes of a step of ten attack steps
 LAUNCHES = {"cpu": 0.0, "cuda": 0.01}  # seconds that the smallest step takes
@@ -98,7 +99,8 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
     started, layers = time.monotonic(), dict[Candidate, list[dict[str, Any]]]()
 
     def make(candidate: Candidate) -> Net:
-        net, layers[candidate] = engine.build(candidate)
+        # without graphs the layers are those of the net that is taken: to measure each net's would cost the budget
+        net, layers[candidate] = engine.build(candidate, tuned=graphs(engine.precision.device))
         return net
 
     inputs = engine.inputs(epoch, 0, key, engine.method.in_epoch(epoch))
@@ -106,7 +108,6 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
     trial = Trial(engine.step, inputs, make, engine.capture, ledger, _limit(engine))
     with engine.precision.mode():
         tried, best, timed = trial.run(first, last)
-    taken = time.monotonic() - started
     for t in tried:
         if t.refused:
             note(f"engine: {t.candidate}: {t.refused}")
@@ -114,20 +115,39 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
         engine.record.tried, engine.record.why = tried, "by rule: nothing passed its trial"
         note(f"engine: nothing passed its trial; {engine.record.chosen} goes on")
         return
-    found = Record(best.candidate, "trial", _why(best, tried, taken), tried, timed, [], taken)
-    found.circumstances = _circumstances(engine)
+    found = Record(best.candidate, "trial", "", tried, timed, circumstances=_circumstances(engine))
     found.layers = layers.get(best.candidate, [])  # none where the net was made for a candidate without any
-    engine.follow(found, "trial", found.why)
+    engine.follow(found, "trial", "")
+    if engine.record.layers and not found.layers:  # measured only now, so the ledger has not seen them
+        found.layers = engine.record.layers
+        engine.look_again(epoch, key, inputs.method)
+    taken = time.monotonic() - started
+    share = taken / _expected(engine, best, ledger if timed == GRADIENT else None)
+    for record in (found, engine.record):
+        record.seconds, record.share, record.why = taken, share, _why(best, tried, taken, share)
     late = any(t.refused == LATE for t in tried)
-    if not late or sum(t.milliseconds is not None for t in tried) > 1:  # else another start may come farther
+    kept = engine.record.chosen == found.chosen
+    if kept and (
+        not late or sum(t.milliseconds is not None for t in tried) > 1
+    ):  # else another start may come farther
         cache.write(found)
 
 
-def _why(best: Tried, tried: list[Tried], taken: float) -> str:
+def _expected(engine: Engine, best: Tried, ledger: Ledger | None) -> float:
+    """Seconds of the run's steps by the time of the one that is taken; without end where it was not timed. ledger:
+    whose images' gradient was timed, in place of a step; all passes then count as those of the attack."""
+    seconds = float("inf") if best.milliseconds is None else 1e-3 * best.milliseconds
+    if ledger is not None:
+        seconds *= PASSES / 2 * len(engine.sample) / len(ledger.batch.x)
+    return max(1e-9, seconds * engine.config.epochs * len(engine.loader))
+
+
+def _why(best: Tried, tried: list[Tried], taken: float, share: float) -> str:
     passed = [t for t in tried if not t.refused]
     shares = [
         f"; {best.milliseconds / t.milliseconds:.2f} of {t.candidate}'s time"
         for t in passed
         if t is not best and t.milliseconds and best.milliseconds
     ]
-    return f"best of {len(passed)} that passed of {len(tried)}, in {taken:.1f} s{''.join(shares)}"
+    spent = f"in {taken:.1f} s" + (f", at most {math.ceil(1e4 * share) / 1e4:.2%} of the run" if share else "")
+    return f"best of {len(passed)} that passed of {len(tried)}, {spent}{''.join(shares)}"

@@ -15,7 +15,7 @@ from mwpb_fast.capture import CapturedStep
 from mwpb_fast.choice.candidates import Candidate, graphs
 from mwpb_fast.choice.ledger import Ledger, breach
 from mwpb_fast.choice.proof import flaw
-from mwpb_fast.choice.record import Tried, fastest
+from mwpb_fast.choice.record import MARGIN, Tried, fastest
 from mwpb_fast.choice.untouched import untouched
 from mwpb_fast.method import Batch, Method, Net
 from mwpb_fast.runs.log import progress
@@ -24,6 +24,9 @@ from mwpb_fast.step import Step
 STEPS = 20  # that are timed, fewer where they take longer than
 SECONDS = 1.0
 ROUNDS = 5  # of a gradient each, in turn; the least counts, because a neighbour on the machine only adds
+SURE = 2  # rounds, or steps, after which what takes more than
+HOPELESS = 1.5  # times as long as the fastest so far is not timed any more
+STEPS_MARGIN = 0.95  # in place of `record.MARGIN` for whole steps, on a device that nobody shares
 PATIENCE = 4  # times the limit that a start may take on a CPU that other programs are at work on
 LATE = "not tried: the time was up"
 STEP, GRADIENT = "a training step", "a gradient of the ledger's images"
@@ -64,7 +67,7 @@ class Trial:
     def run(self, first: list[Candidate], last: list[Candidate]) -> tuple[list[Tried], Tried | None, str]:
         """What came of the candidates, by preference; the one that is to be taken, None where all are refused; and
         what their times are of. last: tried where none of the first are right."""
-        self.spent = Spent(graphs(self.step.precision.device))
+        self.spent, self._least = Spent(self._whole), float("inf")
         before, tried, best = self.step.net, list[Tried](), None
         try:
             for candidates in (first, last):
@@ -100,11 +103,11 @@ class Trial:
             for number in range(0 if self._whole or len(tier) < 2 else ROUNDS):
                 if number and self._late:
                     break
-                for t in tier:
+                for t in [t for t in tier if number < SURE or not hopeless(t, tier)]:
                     t.refused = t.refused or self._attempt(self._time_gradient, t)
             if not self._whole and self.spent.seconds > self.limit:
                 return next((t for t in tier if not t.refused), None)
-            while best := fastest(tier):
+            while best := fastest(tier, STEPS_MARGIN if self._whole else MARGIN):
                 wrong = self._attempt(self._judge, best) if self.ledger is not None else ""
                 if not wrong:
                     return best
@@ -147,6 +150,7 @@ class Trial:
         self.step.net = net
         if not t.candidate.captured:
             t.milliseconds = self._time_steps(self._eager)
+            self._least = min(self._least, t.milliseconds)
             return ""
         captured = self.capture()
         try:
@@ -154,6 +158,7 @@ class Trial:
                 return wrong
             run = captured if self.inputs.gathered is None else captured.gathered
             t.milliseconds = self._time_steps(lambda: run(*self.inputs.arguments))
+            self._least = min(self._least, t.milliseconds)
         finally:
             captured.forget()
         return ""
@@ -170,7 +175,8 @@ class Trial:
         device = self.step.precision.device
         step()
         once = seconds(step, 1, device)
-        count = max(2, min(STEPS, int(SECONDS / max(once, 1e-6))))
+        most = SURE if 1e3 * once > HOPELESS * self._least else STEPS
+        count = max(SURE, min(most, int(SECONDS / max(once, 1e-6))))
         return 1e3 * seconds(step, count, device) / count
 
     def _time_gradient(self, t: Tried) -> str:
@@ -194,6 +200,12 @@ class Spent:
     def seconds(self) -> float:
         own = (time.process_time() - self.own) / torch.get_num_threads()
         return max(own, (time.monotonic() - self.wall) / self.patience)
+
+
+def hopeless(t: Tried, tier: list[Tried]) -> bool:
+    """Whether it has taken so much longer than another that more readings would not change what is taken."""
+    times = [other.milliseconds for other in tier if not other.refused and other.milliseconds is not None]
+    return t.milliseconds is not None and bool(times) and t.milliseconds > HOPELESS * min(times)
 
 
 def seconds(work: Callable[[], object], count: int, device: torch.device) -> float:

@@ -15,15 +15,12 @@ from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.config.option_values import path, whole
 from mwpb_fast.config.radius import parse_radius
+from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.named import is_name
 from mwpb_fast.evaluation.request import Request
 
-# of a recipe's values, those that an evaluation depends on; the data's that choose the images of statistics, too
-USED = re.compile(
-    r"model\..*|evaluation\..*|precision\.(device|channels_last|oracle|engine|tune)|data\.(name|dir|validation|subset)"
-)
-
-
+# of a recipe's values, those that a model depends on; the data's that choose the images of statistics, too
+USED = r"model\..*|precision\.(device|channels_last|oracle)|data\.(name|dir|validation|subset)"
 OWN = ("subset", "costly_subset", "attacks", "eps", "step_size", "batch_size")
 
 
@@ -33,6 +30,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         "evaluate",
         "Attack a run's checkpoint, show the accuracies and save them as JSON beside it.",
         "Attacks: natural, fgsm, pgdN, cwN (N steps; pgd20x5 for the worst of 5 starts), aa, aa-l2 (AutoAttack),\n"
+        "aa-rand, pgd20-eot10, cw20-eot10 (for randomised models: means of gradients over several passes),\n"
         "apgd-ce, apgd-t, fab, square (its parts alone), spsa (spsaN for N pairs). pgd20@6/255 has a radius of\n"
         "its own, and any other attack likewise.\n\n"
         "A file of weights from elsewhere needs a recipe that says what model and data set it belongs to:\n"
@@ -51,8 +49,9 @@ def evaluate(arguments: Sequence[str]) -> int:
         add("--save-images", action="store_true", help="keep the adversarial images, for `mwpb-fast verify`"),
         add("--accept-warnings", action="store_true", help="exit with 0 although the result is doubtful"),
     ]
-    given, request = _read(parser, own, arguments)
+    given, request = _read(parser, own, arguments, rf"evaluation\.({'|'.join(OWN)})")
     options.check_attacks(request.evaluation)
+    _refuse_idle_settings(given, request.evaluation or EvaluationConfig())
 
     from mwpb_fast.evaluation.checkpoint import evaluate_run
     from mwpb_fast.evaluation.per_class import format_classes
@@ -89,7 +88,9 @@ def trust(arguments: Sequence[str]) -> int:
         add("--without", metavar="A,B,...", default="", help="attacks to leave out, such as aa,square"),
         add("--control", type=path, metavar="RUN", help="an evaluated run to show beside: that with alpha = 0"),
     ]
-    given, request = _read(parser, own, arguments, budget=True)
+    given, request = _read(
+        parser, own, arguments, rf"budget(\..*)?|evaluation\.({'|'.join(set(OWN) - {'attacks'})})"
+    )
 
     from mwpb_fast.evaluation.trust import trust_run
     from mwpb_fast.evaluation.trust_report import markdown
@@ -111,7 +112,7 @@ def verify(arguments: Sequence[str]) -> int:
         "  mwpb-fast verify runs/digits.at/evaluation-best/pgd20-0123456789ab.safetensors runs/digits.at",
     )
     parser.add_argument("file", type=path, metavar="FILE", help="of adversarial images")
-    given, request = _read(parser, _target(parser, attacks=False), arguments)
+    given, request = _read(parser, _target(parser, attacks=False), arguments, r"evaluation\.batch_size")
 
     from mwpb_fast.evaluation.verify import verify
 
@@ -155,9 +156,10 @@ def _target(parser: Parser, attacks: bool = True) -> list[argparse.Action]:
 
 
 def _read(
-    parser: Parser, own: Sequence[argparse.Action], arguments: Sequence[str], budget: bool = False
+    parser: Parser, own: Sequence[argparse.Action], arguments: Sequence[str], used: str
 ) -> tuple[argparse.Namespace, Request]:
-    """What the options say, and what is asked for by those that every command here has."""
+    """What the options say, and what is asked for by those that every command here has. used: which of a recipe's
+    values matter to this command besides `USED`."""
     given, overrides = parser.parse_with_overrides(own, arguments)
     if overrides and not given.recipe:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
@@ -176,19 +178,23 @@ def _read(
         options.check_attacks(evaluation if "attacks" in changes else None)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    _refuse_idle(given, overrides, budget)
+    _refuse_idle(given, overrides, used)
     same = {name: vars(given)[name] for name in ("data_dir", "device", "weights")}
     same |= {"seed": vars(given).get("seed", 0)}
     same |= {"images": vars(given).get("images") or "", "save_images": bool(vars(given).get("save_images"))}
     return given, Request(given.target, evaluation, which=given.which or "best", config=config, **same)
 
 
-def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], budget: bool) -> None:
-    """Refuse what would be read and then have no effect. budget: whether the budget has one."""
+def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], used: str) -> None:
+    """Refuse what would be read and then have no effect. used: as `_read` has it."""
     names = [word.removeprefix("--").partition("=")[0] for word in overrides]
     for name in names:
-        if not USED.fullmatch(name) and not (budget and name.partition(".")[0] == "budget"):
-            raise ConfigError(f"--{name} has no effect here: it is for training")
+        if not re.fullmatch(f"{USED}|{used}", name):
+            raise ConfigError(f"--{name} has no effect here")
+    twins = {"device": "precision.device", "data_dir": "data.dir"} | {name: f"evaluation.{name}" for name in OWN}
+    for short, long in twins.items():
+        if vars(given).get(short) is not None and long in names:
+            raise ConfigError(f"--{short.replace('_', '-')} and --{long} are one option: give one of them")
     if given.which and given.target.is_file():
         raise ConfigError(f"--which says which checkpoint of a run's folder; {given.target} is a file")
     if is_name(given.target):
@@ -196,6 +202,11 @@ def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], budget: bo
             raise ConfigError(f"--{'which' if given.which else 'weights'} is for files; {given.target} is code")
         if model := [name for name in names if name.startswith("model.")]:
             raise ConfigError(f"--{model[0]} has no effect here: {given.target} is the model")
+        of_data = [name for name in names if name.startswith("data.")] + ["data-dir"] * (
+            given.data_dir is not None
+        )
+        if of_data and (vars(given).get("images") or not given.recipe):
+            raise ConfigError(f"--{of_data[0]} has no effect here: no data set is read")
     idle = [name for name in names if not name.startswith("evaluation.")] + ["weights"] * bool(given.weights)
     if not idle or not given.target.exists():
         return
@@ -207,6 +218,18 @@ def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], budget: bo
     raise ConfigError(
         f"{given.target} says itself what model and data it belongs to: --{idle[0]} is for other files"
     )
+
+
+def _refuse_idle_settings(given: argparse.Namespace, evaluation: EvaluationConfig) -> None:
+    """Refuse a setting that none of the attacks has."""
+    attacks = [find_attack(name) for name in evaluation.attacks]
+    for name, uses in (
+        ("eps", [attack.ball and attack.eps is None for attack in attacks]),
+        ("step_size", [attack.stepped and attack.step_size is None for attack in attacks]),
+        ("costly_subset", [attack.costly for attack in attacks]),
+    ):
+        if vars(given)[name] is not None and not any(uses):
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect on {', '.join(evaluation.attacks)}")
 
 
 def _evaluation_of(target: Path, changes: dict[str, Any]) -> EvaluationConfig:

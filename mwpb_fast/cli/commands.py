@@ -18,6 +18,7 @@ from mwpb_fast.cli import attack_commands, reproduce
 from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import ConfigError, all_recipes, axis_name, load
 from mwpb_fast.config.option_values import path
+from mwpb_fast.runs.tracker import PACKAGES, require
 from mwpb_fast.system import ranks
 
 
@@ -39,7 +40,9 @@ def train(arguments: Sequence[str]) -> int:
         add("--out", type=path, metavar="DIR", help="the run's folder (default: runs/RECIPE)"),
         add("--no-resume", action="store_true", help="begin anew where the folder holds a run"),
         add("--no-evaluate", action="store_true", help="do not attack the trained model"),
-        add("--quiet", action="store_true", help="no line for each epoch"),
+        add("--quiet", action="store_true", help="no line while it works, but for what is wrong"),
+        add("--json", action="store_true", help="objects in place of lines, for programs"),
+        add("--track", choices=PACKAGES, metavar="trackio|wandb", help="send each epoch's record there too"),
     ]  # fmt: skip
     asked = [word for word in arguments if word in ("-h", "--help")]
     given, overrides = parser.parse_with_overrides(own, [word for word in arguments if word not in asked])
@@ -61,11 +64,16 @@ def train(arguments: Sequence[str]) -> int:
             f"scale; the paper's share of it would be --warmup_epochs {config.epochs * 8 // 11}"
         )
 
+    if given.track:
+        require(given.track)
+
     from mwpb_fast import train as training
+    from mwpb_fast.runs.view import View
 
     if not given.no_evaluate:
         options.check_needs(config)
-    training.run(config, folder, resume=not given.no_resume, quiet=given.quiet)
+    view = View("quiet" if given.quiet else "json" if given.json else "lines", given.track or "")
+    training.run(config, folder, resume=not given.no_resume, view=view)
     if not ranks.leads() and not (folder / "checkpoints").is_dir():  # another machine's folder: nothing to share
         return 0
     if not given.no_evaluate:
@@ -74,14 +82,12 @@ def train(arguments: Sequence[str]) -> int:
         from mwpb_fast.evaluation.score import format_table
 
         where, device = config.data.dir, config.precision.device  # the command's: a checkpoint's may be older
-        request = Request(folder, config.evaluation, data_dir=where, device=device)
-        table = format_table(evaluate_run(request))  # the processes share its shards
-        if ranks.leads():
-            print(table)
+        request = Request(folder, config.evaluation, data_dir=where, device=device, show=view.form == "lines")
+        view.result(evaluate_run(request), format_table)  # several processes share its shards
     if not ranks.leads():
         return 0
     try:
-        _draw([folder], folder)
+        _draw([folder], folder, view.form != "json")
     except ConfigError as error:  # no matplotlib: the run is none the worse
         _note(str(error))
     return 0
@@ -113,6 +119,10 @@ def data(arguments: Sequence[str]) -> int:
     from mwpb_fast.data.prepare import find_set, prepare, set_folder
 
     if given.verb == "list":
+        others = [name for name, value in vars(given).items() if value and name not in ("verb", "dir")]
+        if others:
+            what = {"name": "NAME", "source": "--from"}.get(others[0], f"--{others[0]}")
+            parser.error(f"data list takes --dir alone, not {what}")
         for name in _sets(given.dir):
             print(f"{name:14s} {_state(name, given.dir):26s}{_first_line(find_set(name).__doc__)}")
         return 0
@@ -168,6 +178,29 @@ def plot(arguments: Sequence[str]) -> int:
     return 0
 
 
+def report(arguments: Sequence[str]) -> int:
+    """put all about one or more runs into one HTML file"""
+    parser = Parser(
+        "report",
+        "Write one HTML file that needs nothing else: how good a run is and whether that can be believed, its\n"
+        "curves, radii, classes, images, evaluations, speed and configuration; several runs stand side by side,\n"
+        "with paired differences to the first.",
+    )
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--out", type=path, metavar="FILE", help="(default: report.html in a single run's folder)")
+    parser.add_argument(
+        "--no-images", action="store_true", help="leave out what needs the checkpoint and the data"
+    )
+    given = parser.parse_intermixed_args(arguments)
+    if given.out is None and len(given.runs) > 1:
+        parser.error("several runs: say where to with --out FILE.html")
+
+    from mwpb_fast.report.write import write
+
+    _say(f"written: {write(given.runs, given.out or given.runs[0] / 'report.html', images=not given.no_images)}")
+    return 0
+
+
 def recipes(arguments: Sequence[str]) -> int:
     """list the recipes"""
     parser = Parser("recipes", "The recipes: each is a whole configuration, to be trained as it is or changed.")
@@ -191,6 +224,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "reproduce": ("TABLE", reproduce.reproduce),
     "data": ("list|prepare NAME", data),
     "plot": ("RUN...", plot),
+    "report": ("RUN...", report),
     "recipes": ("", recipes),
     "doctor": ("", doctor),
     "bench": ("[NAME]", bench),
@@ -199,14 +233,15 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 PRINTING = ("data list", "recipes", "doctor")  # all that they do is to print
 
 
-def _draw(runs: Sequence[Path], folder: Path) -> None:
+def _draw(runs: Sequence[Path], folder: Path, tell: bool = True) -> None:
     from mwpb_fast.runs import plots
 
     for run in runs:
-        if line := plots.read_run(run).radii_line():
+        if tell and (line := plots.read_run(run).radii_line()):
             print(line if len(runs) == 1 else f"{run}: {line}")
     for picture in plots.write(runs, folder):
-        print(f"drawn: {picture}")
+        if tell:
+            print(f"drawn: {picture}")
 
 
 def _sets(folder: Path) -> list[str]:

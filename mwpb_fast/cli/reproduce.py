@@ -39,7 +39,7 @@ def reproduce(arguments: Sequence[str]) -> int:
         add("--data-dir", metavar="DIR", help="holds the prepared data sets"),
         add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N"),
         add("--render-only", action="store_true", help="run nothing, render what there is"),
-        add("--quiet", action="store_true", help="no line for each epoch"),
+        add("--quiet", action="store_true", help="no line for each epoch, and no progress"),
     ]  # fmt: skip
     given, overrides = parser.parse_with_overrides(own, arguments)
     table = tables.find_table(given.table)

@@ -75,9 +75,9 @@ class PrecisionConfig:
     """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32 (not TF32), bf16, fp16.
     attack_dtype: of the attack alone: auto (as dtype), fp32 or bf16.
     engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in, by_hand
-    and one_kernel (CUDA) that copy with fewer and larger operations, auto the fastest that is right: a run that is
-    long enough tries what may pay on its device on its first batch, another takes the twin on the CPU in float32,
-    the model itself elsewhere.
+    and one_kernel (CUDA) that copy with fewer and larger operations, halves (CUDA) by_hand on both halves of the
+    batch at the same time, auto the fastest that is right: a run that is long enough tries what may pay on its
+    device on its first batch, another takes the twin on the CPU in float32, the model itself elsewhere.
     tune: for each convolution of the twin, time the plain call and those that fuse what follows it, and take the
     fastest; on CUDA cuDNN measures its algorithms, too.
     compile: compile the training pass with torch.compile.
@@ -102,8 +102,8 @@ class PrecisionConfig:
             raise ValueError(f"dtype must be auto, fp32, bf16 or fp16, not {self.dtype}")
         if self.attack_dtype not in ("auto", "fp32", "bf16"):
             raise ValueError(f"attack_dtype must be auto, fp32 or bf16, not {self.attack_dtype}")
-        if self.engine not in ("auto", "eager", "twin", "by_hand", "one_kernel"):
-            raise ValueError(f"engine must be auto, eager, twin, by_hand or one_kernel, not {self.engine}")
+        if self.engine not in ("auto", "eager", "twin", "by_hand", "halves", "one_kernel"):
+            raise ValueError(f"engine must be auto, eager, twin, by_hand, halves or one_kernel, not {self.engine}")
         for dtype in (self.dtype, self.attack_dtype):
             if self.oracle and dtype not in ("auto", "fp32"):
                 raise ValueError(f"the oracle computes in fp32, not {dtype}")
@@ -119,12 +119,12 @@ class PrecisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """attacks: of natural, fgsm, pgdN, pgdNxR, cwN, cwNxR, aa, aa-l2, apgd-ce, apgd-t, fab, square, spsa, spsaN; N
-    steps (pairs for spsa), R starts; pgd20@6/255 has a radius of its own, aa-l2 has 128/255 by itself. eps,
-    step_size: of the others, the latter of pgd and cw, in the units of images in [0, 1]; since these attacks are
-    linf, at most 1. subset: attack only so many test images, stratified by class (results are then labelled a
-    preview); 0 for all. costly_subset: the same for spsa and the planted examples of trust. validate_every:
-    epochs between validations by PGD-10."""
+    """attacks: of natural, fgsm, pgdN, pgdNxR, cwN, cwNxR, aa, aa-l2, aa-rand, apgd-ce, apgd-t, fab, square, spsa,
+    spsaN; N steps (pairs for spsa), R starts; pgd20@6/255 has a radius of its own, aa-l2 has 128/255 by itself,
+    pgd20-eot10 takes the mean of 10 gradients. eps, step_size: of the others, the latter of pgd and cw, in the
+    units of images in [0, 1]; since these attacks are linf, at most 1. subset: attack only so many test images,
+    stratified by class (results are then labelled a preview); 0 for all. costly_subset: the same for spsa and the
+    planted examples of trust. validate_every: epochs between validations by PGD-10."""
 
     attacks: tuple[str, ...] = ("natural", "pgd20", "cw20")
     eps: Fraction = Fraction(8, 255)

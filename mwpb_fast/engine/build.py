@@ -9,6 +9,7 @@ import mwpb_kernels as ops
 import torch
 
 from mwpb_fast.config import Config, ConfigError
+from mwpb_fast.engine.halves import HalvesNet
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.trial import try_model
@@ -59,7 +60,7 @@ def make_engine(
     if name == "eager":
         return EagerNet(model, precision), []
     with precision.mode():  # so that what is measured is what will run
-        net = make_net(model, precision, sample, variant=TWINS[name])
+        net = _parted(name, make_net(model, precision, sample, variant=TWINS[name]), precision.device)
         # with auto the layers are measured once it is known what is taken
         if not (config.precision.tune and config.precision.engine != "auto" and isinstance(net, TwinNet)):
             return net, []
@@ -77,6 +78,8 @@ def by_rule(config: Config, precision: Precision) -> str:
 
 def lacking(name: str, device: torch.device) -> str:
     """Why the net of that name in `NETS` is of no use on a device; "" where it is."""
+    if name == HALVES and device.type != "cuda":
+        return f"{name} runs on two CUDA streams; take by_hand"
     if TWINS.get(name) != ONE_KERNEL or ops.implementation("conv_relu", device.type) == "triton":
         return ""
     why = f", and {ops.triton_problem}" if device.type == "cuda" and ops.triton_problem else ""
@@ -87,23 +90,32 @@ def _twin(name: str) -> Callable[[torch.nn.Module, Precision, torch.Tensor], Net
     def make(model: torch.nn.Module, precision: Precision, sample: torch.Tensor) -> Net:
         if reason := lacking(name, precision.device):
             raise ConfigError(reason)
-        return TwinNet(model, precision, sample, variant=TWINS[name])
+        return _parted(name, TwinNet(model, precision, sample, variant=TWINS[name]), precision.device)
 
     return make
 
 
-TWINS = {"by_hand": BY_HAND, "twin": PLAIN, "one_kernel": ONE_KERNEL}  # variants of the twin
+def _parted(name: str, net: Net, device: torch.device) -> Net:
+    """In two halves where the name says so; what cannot be folded has been told of, and is left whole."""
+    return HalvesNet(net, device) if name == HALVES and isinstance(net, TwinNet) else net
+
+
+HALVES = "halves"
+# variants of the twin
+TWINS = {"by_hand": BY_HAND, HALVES: BY_HAND, "twin": PLAIN, "one_kernel": ONE_KERNEL}
 # What an attack may run on, by name, in the order in which they are preferred where none is clearly faster. Each
 # is made of the model, the attack's precision and a batch of images, and raises where it cannot be.
 NETS: dict[str, Callable[[torch.nn.Module, Precision, torch.Tensor], Net]] = {
     "by_hand": _twin("by_hand"),
+    HALVES: _twin(HALVES),
     "twin": _twin("twin"),
     "eager": lambda model, precision, sample: EagerNet(model, precision),
     "one_kernel": _twin("one_kernel"),
 }
 # Of these, what a trial looks at. On a CPU passes over memory are not what an attack waits for. one_kernel is had
 # by name alone until it has run on a device: after its illegal access nothing else could go on in that process.
-TRIED = {"cpu": ("twin", "eager"), "cuda": ("by_hand", "twin", "eager")}
+TRIED = {"cpu": ("twin", "eager"), "cuda": ("by_hand", HALVES, "twin", "eager")}
+GRAPHED = (HALVES,)  # of these, in a graph alone: launched one by one it takes longer than the whole
 
 
 def build_net(

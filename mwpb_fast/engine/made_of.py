@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import types
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -33,9 +34,7 @@ class MadeOf:
         """What is no longer the same, but for the attributes `idle`."""
         if all(_as_before(*held) for held in self._held):
             return set()
-        now = _parts(self.model)
-        keys = (now.keys() | self.parts.keys()) - idle
-        return {key for key in keys if not _equal(now.get(key, _MISSING), self.parts.get(key, _MISSING))}
+        return different(self.parts, _parts(self.model)) - idle
 
     def harmless(self, changed: set[Key]) -> bool:
         """Whether all of that are attributes which a trace shows wherever they matter: not modules, not code,
@@ -74,11 +73,18 @@ def _parts(model: nn.Module) -> dict[Key, Any]:
 
 
 def _values(module: nn.Module) -> dict[str, Any]:
-    return {
-        key: _shown(value)
-        for key, value in vars(module).items()
-        if key not in _SKIPPED and (isinstance(value, _CODE) or is_plain(value))
-    }
+    return plain_values({key: value for key, value in vars(module).items() if key not in _SKIPPED})
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are numbers, text, functions or containers of them, as they are now."""
+    return {key: _shown(v) for key, v in values.items() if isinstance(v, _CODE) or is_plain(v)}
+
+
+def different(before: Mapping[Key, Any], now: Mapping[Key, Any]) -> set[Key]:
+    """What is not in both, or not the same in both."""
+    keys = now.keys() | before.keys()
+    return {key for key in keys if not _equal(now.get(key, _MISSING), before.get(key, _MISSING))}
 
 
 def _shown(value: Any) -> Any:

@@ -23,6 +23,8 @@ from mwpb_fast.engine.twin import TwinNet
 CANDIDATES = {"cpu": (FUSED,), "cuda": (FUSED, EPILOGUE)}  # beside the plain call; on the CPU that fuses the bias
 MARGIN = 0.97  # another call must take at most this share of the plain one's time: below it is noise
 RUNS = 10  # of a convolution in one measurement on CUDA
+# Of a layer: no more readings than these once they have taken so long; none of what takes so many times as long.
+LEAST, SECONDS, HOPELESS = 3, 0.2, 1.5
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}  # of the largest output
 # Of the gradient's L2 norm. Two right implementations round a sum near zero to different sides, so that a share f
 # of the ReLUs differs and with it sqrt(2 f) of the gradient, half of the ReLUs being open. f is at most about the
@@ -173,10 +175,13 @@ def _measure(
             except Exception as error:  # as above
                 failure = _first_line(error)
         taken: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(repeats):
+        for number in range(repeats):
+            if number >= LEAST and sum(map(sum, taken.values())) > 1e3 * SECONDS:
+                break
             for name, times in taken.items():
-                times.append(_milliseconds(work[name], device) / count)
-    return {name: statistics.median(times) for name, times in taken.items()}, failure
+                if number < LEAST - 1 or min(times) <= HOPELESS * min(taken[PLAIN]):
+                    times.append(_milliseconds(work[name], device))
+    return {name: statistics.median(times) / count for name, times in taken.items()}, failure
 
 
 def _several(run: Callable[[], object]) -> None:

@@ -28,10 +28,11 @@ FLOOR = 10.0  # how far below all other logits a class stands that the model rul
 
 @dataclass(frozen=True)
 class Component:
-    """One of the four attacks. name: of the package's object. forwards: images sent through the model for an
-    image, at most, with 9 targets. parameters: the standard version's, set on the object whatever the package's
-    own defaults. gradients: whether it follows them. targeted: whether it goes for each of `TARGETS` other
-    classes. classes: how many it needs. l2_side: how many pixels height and width need to have in l2."""
+    """One of the attacks. name: of the package's object. forwards: images sent through the model for an image, at
+    most, with 9 targets. parameters: the version's, set on the object whatever the package's own defaults.
+    gradients: whether it follows them. targeted: whether it goes for each of `TARGETS` other classes. classes: how
+    many it needs. l2_side: how many pixels height and width need to have in l2. passes: over how many its
+    gradients are means."""
 
     name: str
     forwards: int
@@ -40,12 +41,15 @@ class Component:
     targeted: bool = False
     classes: int = 2
     l2_side: int = 1
+    passes: int = 1
 
 
 _APGD = {"n_iter": 100, "n_restarts": 1, "thr_decr": 0.75, "eot_iter": 1}
 _FAB = {"n_iter": 100, "n_restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9}
 # rescale_schedule: stretching the schedule of the squares' sizes over the queries, as the class does by default
 _SQUARE = {"n_queries": 5000, "p_init": 0.8, "rescale_schedule": False, "n_restarts": 1}
+PASSES = 20
+_RAND = _APGD | {"eot_iter": PASSES}  # each gradient of version "rand" is the mean over so many passes
 COMPONENTS = {
     "apgd-ce": Component("apgd", 101, _APGD),
     "apgd-t": Component("apgd_targeted", TARGETS * 102, _APGD, targeted=True, classes=4),
@@ -53,6 +57,12 @@ COMPONENTS = {
     "square": Component("square", 5001, _SQUARE, gradients=False, l2_side=5),
 }
 STANDARD = tuple(COMPONENTS)
+# of version "rand"
+COMPONENTS |= {
+    "apgd-ce-rand": Component("apgd", 101 * PASSES, _RAND, passes=PASSES),
+    "apgd-dlr-rand": Component("apgd", 101 * PASSES, _RAND, passes=PASSES, classes=3),
+}
+RAND = tuple(name for name in COMPONENTS if name not in STANDARD)
 _NORMS = {"linf": "Linf", "l2": "L2"}
 _WARNINGS = {
     "randomized defense": "randomized",
@@ -122,7 +132,9 @@ def autoattack(
     batch_size: int = 250,
     components: Sequence[str] = STANDARD,
 ) -> AutoAttackResult:
-    """Attack a batch by the components one after the other, each on what survives.
+    """Attack a batch by the components one after the other, each on what survives. Those of version "rand" go
+    together, on all the images, as one stage "rand": the package draws the natural predictions anew for each call,
+    and an image must not be lost to having been drawn more often than there.
 
     model: images (B, C, H, W) float32 to logits (B, classes) float32, in eval mode, on x's device, its weights
     frozen (FAB would otherwise gather their gradients). x: float32 in [0, 1]. y: (B,) int64. eps: radius in the
@@ -139,6 +151,8 @@ def autoattack(
         logits = torch.cat([model(part) for part in x.split(batch_size)])
     departures = deviations(logits.shape[1], components)
     components = for_classes(logits.shape[1], components)
+    rand = set(components) <= set(RAND)
+    stages = {"rand": components} if rand else {name: [name] for name in components}
     classes = predicted(logits)
     alive = classes == y
     if bool((logits == -math.inf).any()):
@@ -150,23 +164,26 @@ def autoattack(
             norm=_NORMS[norm],
             eps=eps,
             seed=seed,
-            version="standard",
+            version="rand" if rand else "standard",
             device=x.device,
         )
         targets = min(TARGETS, logits.shape[1] - 1)
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
-        for component in components:
-            for name, value in COMPONENTS[component].parameters.items():
-                setattr(getattr(adversary, COMPONENTS[component].name), name, value)
-            index = alive.nonzero().flatten()
+        for stage, together in stages.items():
+            for component in together:
+                for name, value in COMPONENTS[component].parameters.items():
+                    setattr(getattr(adversary, COMPONENTS[component].name), name, value)
+            index = (classes >= 0 if rand else alive).nonzero().flatten()
             if len(index):
                 # the package's own loop over survivors, one attack at a time, so that each one's flags are seen
-                adversary.attacks_to_run = [component]
+                adversary.attacks_to_run = [component.removesuffix("-rand") for component in together]
                 found, labels = adversary.run_standard_evaluation(x[index], y[index], batch_size=batch_size)
                 x_adv[index] = found
                 classes[index] = labels
                 alive[index] = labels == y[index]
-            after[component] = alive.clone()
+                if rand:  # its own draw of the natural images is the one that they are held to
+                    after["clean"][index] = alive[index] | (found != x[index]).flatten(1).any(1)
+            after[stage] = alive.clone()
     return AutoAttackResult(x_adv, classes, after, classify(messages), departures)
 
 
@@ -209,7 +226,7 @@ def _package() -> Any:
     if found.module is None:
         raise ConfigError(
             f"AutoAttack and its parts need pyautoattack, which {found.why}: {found.cure('pyautoattack', 'eval')}"
-            ", or leave aa, aa-l2, apgd-ce, apgd-t, fab and square out of evaluation.attacks"
+            ", or leave aa, aa-l2, aa-rand, apgd-ce, apgd-t, fab and square out of evaluation.attacks"
         )
     return found.module
 

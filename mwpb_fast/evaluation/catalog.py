@@ -1,11 +1,12 @@
 """The attacks of an evaluation, by name. Another one is another entry of NAMED or FAMILIES.
 
 natural: none. pgdK, cwK: K steps from a uniform start, on the cross-entropy and on the Carlini-Wagner margin;
-pgdKxR: the worst of R starts. fgsm: one step of size eps from the image. aa, aa-l2: standard AutoAttack; apgd-ce,
-apgd-t, fab, square: its parts alone. spsaP: SPSA of P pairs an iteration; spsa is spsa256. pgdK-l2, cwK-l2: in the
-l2 ball. pgdK-weighted, pgdK-reversed: in radii of mean eps, see `by_margin`. After an `@` comes the attack's own
-radius, then, after a colon, its own step size: pgd20@12/255, pgd20@32/255:8/255; an own radius alone takes a step
-size that the attack has of itself along in proportion.
+pgdKxR: the worst of R starts. fgsm: one step of size eps from the image. aa, aa-l2: standard AutoAttack; aa-rand,
+aa-rand-l2: its version for randomised models; apgd-ce, apgd-t, fab, square: the standard's parts alone. spsaP:
+SPSA of P pairs an iteration; spsa is spsa256. pgdK-l2, cwK-l2: in the l2 ball. pgdK-weighted, pgdK-reversed: in
+radii of mean eps, see `by_margin`. -eotP after an attack by steps: each of its gradients is the mean over P
+passes. After an `@` comes the attack's own radius, then, after a colon, its own step size: pgd20@12/255,
+pgd20@32/255:8/255; an own radius alone takes a step size that the attack has of itself along in proportion.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import margin
 from mwpb_fast.config import ConfigError
 from mwpb_fast.config.radius import check_linf, parse_radius
-from mwpb_fast.evaluation.autoattack import COMPONENTS, STANDARD, autoattack, deviations, package_version
+from mwpb_fast.evaluation.autoattack import COMPONENTS, RAND, STANDARD, autoattack, deviations, package_version
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome, check_ball, judged
+from mwpb_fast.evaluation.prefilter import prefiltered
+from mwpb_fast.evaluation.randomised import drawn_right
 from mwpb_fast.evaluation.spsa import SPSA
 from mwpb_fast.inner_losses import carlini_wagner, cross_entropy
 from mwpb_fast.method import Batch
@@ -59,6 +62,11 @@ def find_attack(name: str) -> EvaluationAttack:
 def _named(base: str) -> EvaluationAttack:
     if base in NAMED:
         return NAMED[base]
+    if averaged := re.fullmatch(r"(.+)-eot([2-9]|[1-9]\d{1,2})", base):
+        attack, passes = _named(averaged[1]), int(averaged[2])
+        if attack.stepped and attack.passes == 1:
+            forwards, parameters = attack.forwards * passes, attack.parameters | {"eot": passes}
+            return replace(attack, passes=passes, forwards=forwards, parameters=parameters)
     match = re.fullmatch(r"([a-z]+)([1-9]\d{0,4})(?:x([1-9]\d{0,2}))?(-[a-z0-9]+)?", base)
     family = "" if match is None else match[1] + (match[4] or "")
     if match is None or family not in MAKERS or (match[3] and family not in RESTARTED):
@@ -66,7 +74,8 @@ def _named(base: str) -> EvaluationAttack:
         others = ", ".join(name.replace("-", "20-") for name in VARIANTS)
         raise ConfigError(
             f"evaluation.attacks: no attack {base!r}; there are {known}, with any number in place of 20, "
-            f"pgd20x5 for 5 starts, {others}, and pgd20@6/255 for a radius of its own"
+            f"pgd20x5 for 5 starts, {others}, pgd20-eot10 for means of 10 gradients, and pgd20@6/255 for a radius "
+            "of its own"
         )
     if match[3]:
         return RESTARTED[family](int(match[2]), int(match[3]))
@@ -135,6 +144,7 @@ def descent(
         correct[alive] = True
         # every start has the same radii; only the first one saw all images
         values = {"radius": torch.cat(radii)[: len(y)]} if radii else {}
+        values |= drawn_right(model, x_adv, y, setting)
         return Outcome(correct, values=values, predicted=predicted, x_adv=x_adv)
 
     forwards = restarts * (steps + 1) + (radius_of is not None)
@@ -186,11 +196,13 @@ def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Evaluatio
             )
         check_ball(result.x_adv, x, setting)
         after = {name: flags.cpu() for name, flags in result.after.items()}
+        values = drawn_right(model, result.x_adv, y, setting)
         return Outcome(
             result.correct.cpu(),
             after,
             result.warnings,
             result.deviations,
+            values,
             predicted=result.predicted.cpu(),
             x_adv=result.x_adv,
         )
@@ -202,7 +214,10 @@ def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Evaluatio
     forwards = 1 + sum(COMPONENTS[name].forwards for name in components)
     parameters = {name: COMPONENTS[name].parameters for name in components}
     gradients = any(COMPONENTS[name].gradients for name in components)
-    return EvaluationAttack(run, forwards, needs, gradients, long=True, parameters=parameters, **own)
+    passes = min(COMPONENTS[name].passes for name in components)
+    return EvaluationAttack(
+        run, forwards, needs, gradients, long=True, passes=passes, parameters=parameters, **own
+    )
 
 
 def by_samples(spsa: SPSA) -> EvaluationAttack:
@@ -226,6 +241,9 @@ NAMED = {
     "fgsm": descent(1, cross_entropy, start="none"),
     "aa": of_autoattack(),
     "aa-l2": of_autoattack(norm="l2", eps=L2),
+    "aa-fast": prefiltered(),
+    "aa-rand": of_autoattack(RAND),
+    "aa-rand-l2": of_autoattack(RAND, norm="l2", eps=L2),
     "apgd-ce": of_autoattack(["apgd-ce"]),
     "apgd-t": of_autoattack(["apgd-t"]),
     "fab": of_autoattack(["fab-t"]),

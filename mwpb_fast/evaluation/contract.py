@@ -19,7 +19,7 @@ BALL_TOLERANCE = 1e-6
 @dataclass(frozen=True)
 class AttackSetting:
     """What an attack is run with: radius and step in the units of images, norm, seed, images at once, and how
-    the model is run (AutoAttack and SPSA are always float32)."""
+    the model is run (AutoAttack and SPSA are always float32). passes: of the attack, see `EvaluationAttack`."""
 
     eps: Fraction
     step_size: Fraction
@@ -27,6 +27,7 @@ class AttackSetting:
     norm: str = "linf"
     seed: int = 0
     batch_size: int = 250
+    passes: int = 1
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Outcome:
     """correct: (n,) boolean on the CPU. after: the same after each component of a composed attack. warnings and
     deviations: see AutoAttackResult. values: what else was measured, name -> (n,) numbers on the CPU. predicted:
     (n,) int64 on the CPU, the classes predicted under the attack, -1 for none; x_adv: (n, C, H, W), the images
-    that were so judged; each None where it is not known."""
+    that were so judged; each None where it is not known. seconds: of each stage, where it has several."""
 
     correct: torch.Tensor
     after: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Outcome:
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     predicted: torch.Tensor | None = None
     x_adv: torch.Tensor | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 AttackFunction = Callable[
@@ -60,7 +62,9 @@ class EvaluationAttack:
     evaluation's `costly_subset` unless the whole is smaller. ball: whether it moves images at all. eps, step_size,
     norm: its own, in place of the evaluation's. per_image: what its radii are called where each image has one of
     its own, {eps} for the setting's. parameters: what else is fixed about it, in plain types; recorded, and a part
-    of its shards' key."""
+    of its shards' key. passes: over how many
+    of a randomised model's its gradients are means. preview: whether it only looks ahead to what another attack
+    says: it is then labelled so, and not among the worst case."""
 
     run: AttackFunction
     forwards: int
@@ -70,6 +74,8 @@ class EvaluationAttack:
     long: bool = False
     costly: bool = False
     ball: bool = True
+    passes: int = 1
+    preview: bool = False
     eps: Fraction | None = None
     step_size: Fraction | None = None
     norm: str | None = None
@@ -83,6 +89,7 @@ class EvaluationAttack:
             eps=common.eps if self.eps is None else self.eps,
             step_size=common.step_size if self.step_size is None else self.step_size,
             norm=self.norm or common.norm,
+            passes=self.passes,
         )
 
 
@@ -190,14 +197,16 @@ def judged(
     perturb: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The classes that the model predicts on perturb(net, x, y, index) -> x_adv, (n,) int64 on the CPU, -1 for
-    none; and x_adv. In batches."""
+    none; and x_adv. In batches. Where the setting has several passes, the net's gradients are means over them."""
     from mwpb_fast.engine.net import EagerNet
     from mwpb_fast.evaluation.accuracy import predicted
+    from mwpb_fast.evaluation.randomised import Averaged
 
     net = EagerNet(model, setting.precision)
+    seen = net if setting.passes == 1 else Averaged(net, setting.passes)
     size = setting.batch_size
     x_adv, classes = [], []
     for batch in zip(x.split(size), y.split(size), index.split(size), strict=True):
-        x_adv.append(perturb(net, *batch))
+        x_adv.append(perturb(seen, *batch))
         classes.append(predicted(net.logits(x_adv[-1])))
     return torch.cat(classes).cpu(), torch.cat(x_adv)

@@ -92,6 +92,8 @@ def attack_all(
     results = {name: summary(attack, len(session.index)) for name, attack in attacks.items()}
     for name, attack in attacks.items():
         _add_classes(session, results[name], attack.index, [attack.records[n] for n in range(len(attack.shards))])
+        if name in session.named:  # null: of shards that kept no predictions, whose flags are as good as ever
+            results[name].setdefault("confusion", None)
         if attack.images:
             write_images(
                 attack.images, attack, {"model_sha256": session.model_hash, "seed": str(session.setting.seed)}
@@ -102,7 +104,7 @@ def attack_all(
         _add_classes(session, together["worst"], session.index)
     doubts: dict[str, Any] = {
         kind: {"message": message, "shards": []}
-        for kind, message in (session.function.doubts | not_finite(results)).items()
+        for kind, message in (session.doubts | not_finite(results)).items()
     }
     return {
         "format": FORMAT,

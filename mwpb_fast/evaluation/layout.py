@@ -13,6 +13,7 @@ import torch
 
 from mwpb_fast.engine.precision import full_float32
 from mwpb_fast.evaluation.model_checks import weights_frozen
+from mwpb_fast.system.memory import none_left
 
 # of the channels-last time that the other must take at most: where both are near, chance must not choose
 MARGIN = 0.95
@@ -25,10 +26,23 @@ def faster_layout(
     """Contiguous or channels-last, by the time of a forward pass with the input's gradient in full float32. The
     model's weights are then in that layout.
 
-    model: in eval mode, on the device of x. x: (B, C, H, W) float32. clock: from a call to its seconds, by default
-    those of the CUDA device.
+    model: in eval mode, on the device of x. x: (B, C, H, W) float32; half of them where they have no room. clock:
+    from a call to its seconds, by default those of the CUDA device.
     """
-    clock, seconds = clock or _cuda_seconds, {}
+    clock = clock or _cuda_seconds
+    while True:
+        try:
+            return _faster(model, x, clock)
+        except (MemoryError, RuntimeError) as error:
+            if not none_left(error) or len(x) == 1:
+                raise
+        x = x[: len(x) // 2]
+
+
+def _faster(
+    model: torch.nn.Module, x: torch.Tensor, clock: Callable[[Callable[[], object]], float]
+) -> torch.memory_format:
+    seconds = {}
     for layout in (torch.contiguous_format, torch.channels_last):
         model.to(memory_format=layout)  # type: ignore[call-overload]
         images = x.detach().contiguous(memory_format=layout)

@@ -43,7 +43,7 @@ def hash_model(model: torch.nn.Module) -> str:
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -53,13 +53,14 @@ def hash_attributes(model: torch.nn.Module) -> str:
     for name, module in model.named_modules():
         for key, value in sorted(vars(module).items()):
             if isinstance(value, torch.Tensor):
-                value = (str(value.dtype), tuple(value.shape), _bytes(value))
+                value = (str(value.dtype), tuple(value.shape), tensor_bytes(value))
             if is_plain(value):
                 digest.update(f"{name}.{key}={value!r}\n".encode())
     return digest.hexdigest()
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """Its numbers, as they lie in memory when it is contiguous."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

@@ -40,8 +40,10 @@ def format_classes(result: dict[str, Any]) -> str:
     ]
     lines = list(text_tables.plain(["class", *entries], rows))
     for attack, entry in result["attacks"].items():
-        if "confusion" in entry:
+        if entry.get("confusion"):
             lines += ["", *_confusion_lines(attack, entry["confusion"], names)]
+        elif "confusion" in entry:
+            lines += ["", f"{attack}: no confusion table, since shards of an earlier version kept no predictions"]
     return "\n".join(lines)
 
 

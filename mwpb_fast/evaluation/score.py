@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.evaluation.autoattack import square_warning
+from mwpb_fast.evaluation.randomised import RIGHT_SHARE
 from mwpb_fast.system import text_tables
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ def summary(attack: ShardedAttack, whole: int) -> dict[str, Any]:
     for record in records:
         for kind, message in record["warnings"].items():
             warnings.setdefault(kind, {"message": message, "shards": []})["shards"].append(record["shard"])
+    if attack.attack.preview:
+        parts = sorted({name for record in records for name in record.get("stages", ())})
+        spent = {
+            name: round(sum(record.get("stages", {}).get(name, 0.0) for record in records), 3) for name in parts
+        }
+        result |= {"preview": True, "stages": spent}
     late = square_warning({stage: accuracy / 100 for stage, accuracy in after.items()})
     warnings |= {kind: {"message": message, "shards": []} for kind, message in late.items()}
     deviations = sorted({text for record in records for text in record["deviations"]})
@@ -90,14 +97,18 @@ def _ball(attack: ShardedAttack) -> dict[str, Any]:
 
 
 def worst(results: dict[str, dict[str, Any]], images: list[int], setting: AttackSetting) -> dict[str, Any]:
-    """Point-wise worst case over what is comparable: the attacks in the evaluation's own norm and radius, and no
-    attack at all.
+    """Point-wise worst case over what is comparable: the attacks in the evaluation's own norm and radius that are
+    no previews, and no attack at all.
 
     "worst" is over those that saw every image, and says which in "of". Where some saw fewer, "worst_common" is
     over all of them on the images that all of them saw. Neither is there where there is nothing to compare.
     """
     own = {"norm": setting.norm, "eps": str(setting.eps)}
-    comparable = {name: r for name, r in results.items() if "eps" not in r or own.items() <= r.items()}
+    comparable = {
+        name: r
+        for name, r in results.items()
+        if ("eps" not in r or own.items() <= r.items()) and not r.get("preview")
+    }
     full = {name: r for name, r in comparable.items() if "images" not in r}
     found: dict[str, Any] = {}
     if full:
@@ -116,7 +127,10 @@ def _pointwise(flags: list[str]) -> dict[str, Any]:
 
 def format_table(result: dict[str, Any]) -> str:
     """The result as text for a terminal: attack, ball, accuracy, interval; then what to know about them."""
-    rows = [[*_row(name, attack), _ball_text(attack)] for name, attack in result["attacks"].items()]
+    rows = [
+        [*_row(name + " (a preview)" * ("preview" in attack), attack), _ball_text(attack)]
+        for name, attack in result["attacks"].items()
+    ]
     for title, key in (("worst of {}", "worst"), ("worst of {}, on {n} images", "worst_common")):
         if key in result:
             entry = result[key]
@@ -131,6 +145,12 @@ def format_table(result: dict[str, Any]) -> str:
         if len(attack.get("after", ())) > 2:
             steps = ", ".join(f"{stage} {accuracy:.2f}" for stage, accuracy in attack["after"].items())
             lines.append(f"{name}, accuracy after each part: {steps}")
+        if "preview" in attack:
+            lines.append(_preview_text(name, attack, result["attacks"].get("aa", {})))
+        if RIGHT_SHARE in attack.get("values", ()):
+            shares = attack["values"][RIGHT_SHARE]
+            share = 100 * math.fsum(shares) / len(shares)
+            lines.append(f"{name}, predictions drawn again at the images that it ends at: {share:.2f} % right")
         if "saved" in attack:
             lines.append(f"{name}, adversarial images: {attack['saved']}")
         if "images" in attack:
@@ -138,6 +158,19 @@ def format_table(result: dict[str, Any]) -> str:
         lines += [f"{name} departs from the standard: {text}" for text in attack.get("deviations", [])]
     lines += [f"warning ({kind}): {warning['message']}" for kind, warning in result["warnings"].items()]
     return "\n".join(lines)
+
+
+def _preview_text(name: str, attack: dict[str, Any], standard: dict[str, Any]) -> str:
+    """How much sooner a preview has its verdict. standard: the attack that it looks ahead to, if that was run."""
+    counts = [round(attack["after"][stage] * attack["n"] / 100) for stage in ("clean", "prefilter")]
+    spent = attack["stages"]
+    text = (
+        f"{name} is a preview, not AutoAttack's verdict: the prefilter settled {counts[0] - counts[1]} of "
+        f"{counts[0]} images in {spent['prefilter']:.1f} s, AutoAttack had {counts[1]} for "
+        f"{spent.get('standard', 0.0):.1f} s"
+    )
+    same = standard.get("eps") == attack["eps"] and standard.get("n") == attack["n"]
+    return text + (f"; aa took {standard['seconds']:.1f} s" if same else "")
 
 
 def _row(name: str, entry: dict[str, Any]) -> list[str]:

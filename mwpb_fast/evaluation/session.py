@@ -15,6 +15,7 @@ from mwpb_fast import data
 from mwpb_fast.config import EvaluationConfig
 from mwpb_fast.engine.precision import Precision, full_float32
 from mwpb_fast.evaluation.catalog import find_attack, shard_name
+from mwpb_fast.evaluation.code import hash_code
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, check_images, check_labels, gathered
 from mwpb_fast.evaluation.function import PROBES, examine, probes
 from mwpb_fast.evaluation.model_checks import (
@@ -72,8 +73,10 @@ class Session:
         self.model = Watched(model, precision.memory_format, precision.device)
         spread = torch.linspace(0, len(pixels) - 1, min(PROBES, len(pixels))).long()
         with self.ready(lambda: None):
-            self.function = examine(self.model, probes(self.load(spread)[0]))
+            self.function = self.model.with_room(lambda: examine(self.model, probes(self.load(spread)[0])))
         classes = self.model.classes
+        if classes < 2:
+            raise EvaluationError("the model cannot be evaluated: it gives one logit an image, for one class")
         if int(labels.max()) >= classes:
             raise EvaluationError(f"labels reach {int(labels.max())}, the model has {classes} classes")
         blind = [name for name, attack in self.attacks.items() if attack.gradients]
@@ -92,13 +95,17 @@ class Session:
             batch_size=config.batch_size,
         )
         self.notes = [note] if note else []
+        if pixels.shape[1] > 4 and pixels.shape[3] in (1, 3):
+            self.notes.append(f"images are {tuple(pixels.shape[1:])}, read as (C, H, W): are their channels last?")
         if self.model.layout != precision.memory_format:
-            self.notes.append("contiguous images: the model cannot take channels-last ones")
+            self.notes.append("contiguous images: the model cannot take channels-last ones, or not rightly")
+        if "randomized" in self.function.doubts:
+            self.notes.append("the model's logits are random: a flag is one draw of the prediction")
         self.notes += short_of_crossing(self.attacks, self.setting)
         names = images.classes if isinstance(images, data.Images) else ()
         self.classes = [*names, *map(str, range(len(names), classes))]
         self.model_hash, self.data_hash = hash_model(model), self._hash_data(index)
-        self.attributes = hash_attributes(model)
+        self.attributes, self.code = hash_attributes(model), hash_code(model)
 
     @contextlib.contextmanager
     def ready(self, tick: Callable[[], None]) -> Iterator[None]:
@@ -113,6 +120,15 @@ class Session:
             torch.enable_grad(),
         ):
             yield
+
+    @property
+    def doubts(self) -> dict[str, str]:
+        """What makes its numbers doubtful, by kind. That a model is random does not where all attacks average, nor
+        that it has no slope where none follows it."""
+        moving = [attack for attack in self.attacks.values() if attack.ball]
+        idle = {"randomized"} if moving and all(attack.passes > 1 for attack in moving) else set()
+        idle |= set() if any(attack.gradients for attack in moving) else {"zero_gradients"}
+        return {kind: text for kind, text in self.function.doubts.items() if kind not in idle}
 
     def load(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (n, C, H, W) float32 and labels (n,) on the device."""
@@ -136,7 +152,7 @@ class Session:
             "device": self.precision.device.type,
             "torch": str(torch.__version__),
             "packages": self.packages[name],
-        }
+        } | ({"code": self.code} if self.code else {})
         setting = attack.setting(self.setting)
         name, folder, fingerprint = shard_name(name), self.folder, self.function.fingerprint
         return ShardedAttack(name, attack, index, self.load, setting, folder, key, fingerprint, self.save_images)
@@ -157,11 +173,15 @@ class Session:
             "batch_size": setting.batch_size,
             "dtype": str(setting.precision.dtype).removeprefix("torch."),
             "layout": str(self.model.layout).removeprefix("torch."),
-            "notes": self.notes,
+            "notes": self.notes + self._room(),
             "model_sha256": self.model_hash,
             "data_sha256": self.data_hash,
             "environment": environment(setting.precision.device) | packages,
         }
+
+    def _room(self) -> list[str]:
+        at_once = self.model.at_once
+        return [f"at most {at_once} images at once went through the model: no memory for more"] if at_once else []
 
     def _hash_data(self, index: torch.Tensor) -> str:
         pixels = self.pixels

@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mwpb_kernels as ops
 import torch
 
 from mwpb_fast.evaluation.adversaries import write_shard
@@ -95,7 +97,8 @@ class ShardedAttack:
                 if not mine:
                     return False
                 if self.read(number) is None:
-                    self.write(number, *self._attack(model, self.shards[number], counter))
+                    attack = partial(self._attack, model, self.shards[number], counter)
+                    self.write(number, *model.with_room(attack))
         counter.reach(1.0)
         return True
 
@@ -119,7 +122,10 @@ class ShardedAttack:
         x, y = self.load(index)
         model.tick = count
         try:
-            outcome = self.attack.run(model, x, y, index.to(x.device), self.setting)
+            # so that a randomised model, too, gives this shard the same numbers again
+            with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+                torch.manual_seed(ops.derive_seed(self.setting.seed, int(index[0])))
+                outcome = self.attack.run(model, x, y, index.to(x.device), self.setting)
         finally:
             model.tick = tick
         logits, gradients = model.not_finite.tolist()
@@ -157,6 +163,7 @@ class ShardedAttack:
             "warnings": outcome.warnings,
             "deviations": list(outcome.deviations),
             "values": {name: numbers.tolist() for name, numbers in outcome.values.items()},
+            "stages": {name: round(seconds, 3) for name, seconds in outcome.seconds.items()},
             "predicted": None if outcome.predicted is None else outcome.predicted.tolist(),
             **about,
         }
@@ -184,7 +191,8 @@ class ShardedAttack:
                 and record["shard"] == shard
                 and all(len(text) == count and set(text) <= {"0", "1"} for text in flags)
                 and all(len(numbers) == count for numbers in record["values"].values())
-                and (record.setdefault("predicted", None) is None or len(record["predicted"]) == count)
+                and len(record.setdefault("predicted", None) or flags[0]) == count
+                and not (self.images and record["predicted"] is None)
                 and isinstance(record["seconds"], float)
                 and isinstance(record["forwards"], int)
                 and all(isinstance(record["not_finite"][kind], int) for kind in ("logits", "gradients"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,10 +19,10 @@ from mwpb_fast.evaluation.session import Session
 
 
 def verify(file: Path, request: Request) -> list[tuple[bool | None, str]]:
-    """What there is to check of the images in `file`, each with whether it holds: that they lie in [0, 1] and in
-    their balls; that the natural ones are the request's test images; that its model predicts on them what the file
-    says; and, as a note, None, what becomes of them when they are rounded to 8 bits. Raises what `evaluate_run`
-    raises."""
+    """What there is to check of the images in `file`, each with whether it holds, None for a note: that they lie
+    in [0, 1] and in their balls; that the natural ones are the request's test images; that its model predicts on
+    them what the file says, which is a note where predictions are random; and, as a note, what becomes of them
+    when they are rounded to 8 bits. Raises what `evaluate_run` raises."""
     saved, about = adversaries.read(file)
     x_adv, x, y, n = saved["x_adv"], saved["x"], saved["y"], len(saved["y"])
     norm = about["norm"]
@@ -32,7 +33,7 @@ def verify(file: Path, request: Request) -> list[tuple[bool | None, str]]:
     checks: list[tuple[bool | None, str]] = []
     checks.append((bool(inside.all()), f"{int(inside.sum())} of {n} images are in [0, 1] and within {what}"))
     natural = EvaluationConfig(attacks=("natural",), batch_size=_batch_size(request))
-    if is_name(request.target):
+    if is_name(request.target) and request.config is None:
         model = find_model(str(request.target))
         precision = make_precision(PrecisionConfig(device=request.device or "auto", dtype="fp32"))
         if isinstance(model, torch.nn.Module):
@@ -47,9 +48,11 @@ def verify(file: Path, request: Request) -> list[tuple[bool | None, str]]:
     now = _predicted(session, x_adv)
     agree = (now == y) == (saved["predicted"] == y)
     which = "the model" if known else "another model than was attacked"
+    draws = "randomized" in session.function.doubts
+    which += ", whose predictions are random," * draws
     checks.append(
         (
-            bool(agree.all()),
+            None if draws else bool(agree.all()),
             f"{which} gets {_share(now == y)} right, the file says {_share(saved['predicted'] == y)}",
         )
     )
@@ -81,7 +84,8 @@ def _predicted(session: Session, x: torch.Tensor) -> torch.Tensor:
     found, device = [], session.precision.device
     with session.ready(lambda: None), torch.no_grad(), torch.autocast(device.type, enabled=False):
         for part in x.split(session.setting.batch_size):
-            found.append(predicted(session.model(part.to(device))).cpu())
+            logits = session.model.with_room(partial(session.model, part.to(device)))
+            found.append(predicted(logits).cpu())
     return torch.cat(found)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from mwpb_fast.engine.trial import fault
 from mwpb_fast.evaluation.accuracy import sound
 from mwpb_fast.evaluation.model_checks import EvaluationError
 from mwpb_fast.system.layout import in_layout
 from mwpb_fast.system.lazy import torch
+from mwpb_fast.system.memory import none_left
+
+T = TypeVar("T")
 
 
 class Called(torch.nn.Module):
@@ -27,7 +31,9 @@ class Watched(torch.nn.Module):
     """The model on images in the run's layout, its logits in float32; `tick` is called before each forward pass
     and may raise. forwards: how many images have been sent through it. not_finite: of these images, how many had
     logits, and a gradient, that are not finite: (2,) int64 on the device. Raises EvaluationError for an output
-    that is no (B, classes) tensor of floating logits.
+    that is no (B, classes) tensor of floating logits. at_once: at most so many images go through the model
+    together, a batch of more in parts that keep nothing for the backward pass, which runs them again; 0: any
+    number.
 
     Logits are finite where the largest is: a class that a model rules out by -inf is no fault.
     """
@@ -37,6 +43,7 @@ class Watched(torch.nn.Module):
         self.inside, self.layout = model, layout
         self.tick: Callable[[], None] = lambda: None
         self.training, self.forwards, self.classes = False, 0, 1
+        self.at_once = self.last = 0
         self.given: torch.dtype = torch.float32
         self.not_finite = torch.zeros(2, dtype=torch.int64, device=device)
 
@@ -45,13 +52,49 @@ class Watched(torch.nn.Module):
         self.forwards += len(x)
         if x.requires_grad:
             x.register_hook(self._count_gradients)
-        logits: Any = self.inside(in_layout(x, self.layout))
+        self.last = min(len(x), self.at_once or len(x))
+        if self.last == len(x):
+            logits = self._checked(self.inside(in_layout(x, self.layout)), x)
+        else:
+            logits = torch.cat([self._again(part) for part in x.split(self.at_once)])
+        self.not_finite[0] += (~sound(logits.detach())).sum()
+        return logits
+
+    def with_room(self, call: Callable[[], T]) -> T:
+        """call(), done again with half as many images at once, as often as it takes, where no memory is left; a
+        line on stderr says so each time. Raises what it raises where a single image is too many."""
+        while True:
+            try:
+                return call()
+            except (MemoryError, RuntimeError) as error:
+                if not none_left(error) or self.last <= 1:
+                    raise
+            # here the failed pass, which the error held on to, is gone
+            self.at_once = self.last // 2
+            if self.not_finite.is_cuda:
+                torch.cuda.empty_cache()
+            print(
+                f"mwpb-fast: no memory left for {self.last} images at once; on with {self.at_once}",
+                file=sys.stderr,
+            )
+
+    def _again(self, x: torch.Tensor) -> torch.Tensor:
+        def run(x: torch.Tensor) -> torch.Tensor:
+            return self._checked(self.inside(in_layout(x, self.layout)), x)
+
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return run(x)
+        from torch.utils.checkpoint import checkpoint
+
+        logits: torch.Tensor = checkpoint(run, x, use_reentrant=False)
+        return logits
+
+    def _checked(self, logits: Any, x: torch.Tensor) -> torch.Tensor:
         if reason := fault(logits, len(x), self.classes):
             raise EvaluationError(f"the model cannot be evaluated: {reason}")
         self.given, self.classes = logits.dtype, logits.shape[1]
-        logits = logits.float()
-        self.not_finite[0] += (~sound(logits.detach())).sum()
-        return logits
+        found: torch.Tensor = logits.float()
+        return found
 
     def _count_gradients(self, gradient: torch.Tensor) -> None:
         # of the sum: one pass over the images, and a sum is finite where all of its terms are

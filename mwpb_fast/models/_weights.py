@@ -193,6 +193,11 @@ def _refuse(
         for name, value in weights.items()
         if own[name].is_floating_point() and not value.is_floating_point()
     ]
+    kinds += [
+        f"{name} {'without numbers' if value.is_meta else value.layout}"
+        for name, value in weights.items()
+        if value.is_meta or str(value.layout) != "torch.strided"
+    ]
     titled = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, "wrong type": kinds}
     if problems := [f"{title} {_some(names)}" for title, names in titled.items() if names]:
         raise ValueError("weights do not fit the model: " + "; ".join(problems))

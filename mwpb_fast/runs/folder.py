@@ -17,7 +17,9 @@ from mwpb_fast.system.lock import exclusive
 _POINT = r"(best|last)-\d{5}-\d{7}"
 _KIND = rf"(best|last|{_POINT})"
 _OWN = r"config\.yaml|metrics(-damaged)?\.jsonl|(environment|engine|radii)\.json"  # of training alone
-_RESULT = rf"{_OWN}|results\.json|(curves|radii)\.png|(evaluation|trust)-{_KIND}(-preview)?\.(json|md)"
+_RESULT = (
+    rf"{_OWN}|results\.json|(curves|radii)\.png|report\.html|(evaluation|trust)-{_KIND}(-preview)?\.(json|md)"
+)
 _CHECKPOINT = rf"{_POINT}\.pt(\.sha256)?|{_RESULT}"  # results too, of a checkpoint that was evaluated by its name
 _SHARD = r"[\w-]+-[0-9a-f]{12}(-\d{5}\.json|\.lock)"
 # No writing of a result takes as many seconds.

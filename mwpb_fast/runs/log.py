@@ -1,9 +1,8 @@
-"""What a run tells: a JSONL file as the truth, TensorBoard, a line an epoch, and progress while it works."""
+"""What a run tells: a JSONL file as the truth, its mirrors, a line an epoch, and progress while it works."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import sys
@@ -14,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from mwpb_fast.runs.live import live_bar
+from mwpb_fast.runs.tracker import Tracker
 from mwpb_fast.system import ranks, threads
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.lazy import ops, torch
@@ -27,11 +28,12 @@ class RunLog:
     """metrics.jsonl of a run folder, one object an epoch, mirrored to TensorBoard where it is installed.
 
     epoch: that the run goes on with. Records of it and of later ones, which will be written again, are dropped;
-    lines that are no records are named on stderr and kept aside in metrics-damaged.jsonl.
+    lines that are no records are named on stderr and kept aside in metrics-damaged.jsonl. tracker: gets the
+    records too.
     """
 
-    def __init__(self, folder: Path, epoch: int) -> None:
-        self.path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, epoch: int, tracker: Tracker | None = None) -> None:
+        self.path, self._tracker = folder / "metrics.jsonl", tracker
         self._board: Any = None
         self._open_board: Callable[..., Any] | None = None
         self._forget_from(epoch)
@@ -66,6 +68,16 @@ class RunLog:
             except Exception as error:  # The records are safe, whatever their picture dies of.
                 note(f"no more points for TensorBoard: {' '.join(str(error).split())}")
                 self._board = self._open_board = None
+        if self._tracker is not None:
+            self._tell(self._tracker.log, record)
+
+    def _tell(self, call: Callable[..., None], *words: Any) -> None:
+        assert self._tracker is not None
+        try:
+            call(*words)
+        except Exception as error:
+            note(f"no more records for {self._tracker.package}: {' '.join(str(error).split())}")
+            self._tracker = None
 
     def _draw(self, open_board: Callable[..., Any], record: dict[str, Any]) -> None:
         if self._board is None:
@@ -79,6 +91,8 @@ class RunLog:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+        if self._tracker is not None:
+            self._tell(self._tracker.finish)
 
 
 def note(text: str) -> None:
@@ -176,56 +190,53 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     )
 
 
-def progress(total: int, label: str, unit: str = "images", every: float = 10.0, done: int = 0) -> Progress:
-    """Progress over `total` units, `done` of them before: a bar with rate and time left on a terminal, a plain
-    line every `every` seconds otherwise. Of several processes rank 0 alone shows it."""
-    return Progress(total, label, unit, every if ranks.leads() else math.inf, done)
+def progress(
+    total: int, label: str, unit: str = "images", every: float = 10.0, done: int = 0, form: str = "lines"
+) -> Progress:
+    """Progress over `total` units, `done` of them before. form: lines, a bar with rate and time left on a terminal
+    and a plain line every `every` seconds otherwise; json, an object as often on standard output; or quiet, as for
+    all of several processes but rank 0."""
+    return Progress(total, label, unit, every, done, form if ranks.leads() else "quiet")
 
 
 class Progress:
     """Context manager; call advance(n, note) as work is done."""
 
-    def __init__(self, total: int, label: str, unit: str, every: float, done: int) -> None:
-        self.total, self.label, self.unit, self.every = total, label, unit, every
+    def __init__(
+        self, total: int, label: str, unit: str, every: float = 10.0, done: int = 0, form: str = "lines"
+    ) -> None:
+        self.total, self.label, self.unit, self.every, self.form = total, label, unit, every, form
         self.before = self.done = done
-        self._bar: Any = None
+        self.live: Any = None
 
     def __enter__(self) -> Progress:
         self.started = self.shown = time.monotonic()
-        if to_terminal() and self.every < math.inf and attempt("rich.console", "rich.progress").module is not None:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:3.0f}%"),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
+        if self.form == "lines" and to_terminal():
+            self.live = live_bar(self.label, self.total, self.done)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self.live is not None:
+            self.live.stop()
 
     @property
     def rate(self) -> float:
         """Units a second since the start."""
         return (self.done - self.before) / max(time.monotonic() - self.started, 1e-9)
 
-    def advance(self, n: int, note: str = "") -> None:
-        """`n` more units are done; `note` is shown beside the rate."""
+    def advance(self, n: int, note: str = "", status: str = "") -> None:
+        """`n` more units are done; `note` is shown beside the rate, `status` below, where there is a bar."""
         self.done += n
-        text = f"{self.rate:,.0f} {self.unit}/s {note}".rstrip()
-        if self._bar is not None:
-            self._bar.update(self._task, advance=n, note=text)
-        elif time.monotonic() - self.shown > self.every:
+        text = f"{self.rate:,.0f} {self.unit}/s"
+        if self.live is not None:
+            self.live.show(n, text if status else f"{text} {note}", status)
+        elif self.form != "quiet" and time.monotonic() - self.shown > self.every:
             self.shown = time.monotonic()
             left = (self.total - self.done) / max(self.rate, 1e-9)
-            line = f"{self.label}: {self.done}/{self.total}, {text}, {left:.0f} s left"
+            if self.form == "json":
+                about = {"what": self.label, "done": self.done, "of": self.total, "unit": self.unit}
+                about |= {"rate": self.rate, "seconds_left": left, "note": note}
+                print(to_json({"event": "progress", **about}), flush=True)
+                return
+            line = f"{self.label}: {self.done}/{self.total}, {f'{text} {note}'.rstrip()}, {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,152 @@
+"""The page: what a run is and whether it can be trusted, then everything else; several runs beside one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from mwpb_fast.report import compare, curves, machine, parts, training
+from mwpb_fast.report.images import Looked
+from mwpb_fast.report.judged import WORDS, headline, judge
+from mwpb_fast.report.markup import Markup, element, join, table
+from mwpb_fast.report.read import Run
+from mwpb_fast.report.style import STYLE
+from mwpb_fast.runs.log import own_version
+
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # whatever a name may hold, nothing is fetched
+)
+
+
+def page(runs: Sequence[Run], looked: Sequence[Looked | str]) -> str:
+    """The whole file. looked: for each run what `images.look` found, or why there is nothing."""
+    runs = labelled(runs)
+    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.label for run in runs)}"
+    body = _one(runs[0], looked[0]) if len(runs) == 1 else _several(runs, looked)
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("link", rel="icon", href="data:,"),
+        element("title", f"{title} - mwpb-fast report"),
+        element("style", Markup(STYLE)),
+    )
+    made = f"mwpb-fast {own_version()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. One file, nothing is loaded."
+    skip = element("a", "to the content", href="#content", class_="skip")
+    inner = element("body", skip, body, element("footer", made))
+    return "<!DOCTYPE html>\n" + element("html", head, inner, lang="en")
+
+
+def labelled(runs: Sequence[Run]) -> list[Run]:
+    """Runs of the same recipe are told apart by their folders."""
+    names = [run.label for run in runs]
+    for run, name in zip(runs, names, strict=True):
+        if names.count(name) > 1:
+            run.label = f"{name} ({run.folder})"
+    return list(runs)
+
+
+def _navigation(links: Sequence[tuple[str, str]]) -> Markup:
+    anchors = [element("a", name, href=f"#{target}") for target, name in links]
+    return element("nav", anchors, aria_label="sections")
+
+
+def _section(key: str, title: str, *inside: Markup | str | None, level: str = "h2") -> Markup:
+    return element("section", element(level, title), *inside, id=key)
+
+
+def _one(run: Run, looked: Looked | str) -> Markup:
+    sections = _sections(run, looked, [run])
+    links = [(key, title) for key, title, _ in sections]
+    top = element("header", element("h1", run.label), parts.what(run), _navigation(links))
+    content = [_section(key, title, *inside) for key, title, inside in sections]
+    return join(top, element("main", parts.first(run), parts.facts(run), *content, id="content"))
+
+
+def _several(runs: Sequence[Run], looked: Sequence[Looked | str]) -> Markup:
+    links = [("compared", "Compared"), ("learning", "Learning")]
+    links += [(f"run{i}", run.label) for i, run in enumerate(runs)]
+    top = element("header", element("h1", f"{len(runs)} runs side by side"), _navigation(links))
+    learning = element("div", *curves.learning(runs), *curves.speed(runs), class_="charts")
+    content = [
+        _section("compared", "Compared", _overview(runs), *_paired(runs), _differing(runs)),
+        _section("learning", "Learning", learning),
+    ]
+    for i, (run, found) in enumerate(zip(runs, looked, strict=True)):
+        inside = [
+            _section(f"run{i}-{key}", title, *inner, level="h3")
+            for key, title, inner in _sections(run, found, runs)
+        ]
+        content.append(
+            _section(f"run{i}", run.label, parts.what(run), parts.first(run), parts.facts(run), *inside)
+        )
+    return join(top, element("main", *content, id="content"))
+
+
+def _sections(run: Run, looked: Looked | str, runs: Sequence[Run]) -> list[tuple[str, str, list[Markup]]]:
+    """(key, title, content) of everything about one run below its head."""
+    found = [("evaluation", "Evaluation", parts.evaluation(run))]
+    if len(runs) == 1:
+        found.append(("learning", "Learning", training.learning(run)))
+    found += [
+        ("radii", "Radii", training.radii(run, looked)),
+        ("classes", "Classes", training.classes(run)),
+        ("images", "Images", training.grid(looked)),
+        ("machine", "Speed and engine", machine.machine(run, alone=len(runs) == 1)),
+        ("configuration", "Configuration", machine.configuration(run)),
+    ]
+    return found
+
+
+def _overview(runs: Sequence[Run]) -> Markup:
+    """A row a run: what stands first in each one's own part."""
+    rows = []
+    for i, run in enumerate(runs):
+        found = judge(run)
+        cells = [parts.percent(attack) for attack in (found.robust, found.natural)]
+        result = found.headline
+        what = f"{result.n:,}{', a preview' if result.preview else ''}" if result else ""
+        level = element("span", parts.SIGNS[found.level], " ", WORDS[found.level], class_=f"is-{found.level}")
+        key = element("span", class_=f"key {curves.colour(i)}")
+        name = element("a", run.label, href=f"#run{i}")
+        epochs = f"{run.last_epoch} of {run.count('epochs')}"
+        rows.append([join(key, name), *cells, level, what, epochs, run.option("seed", "")])
+    header = ["run", "robust (worst case)", "natural", "can it be believed?", "test images", "epochs", "seed"]
+    return table(header, rows, "best checkpoint of each, with 95 % intervals")
+
+
+def _differing(runs: Sequence[Run]) -> Markup:
+    """The options in which the runs differ, as rows."""
+    options = [compare.options(run.config) for run in runs]
+    names = sorted({name for found in options for name in found} - {"recipe", "data.dir"})
+    rows = [[name, *(found.get(name, "-") for found in options)] for name in names]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    if not rows:
+        return element("p", "All runs have the same configuration.")
+    keys = [join(element("span", class_=f"key {curves.colour(i)}"), run.label) for i, run in enumerate(runs)]
+    return join(element("h3", "What differs"), table(["option", *keys], rows, "of the configurations", wide=True))
+
+
+def _paired(runs: Sequence[Run]) -> list[Markup]:
+    """Differences to the first run on the same test images."""
+    base, rows = headline(runs[0]), []
+    for i, run in enumerate(runs[1:], 1):
+        key = element("span", class_=f"key {curves.colour(i)}")
+        for found in compare.differences(base, headline(run)):
+            low, high = found.interval
+            said = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
+            picture = parts.difference_bar(found)
+            rows.append([join(key, run.label), found.attack, f"{found.points:+.2f}", f"{low:+.2f} to {high:+.2f}",
+                         picture, said, f"{found.n:,}"])  # fmt: skip
+    if not rows:
+        return [element("p", f"No result of another run is on the same test images as one of {runs[0].label}, so "
+                             "that there is no paired difference.", class_="soft")]  # fmt: skip
+    header = ["run", "attack", "points", "95 % interval", "", "", "images"]
+    told = (
+        "Image by image on the same test images, at the same radius. The interval is over the choice of test "
+        "images alone: another seed of training may move a run by more."
+    )
+    return [element("h3", f"Against {runs[0].label}"), table(header, rows, "accuracy, in points"),
+            element("p", told, class_="told")]  # fmt: skip
