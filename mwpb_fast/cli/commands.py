@@ -74,9 +74,8 @@ def train(arguments: Sequence[str]) -> int:
         options.check_needs(config)
     view = View("quiet" if given.quiet else "json" if given.json else "lines", given.track or "")
     training.run(config, folder, resume=not given.no_resume, view=view)
-    if not ranks.leads() and not (folder / "checkpoints").is_dir():  # another machine's folder: nothing to share
-        return 0
-    if not given.no_evaluate:
+    here = ranks.leads() or (folder / "checkpoints").is_dir()  # else it is another machine's, with nothing to share
+    if here and not given.no_evaluate:
         from mwpb_fast.evaluation.checkpoint import evaluate_run
         from mwpb_fast.evaluation.request import Request
         from mwpb_fast.evaluation.score import format_table
@@ -84,10 +83,9 @@ def train(arguments: Sequence[str]) -> int:
         where, device = config.data.dir, config.precision.device  # the command's: a checkpoint's may be older
         request = Request(folder, config.evaluation, data_dir=where, device=device, show=view.form == "lines")
         view.result(evaluate_run(request), format_table)  # several processes share its shards
-    if not ranks.leads():
-        return 0
     try:
-        _draw([folder], folder, view.form != "json")
+        if ranks.leads():
+            _draw([folder], folder, view.form != "json")
     except ConfigError as error:  # no matplotlib: the run is none the worse
         _note(str(error))
     return 0
