@@ -74,7 +74,7 @@ def train(arguments: Sequence[str]) -> int:
         options.check_needs(config)
     view = View("quiet" if given.quiet else "json" if given.json else "lines", given.track or "")
     training.run(config, folder, resume=not given.no_resume, view=view)
-    here = ranks.leads() or (folder / "checkpoints").is_dir()  # else it is another machine's, with nothing to share
+    here = ranks.leads() or (folder / "checkpoints").is_dir()  # else it is another machine's
     if here and not given.no_evaluate:
         from mwpb_fast.evaluation.checkpoint import evaluate_run
         from mwpb_fast.evaluation.request import Request
