@@ -2,6 +2,8 @@
 # make test:  set up with the development tools, then run the test suite, linters and type checks included
 #             (make test-slow: the long fuzzing, kill and real-image runs besides; make test-avx2: the test suite as
 #             on a processor without AVX-512)
+# make torture: kills, signals, damage, full disks and hostile input at length, with a table of what failed; the same
+#             command goes on after any stop
 # make docs:  the documentation as a site, in site/
 # make golden BASE=REV: whether this checkout computes to the bit what the revision REV does
 
@@ -14,7 +16,7 @@ SLOW := mwpb-fast: no native CPU ops, so they run as plain PyTorch, several time
 PARALLEL := -n auto --dist loadfile
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
 
-.PHONY: train test test-slow test-avx2 lint bench docs golden setup setup-dev clean FORCE
+.PHONY: train test test-slow test-avx2 torture lint bench docs golden setup setup-dev clean FORCE
 .DELETE_ON_ERROR:
 
 train: setup
@@ -30,6 +32,10 @@ test-slow: setup-dev
 test-avx2: setup-dev
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(PARALLEL) \
 	  -m "not slow" --ignore=tests/test_repository.py
+
+torture: setup-dev
+	$(BIN)/python bench/torture.py --json bench/results/torture.json; status=$$?; \
+	  $(BIN)/python bench/tables.py && exit $$status
 
 lint: setup-dev
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy

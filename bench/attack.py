@@ -42,7 +42,7 @@ from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.recorder import WARM_UP, recorder_for
 from mwpb_fast.engine.tune import tune
-from mwpb_fast.engine.twin import BY_HAND, VARIANTS, TwinNet
+from mwpb_fast.engine.twin import BY_HAND, BY_HAND_STEM, VARIANTS, TwinNet
 from mwpb_fast.inner_losses import cross_entropy
 from mwpb_fast.method import Batch
 from mwpb_fast.models import build_model
@@ -120,7 +120,8 @@ def contestants(
         "mwpb twin fp32": lambda: ours(model, fp32, True, o),
         REFERENCE: lambda: ours(model, fp32, False, o),
     }
-    plain[f"mwpb twin bf16, {BY_HAND}"] = lambda: ours(model, bf16, True, o, variant=BY_HAND)
+    for v in (BY_HAND, BY_HAND_STEM):
+        plain[f"mwpb twin bf16, {v}"] = partial(ours, model, bf16, True, o, variant=v)
     if o.device.type == "cuda":
         for v in VARIANTS:
             name = f"mwpb twin bf16, {'' if v == VARIANTS[0] else f'{v}, '}graph"

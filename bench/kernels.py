@@ -26,7 +26,7 @@ from record import Results
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 128
 # what a step spends its time in comes before the others, which a run that is cut off may lack
-FIRST = ("linf_step_", "scale_bias_relu", "ce_grad", "gaussian_start", "crop_flip")
+FIRST = ("linf_step_", "scale_bias_relu", "batch_norm_relu", "ce_grad", "gaussian_start", "crop_flip")
 LARGE = 128 * 2**20  # bytes moved: beyond any cache
 COLUMNS = [
     ("op", "op", ""),

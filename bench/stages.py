@@ -101,6 +101,8 @@ def pytest_result(command: list[str], out: Path, o: argparse.Namespace, cut: boo
 
 TINY = "--model smallresnet-2 --batch 4 --rounds 1"
 STEP = "--batch 128 --tune --budget {budget}"
+# in the variants' names; an illegal access of theirs would take the others' figures along
+OF_TRITON = "one_kernel stem"
 # whether it works and where the time goes; then what it is compared with, and more of the same
 STAGES = (
     Stage("tests", 60, pytest_words, needs=("pytest",), finish=pytest_result),
@@ -109,8 +111,8 @@ STAGES = (
         120,
         script(
             "train",
-            f"--recipes table1.mwpb_at {STEP} --steps 10 --rounds 5 --no-compile --profile",
-            f"--recipes table1.mwpb_at {TINY} --size 8 --no-compile --profile",
+            f"--recipes table1.mwpb_at {STEP} --steps 10 --rounds 5 --no-compile --profile --without {OF_TRITON}",
+            f"--recipes table1.mwpb_at {TINY} --size 8 --no-compile --profile --without {OF_TRITON}",
         ),
     ),
     Stage(
@@ -142,10 +144,20 @@ STAGES = (
             seconds=0.3,
         ),
     ),
+    Stage(
+        "autoattack-parts",
+        10,
+        script(
+            "autoattack",
+            "--model resnet-18 --batch 250 --length 0.2 --rounds 3 --only mwpb --budget {budget}",
+            f"{TINY} --size 8 --length 0.05 --only eager --parts apgd-ce",
+        ),
+        needs=("pyautoattack",),
+    ),
     Stage("layouts", 10, script("layouts", "", f"{TINY} --size 8")),
     Stage(
         "attack",
-        75,
+        60,
         script(
             "attack",
             "--compile --tune --rounds 7 --budget {budget} --only mwpb TRADES torchattacks",
@@ -154,8 +166,18 @@ STAGES = (
         ),
     ),
     Stage(
+        "train-fused",
+        25,
+        script(
+            "train",
+            f"--recipes table1.mwpb_at {STEP} --steps 10 --rounds 5 --no-compile --profile "
+            f"--only float32 {OF_TRITON}",
+            f"--recipes table1.mwpb_at {TINY} --size 8 --no-compile --only float32 {OF_TRITON}",
+        ),
+    ),
+    Stage(
         "train-wrn",
-        40,
+        35,
         script(
             "train",
             f"--recipes table2.mwpb_at {STEP} --rounds 3 --steps 4 --no-compile",
@@ -164,7 +186,7 @@ STAGES = (
     ),
     Stage(
         "train-compiled",
-        35,
+        30,
         script(
             "train",
             f"--recipes table1.mwpb_at {STEP} --steps 10 --rounds 5 --only float32 compiled",
@@ -188,7 +210,7 @@ STAGES = (
     ),
     Stage(
         "loaders",
-        25,
+        20,
         script(
             "loaders",
             "{{shared}} --rounds 2 --seconds 0.5 --steps 20 --sets tinyimagenet",

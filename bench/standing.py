@@ -37,8 +37,13 @@ FIGURES = (
     Figure("loaders", "CPU", "loaders-cpu"),
     Figure("beside other programs", "CPU", "busy-cpu"),
     Figure("what the fast paths change", "CPU", "equivalence-cpu"),
+    Figure("AutoAttack's parts against other packages", "CPU", "autoattack-cpu"),
+    Figure("AutoAttack's flags against pyautoattack's", "CPU", "verdicts-cpu"),
     Figure(
         "operations and bytes of an attack step", "GPU", "", "counted, on fake tensors", "tests/test_fake_cuda.py"
+    ),
+    Figure(
+        "operations and bytes of a training pass", "GPU", "", "counted, on fake tensors", "tests/test_fake_cuda.py"
     ),
     Figure(
         "registers, spills and vector widths of the Triton kernels",
@@ -52,13 +57,18 @@ FIGURES = (
     Figure(f"{EPOCH}: twin, captured", "GPU", "gpu/train", MODELLED.format("5.6")),
     Figure(f"{EPOCH}: by_hand, captured", "GPU", "gpu/train", MODELLED.format("5.2")),
     Figure(f"{EPOCH}: halves, captured", "GPU", "gpu/train"),
-    Figure(f"{EPOCH}: one_kernel, captured", "GPU", "gpu/train"),
+    Figure(f"{EPOCH}: twin, captured, fused training pass", "GPU", "gpu/train"),
+    *(
+        Figure(f"{EPOCH}: {name}, captured", "GPU", "gpu/train-fused")
+        for name in ("one_kernel", "by_hand_stem", "one_kernel_stem")
+    ),
     Figure("training step, WRN-34-10", "GPU", "gpu/train-wrn"),
     Figure("attack against other packages", "GPU", "gpu/attack"),
     Figure("fused ops", "GPU", "gpu/kernels"),
     Figure("layers", "GPU", "gpu/roofline"),
     Figure("loaders", "GPU", "gpu/loaders"),
     Figure("what the fast paths change", "GPU", "gpu/equivalence"),
+    Figure("AutoAttack's parts against other packages", "GPU", "gpu/autoattack-parts"),
     Figure("the trial at the start of a run, a training, its evaluation", "GPU", "gpu/training"),
     Figure(
         "standard AutoAttack, ResNet-18, 10,000 images, full float32",

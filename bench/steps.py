@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from mwpb_fast.capture import CapturedStep
 from mwpb_fast.config import Config
-from mwpb_fast.engine.build import NETS
+from mwpb_fast.engine.build import NETS, OF_TRITON
+from mwpb_fast.engine.fused_pass import FusedPass
 from mwpb_fast.engine.layers import EPILOGUE, FUSED, FoldedConv
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
@@ -34,7 +35,8 @@ class Variant:
     """dtype: of training, and of the attack on the twin without an attack_dtype. layers: the implementation of
     every layer of the twin that has it, "" for plain ones or what is tuned. deterministic: cuDNN's deterministic
     algorithms alone. oracle: as in PrecisionConfig. net: the name, in the trainer's `NETS`, of what the attack
-    runs on where it is neither the model itself nor the plain twin."""
+    runs on where it is neither the model itself nor the plain twin. fused: whether the training pass is
+    the trainer's `fused` one."""
 
     dtype: torch.dtype
     layout: torch.memory_format = torch.channels_last
@@ -46,6 +48,7 @@ class Variant:
     deterministic: bool = False
     oracle: bool = False
     net: str = ""
+    fused: bool = False
 
     def precision(self, device: torch.device) -> Precision:
         return Precision(device, self.dtype, self.layout, oracle=self.oracle)
@@ -56,6 +59,7 @@ class Variant:
             refuse_emulated(dtype, device)
 
 
+FUSED_PASS = "with a fused training pass"
 ORACLE = Variant(torch.float32, torch.contiguous_format, oracle=True)
 
 
@@ -73,6 +77,11 @@ def variants(low: torch.dtype) -> dict[str, Variant]:
         f"by_hand {name} captured": Variant(low, net="by_hand", captured=True),
         f"halves {name} captured": Variant(low, net="halves", captured=True),
         f"twin {name} captured deterministic": Variant(low, twin=True, captured=True, deterministic=True),
+        "twin float32": Variant(torch.float32, twin=True),
+        f"twin float32 {FUSED_PASS}": Variant(torch.float32, twin=True, fused=True),
+        f"twin {name} {FUSED_PASS}": Variant(low, twin=True, fused=True),
+        f"twin {name} captured {FUSED_PASS}": Variant(low, twin=True, captured=True, fused=True),
+        **{f"{n} {name} captured": Variant(low, net=n, captured=True) for n in sorted(OF_TRITON)},
         f"twin {name} compiled": Variant(low, twin=True, compiled=True),
         f"twin {name} captured compiled": Variant(low, twin=True, compiled=True, captured=True),
     }
@@ -168,6 +177,7 @@ def make_step(
         optimizer=make_optimizer(model, config.optim),
         precision=precision,
         attack_mode=config.attack_mode,
+        trained=FusedPass(model, sample) if variant.fused else None,
     )
     return CapturedStep(step) if variant.captured else step
 

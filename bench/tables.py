@@ -40,10 +40,15 @@ STEP = (
     *(f"mwpb_fast/{name}.py" for name in ("capture", "inner_losses", "method", "optim", "step")),
     "kernels",
 )
-MEASURED = {"kernels": ("kernels",), "loaders": ("mwpb_fast/data",), "busy": ("mwpb_fast/system", *STEP)}
+MEASURED = {
+    "kernels": ("kernels",),
+    "loaders": ("mwpb_fast/data",),
+    "busy": ("mwpb_fast/system", *STEP),
+    "torture": ("mwpb_fast/data", "mwpb_fast/runs", "mwpb_fast/system", "mwpb_fast/train.py", "kernels"),
+}
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "reproduce", "scaling")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "reliability", "reproduce", "scaling")),
 )
 
 

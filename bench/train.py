@@ -5,8 +5,9 @@
 
 Budget, attack, objective and optimiser are those of the named recipes, in the second phase, where the radii
 follow the margins; the images are random. The variants: the model itself in float32; the same in bf16 autocast
-and channels-last; with the attack on the folded twin; with training forward and backward compiled besides; and
-the step captured in a CUDA graph; and both. A round times each once, so ratios are between neighbours in time.
+and channels-last; with the attack on the folded twin, in each of its variants; with batch norm, addition and ReLU
+of the training pass in one op besides; with training forward and backward compiled besides; and the step captured
+in a CUDA graph; and both. A round times each once, so ratios are between neighbours in time.
 What needs no compiler is timed first, for all recipes; then, recipe by recipe, what is compiled, beside the first
 variant timed anew. FLOP are those of convolutions and linear layers: two a multiply-add, a forward pass and an
 input gradient for each attack step, one more forward pass where the margin or the objective asks for it, three
@@ -138,7 +139,9 @@ def measure(part: str, o: argparse.Namespace, results: Results, deadline: float)
     kinds = {
         variant: kind
         for variant, kind in known.items()
-        if kind.compiled == part.endswith(COMPILED) and (not o.only or any(word in variant for word in o.only))
+        if kind.compiled == part.endswith(COMPILED)
+        and (not o.only or any(word in variant for word in o.only))
+        and not any(word in variant for word in o.without)
     }
     before = next((row["variant"] for row in results.rows if row["part"] == name != part), None)
     running, notes = prepare(name, ({before: known[before]} if before else {}) | kinds, config, o, results)
@@ -236,6 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--budget", type=float, default=1e9, help="seconds; what will not fit is left for the next run"
     )
     parser.add_argument("--only", nargs="*", default=[], help="variants whose name holds one of these words")
+    parser.add_argument("--without", nargs="*", default=[], help="and without those whose name holds one of these")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--profile", action="store_true", help="verify what is captured, and list all kernels")
     parser.add_argument("--tune", action="store_true", help="choose the twin's convolutions by measurement")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # An attack's loss, as inner(logits, clean, y) -> the gradient at the logits of its sum over the batch. clean: the
 # logits of the natural images, None where no loss asks for them.
 Inner = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
+DLogits = Callable[["Tensor"], "Tensor"]  # an Inner of one batch: only the logits are missing
 
 # What an attack saw on its way, by name, (B, ...) each; an objective may ask for it. The name "radius" stands
 # for the radii of an attack that finds them itself.
@@ -41,15 +42,19 @@ class Net(Protocol):
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, classes), without a graph."""
-        ...
 
-    def input_grad(self, x: Tensor, dlogits: Callable[[Tensor], Tensor]) -> Tensor:
+    def input_grad(self, x: Tensor, dlogits: DLogits) -> Tensor:
         """Gradient with respect to x, like x, of the loss whose gradient at the logits is dlogits(logits)."""
-        ...
+
+    def linf_step_(self, x_adv: Tensor, dlogits: DLogits, x: Tensor, radius: Tensor, step_size: Tensor) -> None:
+        """`ops.linf_step_` in place along `input_grad` at x_adv. radius, step_size: (B,). A net that need not
+        store the gradient for that has its own."""
+        import mwpb_kernels as ops  # heavy
+
+        ops.linf_step_(x_adv, self.input_grad(x_adv, dlogits), x, radius, step_size)
 
     def refresh(self) -> None:
         """Follow the model's weights as they are now; to be called after every change of them."""
-        ...
 
 
 # the axes --------------------------------------------------------------------------------------------------------
@@ -239,12 +244,7 @@ class Method:
     @property
     def axes(self) -> dict[str, Axis]:
         """By the names under which a checkpoint holds their memory."""
-        own: dict[str, Axis] = {
-            "budget": self.budget,
-            "attack": self.attack,
-            "objective": self.objective,
-            "perturb": self.perturb,
-        }
+        own: dict[str, Axis] = {n: getattr(self, n) for n in ("budget", "attack", "objective", "perturb")}
         return own if self.warmup is None else {**own, "warmup": self.warmup}
 
     @property

@@ -41,7 +41,8 @@ class Step:
     """step(batch, key, method) trains `model` on one batch, and `average`, if any, follows it.
 
     natural_pass, clip_norm: as `mwpb_fast.config.Config` and `OptimConfig` have them. merge_statistics: each rank
-    moves running statistics of its own, and they become their mean.
+    moves running statistics of its own, and they become their mean. trained: what the training pass runs, with the
+    model's own parameters and buffers; the model itself by default.
     """
 
     model: torch.nn.Module
@@ -53,6 +54,7 @@ class Step:
     clip_norm: float = 0.0
     average: Average | None = None
     merge_statistics: bool = False
+    trained: torch.nn.Module | None = None
 
     def __post_init__(self) -> None:
         protect(self.model)
@@ -70,12 +72,13 @@ class Step:
     def compute(self, batch: Batch, key: torch.Tensor, method: Method) -> StepResult:
         """The step's work on the device, which can be captured in a graph and replayed."""
         model, (x, y, index) = self.model, batch
+        trained = self.model if self.trained is None else self.trained
         x = x.contiguous(memory_format=self.precision.memory_format)
         notes: Notes = {}
 
         def outer() -> torch.Tensor:
             with self.precision.autocast():
-                return method.objective.outer(model, x, x_adv, y, notes)
+                return method.objective.outer(trained, x, x_adv, y, notes)
 
         self.net.refresh()
         with crafting(model, self.attack_mode):
@@ -87,7 +90,7 @@ class Step:
         self.statistics.save()
         if self.natural_pass:  # before the weights are perturbed, so that the statistics are those of the model
             with torch.no_grad(), self.precision.autocast():
-                model(x)
+                trained(x)
         with method.perturb(model, outer):
             loss = outer()
             self.optimizer.zero_grad(set_to_none=True)

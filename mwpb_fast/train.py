@@ -13,29 +13,25 @@ import torch
 from mwpb_fast import data
 from mwpb_fast.choice.engine import Engine
 from mwpb_fast.choice.start import choose
-from mwpb_fast.config import Config, check_axes, to_dict, yaml_file
-from mwpb_fast.engine.build import compiled, make_engine, make_method, make_model
+from mwpb_fast.config import Config, check_axes, to_dict
+from mwpb_fast.engine.build import make_engine, make_method, make_model
 from mwpb_fast.engine.parallel import parallel
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluation import validation
 from mwpb_fast.method import Batch
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
-from mwpb_fast.runs import checkpoint, resume, trace
-from mwpb_fast.runs.folder import prepare
-from mwpb_fast.runs.log import RunLog, Waits, environment, note, progress
+from mwpb_fast.runs import checkpoint, guards, resume, trace
+from mwpb_fast.runs.folder import describe, prepare
+from mwpb_fast.runs.guards import TrainingError as TrainingError
+from mwpb_fast.runs.log import RunLog, Waits, note, progress
 from mwpb_fast.runs.together import together
 from mwpb_fast.runs.view import View
 from mwpb_fast.runs.writer import Writer
 from mwpb_fast.step import Step
 from mwpb_fast.system import ranks
-from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.memory import keep_freed_memory
 from mwpb_fast.system.signals import Interrupted, StopRequest, stop_requests
 from mwpb_fast.system.threads import adaptive_openmp_waits
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; one line."""
 
 
 def run(
@@ -45,10 +41,10 @@ def run(
 
     A folder that holds an earlier part of the same run is continued, exactly; with resume=False it is begun
     anew. view: how it shows itself, in place of quiet or not. Writes config.yaml, environment.json, metrics.jsonl,
-    radii.json, tensorboard/ and checkpoints/; of several processes, rank 0 does.
-    Raises ConfigError, DataError or CheckpointError for what the user can mend, also where another process is at
-    work in the folder; TrainingError where too many steps were not finite, Interrupted after SIGTERM, SIGINT,
-    SIGHUP or SIGUSR1, RanksError where another process of the run is gone.
+    radii.json, tensorboard/ and checkpoints/; of several processes, rank 0 does. Raises ConfigError, DataError or
+    CheckpointError for what the user can mend, also where another process is at work in the folder; TrainingError
+    where too many steps were not finite or a guard ends the run, Interrupted after SIGTERM, SIGINT, SIGHUP or
+    SIGUSR1, RanksError where another process of the run is gone.
     """
     keep_freed_memory()
     with together(config, folder) as config, adaptive_openmp_waits(), stop_requests() as request:
@@ -56,7 +52,7 @@ def run(
         trainer.view = (view or trainer.view) if ranks.leads() else View("quiet")
         if ranks.leads():  # not before what this run needs has been found
             prepare(folder, anew=not resume and not ranks.restarted())
-        with trainer.precision.mode():
+        with trainer.precision.mode(), trainer.watchdog:
             record = trainer.train()
     if request.number:  # it came after the last look; nothing is to begin now
         raise Interrupted(request.number)
@@ -91,7 +87,7 @@ class Trainer:
         whole = parallel(self.model, sample, self.precision, sync_bn)
         net, layers = make_engine(self.model, config, self.precision.attack, sample)
         self.step = Step(
-            model=compiled(self.model, device) if config.precision.compile else whole,
+            model=whole,
             net=net,
             optimizer=make_optimizer(self.model, config.optim),
             precision=self.precision,
@@ -106,7 +102,9 @@ class Trainer:
         self.parts = resume.Parts(
             self.model, self.step.optimizer, self.step.scaler, self.ema, self.method.memory, self.engine, device
         )
-        self.writer = Writer(folder / "checkpoints", device)
+        self.writer = Writer(folder / "checkpoints", device, config.keep)
+        self.guards = guards.Guards(config, folder, self.writer, len(self.loader))
+        self.watchdog = self.guards.watchdog(lambda: f"epoch {self.at.epoch}, after batch {self.at.batch}")
         self.at = resume.Position(torch.zeros(len(self.loader), trace.COLUMNS, device=device))
 
     def _sample(self) -> torch.Tensor:
@@ -114,7 +112,6 @@ class Trainer:
         index = self.train_index[: self.config.data.batch_size // ranks.count()]
         return next(self._plain_batches(index, len(index))()).x
 
-    # the run --------------------------------------------------------------------------------------------------
     def train(self) -> dict[str, Any]:
         """From wherever the run stands to its last epoch."""
         self._claim_folder()
@@ -123,9 +120,14 @@ class Trainer:
         record: dict[str, Any] = {}
         try:
             while self.at.epoch <= self.config.epochs:
-                record = self._train_epoch()
-                record |= self.validate()
-                self._finish_epoch(record, log)
+                try:
+                    record = self._train_epoch()
+                    record |= self.validate()
+                    record |= self.guards.epoch(record)
+                except guards.GuardError as error:
+                    self._go_back(error, log)
+                else:
+                    self._finish_epoch(record, log)
             self.writer.wait()
             # with nothing held out best is the last model, also where a run is longer than when it was saved
             if len(self.val_index) == 0 or not checkpoint.existing(self.folder / "checkpoints", "best"):
@@ -142,7 +144,7 @@ class Trainer:
 
     def _train_epoch(self) -> dict[str, Any]:
         epoch, config = self.at.epoch, self.config
-        rate = learning_rate(config.optim, epoch)
+        rate = learning_rate(config.optim, epoch) * config.guard.rate**self.at.rollbacks
         set_learning_rate(self.step.optimizer, rate)
         key = self._key(epoch)
         method = self.engine.begin(epoch, self.at.batch, key)
@@ -157,17 +159,20 @@ class Trainer:
                 result = take_step(batch, key, method)
                 self.at.trace[self.at.batch] = trace.row(*result)
                 self.at.batch += 1
+                self.watchdog.beat()
                 note = status = ""
                 # all processes look, and stop, after the same step
                 stopped, look = ranks.most(self.request.number, time.monotonic() - looked > 1.0)
                 if look:  # the only wait for the device within an epoch
                     looked = time.monotonic()
                     note, status = self.view.step(bar, self.at.trace[self.at.batch - 1], config.epochs - epoch)
-                    self._check_finite()
+                    self._check_steps()
+                    if ranks.leads():
+                        self.writer.within(self.state, self.at.within(looked - started, batches.seconds))
                 bar.advance(len(result.radius), note, status)
                 if stopped:
                     break
-        rows, bad = self._check_finite()
+        rows, bad, found = self._check_steps()
         if self.at.batch > first:
             self.at.seconds += time.monotonic() - started
             self.at.waited += batches.seconds
@@ -181,27 +186,28 @@ class Trainer:
             "phase": "warmup" if epoch <= config.warmup_epochs else "main",
             **trace.figures(rows, config.optim.clip_norm),
             "learning_rate": rate,
-            "images_per_second": self.at.batch * size / self.at.seconds,
-            "seconds": self.at.seconds,
-            "wait_share": self.at.waited / self.at.seconds,
+            **self.at.speed(size),
             "bad_steps": len(bad),
             "bad_batches": bad,
+            **found,
         }
 
     def _key(self, epoch: int) -> torch.Tensor:
         """The seed of the epoch's noise."""
         return torch.tensor([ops.derive_seed(self.config.seed, epoch)], device=self.precision.device)
 
-    def _check_finite(self) -> tuple[torch.Tensor, list[int]]:
-        """The epoch's trace so far, and the batches whose steps were bad."""
-        rows = self.at.trace[: self.at.batch].cpu()
-        bad = trace.bad_steps(rows)
-        if len(bad) > self.config.max_bad_steps or len(bad) == len(self.loader):
-            raise TrainingError(
-                f"epoch {self.at.epoch}: loss or gradient not finite in {len(bad)} of {self.at.batch} steps "
-                f"(batches {bad[:10]} ...); the weights are those of the last good step"
-            )
-        return rows, bad
+    def _check_steps(self) -> tuple[torch.Tensor, list[int], dict[str, str]]:
+        """The epoch's trace so far, the batches whose steps were bad, and what the guard of divergence found."""
+        rows = ranks.led(lambda: self.at.trace[: self.at.batch].cpu())  # so that all judge alike
+        return rows, *self.guards.steps(rows, self.at.epoch)
+
+    def _go_back(self, error: guards.GuardError, log: RunLog | None) -> None:
+        """To a state before what a guard has found."""
+        path, state = self.guards.state_before(error, self.at.rollbacks)
+        self.engine.forget()  # a recorded step has the optimiser's tensors in it, which are others from here on
+        self.parts.load(path, state, self.at)
+        if log is not None:
+            log.go_back(self.at.epoch)
 
     def validate(self) -> dict[str, Any]:
         """Natural and PGD-10 accuracy in % on the held-out images; nothing where none are due or held out."""
@@ -213,7 +219,7 @@ class Trainer:
         model = self.model if self.ema is None else self.ema.module
         looks = (model, batches, float(evaluation.eps), epoch, self.precision, self._tick)
         try:
-            right = self.engine.with_room(lambda: validation.right(*looks))
+            right = self.engine.with_room(lambda: validation.right(*looks, self.config.guard.collapse > 0))
         except Interrupted as stop:
             stopped = stop.number
         (stopped,) = ranks.most(stopped)
@@ -240,9 +246,8 @@ class Trainer:
         self.writer.begin()
         self.view.epoch(record, self.config.epochs)
 
-    # state ----------------------------------------------------------------------------------------------------
-    def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, in tensors and plain types."""
+    def state(self, at: resume.Position | None = None) -> dict[str, Any]:
+        """Everything that a resumed run needs, in tensors and plain types. at: where it stands."""
         about = checkpoint.MARK | {
             "config": to_dict(self.config),
             "classes": list(self.images.classes),
@@ -250,7 +255,7 @@ class Trainer:
             "data": data.identity(self.images),
             "normalize": self.normalize,
         }
-        return about | self.parts.state(self.at)
+        return about | self.parts.state(at or self.at)
 
     def _claim_folder(self) -> None:
         config = to_dict(self.config)
@@ -268,13 +273,8 @@ class Trainer:
             self.engine.write()
         else:
             choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.view.form != "lines")
-        if not ranks.leads():
-            return
-        if found is None:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-        write_atomically(self.folder / "config.yaml", yaml_file.write(config))
-        about = to_json(environment(self.precision.device), indent=1)
-        write_atomically(self.folder / "environment.json", about.encode())
+        if ranks.leads():
+            describe(self.folder, config, self.precision.device, anew=found is None)
 
     @property
     def choices(self) -> list[dict[str, Any]]:
@@ -282,6 +282,7 @@ class Trainer:
         return self.engine.record.layers
 
     def _tick(self, images: int = 0) -> None:
+        self.watchdog.beat()
         if self.request.number:
             raise Interrupted(self.request.number)
 
@@ -291,10 +292,6 @@ class Trainer:
         return lambda: data.eval_batches(self.images, device, size, index, layout)
 
     def _write_radii(self) -> None:
-        batches, budget = self._plain_batches(self.train_index), to_dict(self.config)["budget"]
-        # "last" is saved, so a stop loses nothing
-        with ranks.alone():
-            content = {"budget": budget} | validation.radii_of_best(
-                self.folder, self.model, self.train_index, batches, self.method.budget, self.precision, self._tick
-            )
-        write_atomically(self.folder / "radii.json", to_json(content).encode())
+        best = (self.folder, self.config, self.model, self.train_index, self._plain_batches(self.train_index))
+        with ranks.alone():  # "last" is saved, so a stop loses nothing
+            validation.write_radii(*best, self.method.budget, self.precision, self._tick)

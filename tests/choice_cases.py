@@ -78,7 +78,7 @@ def record(folder: Path) -> dict[str, Any]:
 def state(folder: Path) -> dict[str, Any]:
     """The last checkpoint, but for how the engine was asked for and chosen."""
     found = final_state(folder)
-    for name in ("engine", "capture", "pin", "attack_dtype"):
+    for name in ("engine", "capture", "pin", "attack_dtype", "training"):
         found["config"]["precision"].pop(name)
     del found["engine"]
     return found

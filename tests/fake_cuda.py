@@ -35,6 +35,8 @@ OWN = {
     "aten::convolution_backward": ("grad_output", "weight"),
     "mwpb::conv_relu": ("x", "weight"),
     "mwpb::conv_input_grad": ("grad", "weight"),
+    "mwpb::stem_conv": ("x", "weight"),
+    "mwpb::stem_step_": ("grad", "weight"),
 }
 UNREAD = {"aten::convolution_backward": ("input",)}
 BIAS_ADD = "cuDNN's own pass for the bias"

@@ -1,7 +1,7 @@
 """Run as a script by test_fake_cuda.py: steps in bf16 on fake CUDA tensors. Prints one JSON object.
 
-`python fake_cuda_steps.py LIBRARY ENGINE...` gives `steps`, what went wrong by method and engine; and `traffic`,
-operations and bytes of an attack step by variant.
+`python fake_cuda_steps.py LIBRARY ENGINE...` gives `steps`, what went wrong by method and engine; `traffic`,
+operations and bytes of an attack step by variant; and `training`, those of a training pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch  # noqa: E402
 from test_methods_capture import METHODS  # noqa: E402
 
 from mwpb_fast.config import recipe, resolve  # noqa: E402
-from mwpb_fast.engine.build import HALVES, NETS  # noqa: E402
+from mwpb_fast.engine.build import HALVES, NETS, TRAININGS  # noqa: E402
+from mwpb_fast.engine.fused_pass import FusedPass  # noqa: E402
 from mwpb_fast.engine.precision import Precision  # noqa: E402
 from mwpb_fast.engine.recorder import why_not  # noqa: E402
 from mwpb_fast.engine.twin import PLAIN, VARIANTS, TwinNet  # noqa: E402
@@ -68,7 +69,7 @@ def make_net(model: torch.nn.Module, engine: str, sample: torch.Tensor) -> Net:
     return NETS["twin" if engine == PLAIN else engine](model, BF16, sample)
 
 
-def wrong_in_a_step(options: tuple[str, ...], engine: str) -> list[str]:
+def wrong_in_a_step(options: tuple[str, ...], engine: str, training: str = "plain") -> list[str]:
     """What could not be run or captured."""
     name, *rest = options
     config = resolve(recipe(name), [], [*rest, "--attack.steps=2"])
@@ -80,6 +81,7 @@ def wrong_in_a_step(options: tuple[str, ...], engine: str) -> list[str]:
         net = make_net(model, engine, x)
         whole.remember(100, CUDA)
         step = Step(model, net, make_optimizer(model, config.optim), BF16, config.attack_mode)
+        step.trained = TRAININGS[training](model, x)
         batch = Batch(x, torch.zeros_like(index), index)
         with Watched() as seen:
             result = step.compute(batch, torch.ones_like(index[:1]), whole.in_epoch(1))
@@ -109,15 +111,33 @@ def attack_step(engine: str, batch: int = 128) -> dict[str, Any]:
     return {name: dict(getattr(found, name)) for name in ("operations", "own", "besides")}
 
 
+def training_pass(name: str, batch: int = 128) -> dict[str, Any]:
+    """Of a ResNet-18 on CIFAR's images: the loss and its gradient."""
+    x = torch.rand(batch, 3, 32, 32, device=CUDA).contiguous(memory_format=torch.channels_last)
+    y = torch.zeros(batch, dtype=torch.int64, device=CUDA)
+    with CUDA:
+        model = build_model("resnet-18", num_classes=10, channels=3)
+    trained = TRAININGS[name](model.train(), x)
+    objective = Method.build(recipe("table1.mwpb_at")).objective
+    with fake_cuda.Traffic() as found:
+        with BF16.autocast():
+            loss = objective.outer(trained, x, x, y)
+        loss.backward()
+    return {name: dict(getattr(found, name)) for name in ("operations", "own", "besides")}
+
+
 def main(*engines: str) -> None:
     fake_cuda.claim()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    TwinNet._compare = lambda self, x: None  # type: ignore[method-assign]  # there are no values to compare
+    for made in (TwinNet, FusedPass):
+        made._compare = lambda self, x: None  # type: ignore[method-assign]  # there are no values to compare
     with fake_cuda.MODE:
         steps = {f"{m}, {e}": wrong_in_a_step(o, e) for m, o in ALL.items() for e in engines}
+        fused = {f"{m}, fused training": wrong_in_a_step(o, "plain", "fused") for m, o in ALL.items()}
         traffic = {variant: attack_step(variant) for variant in ("eager", *VARIANTS, HALVES)}
-    print(json.dumps({"steps": steps, "traffic": traffic}))
+        training = {name: training_pass(name) for name in ("plain", "fused")}
+    print(json.dumps({"steps": steps | fused, "traffic": traffic, "training": training}))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import torch
 from capture_cases import AT, batch, capture, make_step
 from test_bench_suite import content, run, suite  # noqa: F401  # the latter is a fixture
 
+from mwpb_fast.engine.build import OF_TRITON
+
 CPU = torch.device("cpu")
 SCRIPT = """
 import json, os, sys
@@ -147,6 +149,8 @@ def test_the_eager_step_is_captured_too_and_determinism_has_its_row(bench: Any) 
         "twin bfloat16 captured epilogue",
         "twin bfloat16 captured fused",
         "twin bfloat16 captured deterministic",
+        "twin bfloat16 captured with a fused training pass",
+        *(f"{name} bfloat16 captured" for name in ("by_hand", "halves", *OF_TRITON)),
     }
     assert [name for name, kind in kinds.items() if kind.deterministic] == ["twin bfloat16 captured deterministic"]
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
+import mwpb_kernels as ops
 import pytest
 import torch
 from torch import Tensor
 from twin_cases import CPU32, MODELS, Operators, descend, needs_bf16, ours, randomise, same
 
+from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.tune import tune
-from mwpb_fast.engine.twin import BY_HAND, ONE_KERNEL, TwinNet
+from mwpb_fast.engine.twin import BY_HAND, BY_HAND_STEM, ONE_KERNEL, ONE_KERNEL_STEM, TwinNet
+from mwpb_fast.method import Net
 
 NAMES = [name for name in MODELS if name != "example"]
 
 
 # the reference of the kernel's operations, which serves the CPU, is slow: it takes the narrow models
 NARROW = ("wrn-16-2", "smallresnet-5", "vgg", "assorted")
+STEMS = (BY_HAND_STEM, ONE_KERNEL_STEM)
 by_each = pytest.mark.parametrize(
-    ("name", "variant"), [*((n, BY_HAND) for n in NAMES), *((n, ONE_KERNEL) for n in NARROW)]
+    ("name", "variant"),
+    [*((n, BY_HAND) for n in NAMES), *((n, v) for v in (ONE_KERNEL, *STEMS) for n in NARROW)],
 )
 
 
@@ -92,6 +100,91 @@ def test_in_one_kernel_there_is_nothing_but_convolutions() -> None:
     assert {name: called.count(name) for name in called} == counts
 
 
+# the layer that reads the image -------------------------------------------------------------------------------
+@needs_bf16
+@pytest.mark.parametrize("variant", STEMS)
+def test_the_stem_and_the_step_are_one_operation_each(variant: str) -> None:
+    """No pass over the stem's result or gradient in float32, and no gradient of the image."""
+    model, x = randomise(ours("resnet-18")()), torch.rand(2, 3, 8, 8)
+    plain, stem = (TwinNet(model, CPU32, x, torch.bfloat16, v) for v in (variant.removesuffix("_stem"), variant))
+    counted = []
+    for twin in (plain, stem):
+        with Operators() as seen:
+            twin.linf_step_(x.clone(), torch.ones_like, x, torch.full((2,), 0.1), torch.full((2,), 0.05))
+        counted.append(Counter(name.partition(".")[0] for name, _ in seen.calls))
+    # without the reference's own
+    assert counted[1]["mwpb::stem_conv"] == counted[1]["mwpb::stem_step_"] == 1
+    assert counted[0]["mwpb::linf_step_"] == 1
+    assert counted[1]["mwpb::linf_step_"] == 0
+    for name in ("aten::convolution", "aten::convolution_backward"):
+        assert counted[0][name] - counted[1][name] == 1
+
+
+@needs_bf16
+@pytest.mark.parametrize(("name", "fused"), [("wrn-16-2", True), ("smallresnet-5", True), ("assorted", False)])
+@pytest.mark.parametrize("variant", STEMS)
+def test_a_step_is_that_along_its_own_gradient(name: str, fused: bool, variant: str) -> None:
+    """Without a ReLU at the stem, with one, and behind a norm, where the step is not fused: signs apart where the
+    roundings of the weights decide them."""
+    build, (_, *shape) = MODELS[name]
+    model, x = randomise(build()), torch.rand(6, *shape)
+    twin = TwinNet(model, CPU32, x, torch.bfloat16, variant)
+    y, radius = torch.arange(6) % 4, torch.linspace(0.01, 0.06, 6)
+    gradient = twin.input_grad(x, descend(y))
+    expected = ops.linf_step_(x.clone(), gradient, x, radius, radius / 4)
+    found = x.clone()
+    with Operators() as seen:
+        twin.linf_step_(found, descend(y), x, radius, radius / 4)
+    assert any(name.startswith("mwpb::stem_step_") for name, _ in seen.calls) == fused
+    sure = gradient.abs() > 1e-3 * gradient.abs().mean()
+    assert torch.equal(found[sure], expected[sure])
+
+
+@needs_bf16
+@pytest.mark.parametrize("variant", STEMS)
+def test_the_split_stem_is_as_good_as_a_float32_one(variant: str) -> None:
+    """The gradient's signs are those of the model in float32 as often as with the stem in float32; with its
+    weights and image rounded they are not."""
+    model, x = randomise(ours("wrn-16-2")()), torch.rand(24, 3, 16, 16)
+    y = torch.arange(24) % 10
+    exact = EagerNet(model, CPU32).input_grad(x, descend(y))
+
+    def share(twin: TwinNet) -> float:
+        moved = x.clone()
+        twin.linf_step_(moved, descend(y), x, torch.full((24,), 0.5), torch.full((24,), 0.01))
+        inside = (x > 0.01) & (x < 0.99)
+        agree = (moved - x).sign() == exact.sign()
+        return (exact.abs()[agree & inside].sum() / exact.abs()[inside].sum()).item()
+
+    float32, split = (
+        share(TwinNet(model, CPU32, x, torch.bfloat16, v)) for v in (variant.removesuffix("_stem"), variant)
+    )
+    assert abs(split - float32) < 1e-3
+    rounded = TwinNet(model, CPU32, x, torch.bfloat16, BY_HAND)
+    stem = rounded.layers[0]
+    stem.weight = stem.weight.bfloat16()
+    assert share(rounded) < float32 - 5e-4
+
+
+def test_a_net_of_ones_own_steps_along_its_gradient() -> None:
+    """A net says no more than it must: the step has a default."""
+
+    class Constant(Net):
+        def logits(self, x: Tensor) -> Tensor:
+            return x.flatten(1)
+
+        def input_grad(self, x: Tensor, dlogits: Any) -> Tensor:
+            return torch.ones_like(x)
+
+        def refresh(self) -> None:
+            pass
+
+    x = torch.full((2, 1, 2, 2), 0.5)
+    moved = x.clone()
+    Constant().linf_step_(moved, torch.ones_like, x, torch.full((2,), 0.25), torch.tensor([0.125, 0.5]))
+    assert moved[:, 0, 0, 0].tolist() == [0.625, 0.75]
+
+
 def test_no_activation_is_kept() -> None:
     """Between forward and backward, of every layer the gate alone: a sixteenth of bf16's bytes."""
     model, x = randomise(ours("resnet-18")()), torch.rand(2, 3, 16, 16)
@@ -111,5 +204,5 @@ def test_its_layers_can_be_tuned() -> None:
 
 
 def test_an_unknown_variant_is_refused() -> None:
-    with pytest.raises(ValueError, match="no variant 'best' of the twin; there are plain, by_hand, one_kernel"):
+    with pytest.raises(ValueError, match="no variant 'best' of the twin; there are plain, by_hand, one_kernel, "):
         TwinNet(ours("smallresnet-4")(), CPU32, torch.rand(2, 3, 8, 8), variant="best")

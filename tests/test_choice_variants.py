@@ -18,6 +18,7 @@ from mwpb_fast import train
 from mwpb_fast.choice import candidates, trial
 from mwpb_fast.choice.ledger import Ledger
 from mwpb_fast.config import ConfigError, PrecisionConfig
+from mwpb_fast.config.schema import ENGINES
 from mwpb_fast.engine import build
 from mwpb_fast.engine.twin import BY_HAND, PLAIN, TwinNet
 
@@ -45,9 +46,10 @@ def faster(monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
 def test_every_name_of_a_net_is_an_option() -> None:
     for name in build.NETS:
         assert PrecisionConfig(engine=name).engine == name
-    with pytest.raises(ValueError, match="auto, eager, twin, by_hand, halves or one_kernel, not fused"):
+    assert {"auto", *build.NETS} == set(ENGINES)
+    with pytest.raises(ValueError, match=r"auto, eager, twin, .* or one_kernel_stem, not fused"):
         PrecisionConfig(engine="fused")
-    for name in ("by_hand", "halves", "one_kernel", "eager"):
+    for name in build.NETS.keys() - {"twin"}:
         with pytest.raises(ValueError, match="it needs engine=twin or auto"):
             PrecisionConfig(engine=name, tune=True)
 
@@ -57,26 +59,28 @@ def test_what_is_offered() -> None:
     not undo its faults."""
     for device, there in (("cuda", True), ("cpu", False)):
         for tier in names(on(device, torch.bfloat16)):
-            assert any(c.startswith("by_hand") for c in tier) == there
-            assert not any(c.startswith("one_kernel") for c in tier)
+            assert any(c.startswith("by_hand ") for c in tier) == there
+            assert not any(c.split()[0] in build.OF_TRITON for c in tier)
             graphed = [c for c in tier if c.startswith("halves")]
             assert len(graphed) == there
             assert all(c.endswith(", captured") for c in graphed)
     assert names(on("cpu"), "--precision.engine=by_hand") == (["by_hand fp32"], [])
-    named = names(on("cuda"), "--precision.engine=one_kernel", "--precision.capture=true")
-    assert named == (["one_kernel fp32, captured"], [])
+    for name in build.OF_TRITON:
+        named = names(on("cuda"), f"--precision.engine={name}", "--precision.capture=true")
+        assert named == ([f"{name} fp32, captured"], [])
     in_train_mode, _ = names(on("cuda", torch.bfloat16), "--attack_mode=train")
     assert in_train_mode == ["eager bf16, captured", "eager bf16"]
 
 
-def test_one_kernel_needs_cuda_and_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build.lacking("one_kernel", torch.device("cpu")).endswith("serve CUDA alone; take twin or by_hand")
+@pytest.mark.parametrize("name", ["one_kernel", "by_hand_stem", "one_kernel_stem"])
+def test_kernels_need_cuda_and_triton(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert build.lacking(name, torch.device("cpu")).endswith("serve CUDA alone; take twin or by_hand")
     assert not any(build.lacking(name, torch.device("cpu")) for name in ("twin", "by_hand", "eager"))
     monkeypatch.setattr(ops, "implementation", lambda name, device: "triton")
-    assert build.lacking("one_kernel", CUDA) == ""
+    assert build.lacking(name, CUDA) == ""
     monkeypatch.setattr(ops, "implementation", lambda name, device: "reference")
     monkeypatch.setattr(ops, "triton_problem", "Triton is not installed")
-    assert "serve CUDA alone, and Triton is not installed; take" in build.lacking("one_kernel", CUDA)
+    assert "serve CUDA alone, and Triton is not installed; take" in build.lacking(name, CUDA)
 
 
 # a trial ------------------------------------------------------------------------------------------------------
@@ -88,9 +92,9 @@ def test_the_fastest_of_them_is_taken(tmp_path: Path, monkeypatch: pytest.Monkey
     assert told["chosen"]["name"] == "by_hand fp32, captured"
     assert not told["fallbacks"]
     found = refusals(tmp_path / "chosen")
-    assert list(found)[:5] == [f"{name} fp32, captured" for name in build.NETS]
+    assert list(found)[: len(build.NETS)] == [f"{name} fp32, captured" for name in build.NETS]
     for name, refused in found.items():
-        assert bool(refused) == name.startswith(("halves", "one_kernel"))
+        assert bool(refused) == (name.split()[0] in build.OF_TRITON | {"halves"})
     assert found["one_kernel fp32"] == build.lacking("one_kernel", torch.device("cpu"))
     # and the run that goes on has it again
     trainer = begun(tmp_path / "chosen", "--epochs=1")

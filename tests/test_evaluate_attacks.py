@@ -207,7 +207,7 @@ def test_ball_of_the_suffix_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = linear()
     far = {"linf_step_": lambda x_adv, g, x, radius, step: x_adv.copy_((x + 7 / 255).clamp(0, 1))}
     for name, function in far.items():
-        monkeypatch.setattr(f"mwpb_fast.attacks.pgd.ops.{name}", function)
+        monkeypatch.setattr(f"mwpb_kernels.{name}", function)
     run(model, labelled(model), config("pgd1"))
     with pytest.raises(ConfigError, match="with eps 2/85"):
         run(model, labelled(model), config("pgd1@6/255"))

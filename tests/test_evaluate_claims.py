@@ -51,7 +51,7 @@ def work(folder: Path, hangs: bool = False) -> None:
         {},
         [[0.0] * 9],
     )
-    model: Any = SimpleNamespace(forwards=0, tick=lambda: None, with_room=lambda work: work())
+    model: Any = SimpleNamespace(forwards=0, search=None, tick=lambda: None, with_room=lambda work: work())
     model.not_finite = torch.zeros(2, dtype=torch.int64)
     sharded.run(model, range(len(sharded.shards)))
     assert not sharded.unfinished

@@ -1,12 +1,14 @@
 """Files of an earlier version, as users have them: they load, a run goes on, is evaluated and drawn.
 
-frozen/ was written by version 0.1.0 and stays as it is; a format that changes is read in its old form too. It
-holds a run on digits (smallresnet-8, TRADES with the margin budget) that was stopped after 2 of the 7 batches of
-epoch 3, with the evaluation of its best checkpoint, and the YAML file that it was started with.
+frozen/ was written by version 0.1.0 and stays as it is (sums.txt); a format that changes is read in its old form
+too, and a release adds files of its own. It holds a run on digits (smallresnet-8, TRADES with the margin budget)
+that was stopped after 2 of the 7 batches of epoch 3, with the evaluation of its best checkpoint, and the YAML file
+that it was started with.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -45,6 +47,13 @@ def newest(run: Path, kind: str) -> dict[str, Any]:
     path = sorted(run.glob(f"checkpoints/{kind}-*.pt"))[-1]
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def test_none_of_them_has_changed() -> None:
+    sums = dict(reversed(line.split("  ")) for line in (FROZEN / "sums.txt").read_text().splitlines())
+    there = {path.relative_to(FROZEN).as_posix(): path for path in FROZEN.rglob("*") if path.is_file()}
+    del there["sums.txt"]
+    assert {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in there.items()} == sums
 
 
 def test_a_run_goes_on(run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import types
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from mwpb_fast import cli
 from mwpb_fast.budgets._share import shared
 from mwpb_fast.config import Config, ConfigError, DistributedConfig, PrecisionConfig, from_dict, recipe, to_dict
 from mwpb_fast.data import DataError, ResidentLoader, load_split
+from mwpb_fast.engine.build import named_training
 from mwpb_fast.engine.net import untracked
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.engine.sync_norm import synchronise
 from mwpb_fast.objectives._weighted import shared_out
 from mwpb_fast.perturbations import awp
+from mwpb_fast.runs import checkpoint, guards
 from mwpb_fast.runs.together import whole_batch
+from mwpb_fast.runs.writer import Writer
 from mwpb_fast.step import Step
 from mwpb_fast.system import ranks
 
@@ -82,6 +86,9 @@ def test_what_several_processes_cannot_do_is_refused(
     )
     assert cli.main(["train", "digits.at", "--precision.compile=true", f"--out={tmp_path}"]) == 2
     assert "precision.compile" in capsys.readouterr().err
+    assert cli.main(["train", "digits.at", "--precision.training=fused", f"--out={tmp_path}"]) == 2
+    assert "precision.training: fused: not with several processes" in capsys.readouterr().err
+    assert named_training(recipe("digits.at")) == "plain"  # not left to a trial
     monkeypatch.setattr(ranks, "_place", ranks.Place(1, 2))
     with pytest.raises(ConfigError, match="cuda:1 is one device for 2 processes: take cuda"):
         make_precision(PrecisionConfig(device="cuda:1"))
@@ -178,6 +185,35 @@ def told() -> None:
 
 def test_what_processes_tell_each_other() -> None:
     at_once(2, told)
+
+
+def guarded(folder: Path) -> tuple[str, str, str, int]:
+    """What each of two processes does where rank 0, which alone has records and states, finds a collapse."""
+    place = folder if ranks.leads() else folder / "elsewhere"
+    config = tiny("at", "--guard.action=roll_back", "--guard.rollbacks=1")
+    with ranks.joined(False):
+        watch = guards.Guards(config, place, Writer(place / "checkpoints", torch.device("cpu")), 4)
+        with pytest.raises(guards.GuardError) as collapse:
+            watch.epoch({"epoch": 3, "robust": 5.0, "fgsm": 80.0})
+        path, state = watch.state_before(collapse.value, 0)
+        with pytest.raises(guards.GuardError) as end:
+            watch.state_before(collapse.value, state["rollbacks"])
+    return str(collapse.value), str(end.value), path.name, state["epoch"]
+
+
+def test_a_guard_sends_all_processes_back_to_the_state_of_the_first(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record = {"epoch": 1, "robust": 40.0, "fgsm": 45.0}
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(record)}\n", encoding="utf-8")
+    for epoch in (2, 3):
+        checkpoint.save(tmp_path / "checkpoints", "last", epoch, 0, {"epoch": epoch, "batch": 0})
+    first, second = at_once(2, guarded, tmp_path)
+    assert first == second
+    assert first[0].startswith("epoch 3: catastrophic overfitting")
+    assert "has gone back 1 times" in first[1]
+    assert first[2:] == ("last-00002-0000000.pt", 2)
+    assert capfd.readouterr().err.count("going back to last-00002-0000000.pt") == 1
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ranks_cases import METHODS, apart, at_once, final, stopped, tiny, trained
 from test_train import assert_same
 
 from mwpb_fast import train
 from mwpb_fast.config import Config
+from mwpb_fast.evaluation import validation
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.runs.log import read_records
 from mwpb_fast.system import ranks
@@ -105,6 +108,33 @@ def test_weights_that_differ_end_a_run_before_they_are_saved(tmp_path: Path) -> 
         r"epoch 2: rank 1 has other values than rank 0 in model\..* the checkpoints before it", said[0]
     )
     assert final(tmp_path)["epoch"] == 2
+
+
+def collapsing(config: Config, folder: Path) -> int:
+    """Train where the accuracies are those of a collapse in epoch 2, until the learning rate is a lower one; how
+    often it has gone back."""
+    rates: list[float] = []
+    set_rate = train.set_learning_rate
+
+    def noted(optimizer: Any, rate: float) -> None:
+        rates.append(rate)
+        set_rate(optimizer, rate)
+
+    def right(model: Any, batches: Any, eps: float, epoch: int, *more: Any) -> torch.Tensor:
+        fell = epoch == 2 and rates[-1] == rates[0]
+        return torch.tensor([90.0, 5.0, 80.0, 100.0] if fell else [90.0, 40.0, 45.0, 100.0])
+
+    train.set_learning_rate, validation.right = noted, right  # type: ignore[assignment]
+    train.run(config, folder, quiet=True)
+    return sum(later < earlier for earlier, later in itertools.pairwise(rates))
+
+
+def test_all_processes_go_back_where_a_guard_says_so(tmp_path: Path) -> None:
+    config = tiny("trades", "--epochs=3", "--guard.action=roll_back", "--keep.minutes=1e-9")
+    assert at_once(2, collapsing, config, tmp_path) == [1, 1]
+    state = final(tmp_path)
+    assert (state["epoch"], state["batch"], state["rollbacks"]) == (4, 0, 1)
+    assert [record["epoch"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
 # torchrun --------------------------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ def test_a_compiled_training_pass_is_the_eager_one(tmp_path: Path) -> None:
     for name, compiled in (("eager", "false"), ("compiled", "true")):
         config = tiny("--optim.ema=0.9", f"--precision.compile={compiled}")
         trainer = train.Trainer(config, tmp_path / name, StopAfter(100), quiet=True)  # type: ignore[arg-type]
-        assert isinstance(trainer.step.model, torch._dynamo.OptimizedModule) == (name == "compiled")
+        assert isinstance(trainer.step.trained, torch._dynamo.OptimizedModule) == (name == "compiled")
         trainer.train()
     eager, compiled = (final_state(tmp_path / name)["model"] for name in ("eager", "compiled"))
     assert eager.keys() == compiled.keys()

@@ -141,12 +141,12 @@ def build(width, *, num_classes, channels):
 """
 
 
-@pytest.mark.parametrize(("cut", "at"), [(1, (1, 2)), (4, (1, 3)), (7, (1, 3)), (10, (2, 2))])
+@pytest.mark.parametrize(("cut", "at"), [(1, (1, 2)), (4, (1, 3)), (7, (1, 3)), (10, (1, 3)), (13, (2, 2))])
 def test_what_draws_from_torchs_generator_goes_on_byte_for_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int, at: tuple[int, int]
 ) -> None:
     """A model of the user's with dropout, which draws in eval mode too, and an objective with noise of its own,
-    stopped in the epochs' batches and in both passes of the validation."""
+    stopped in the epochs' batches and in each pass of the validation."""
     noisy = objective(tmp_path, monkeypatch, "noisy", "loss * (1 + 0.1 * torch.randn(()))")
     (tmp_path / "noisy_outside" / "model.py").write_text(MODEL)
     config = tiny(noisy, "--data.subset=192", "--model.name=noisy_outside.model-4", "--evaluation.batch_size=50")

@@ -57,6 +57,7 @@ def test_what_was_taken_is_written_while_the_run_goes_on(tmp_path: Path, monkeyp
     assert gate.names == [
         "best-00002-0000000.pt.sha256",
         "best-00002-0000000.pt",
+        "best-00002-0000000.safetensors",
         "last-00003-0000000.pt.sha256",
         "last-00003-0000000.pt",
     ]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from mwpb_kernels.augment import crop_flip
 from mwpb_kernels.awp import awp_perturb_, awp_restore_
+from mwpb_kernels.batch_norm_relu import batch_norm_relu
 from mwpb_kernels.bias_add_relu import bias_add_relu_, gated_sum
 from mwpb_kernels.boosted import boosted_ce
 from mwpb_kernels.conv import conv_input_grad, conv_relu
@@ -30,6 +31,7 @@ from mwpb_kernels.op import OPS, force_reference, implementation, triton_problem
 from mwpb_kernels.philox import derive_seed, philox_words
 from mwpb_kernels.scale_bias_relu import scale_bias_relu
 from mwpb_kernels.start import gaussian_start, uniform_start
+from mwpb_kernels.stem import stem_conv, stem_step_
 
 native_library, native_problem = load_native()
 if native_problem:
@@ -39,6 +41,7 @@ __all__ = [
     "OPS",
     "awp_perturb_",
     "awp_restore_",
+    "batch_norm_relu",
     "bias_add_relu_",
     "boosted_ce",
     "ce_grad",
@@ -67,6 +70,8 @@ __all__ = [
     "philox_words",
     "scale_bias_relu",
     "standardised_radius",
+    "stem_conv",
+    "stem_step_",
     "triton_problem",
     "uniform_start",
 ]

@@ -24,6 +24,16 @@ def block_m(apart: int, itemsize: int = 2) -> int:
 
 # Triton ------------------------------------------------------------------------------------------------------
 @triton.jit
+def relu_and_gate(sums, at, inside, byte, byte_there, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Store relu(sums), and of each eight channels one byte, in which bits are set where it is not 0."""
+    out = tl.where(sums <= 0, 0.0, sums).to(at.dtype.element_ty)
+    tl.store(at, out, mask=inside)
+    is_open = tl.where(inside & (out.to(tl.float32) != 0), 1, 0)
+    bits = tl.reshape(is_open, (BLOCK_M, BLOCK_N // 8, 8)) << tl.arange(0, 8)[None, None, :]
+    tl.store(byte, tl.sum(bits, axis=2).to(tl.uint8), mask=byte_there)
+
+
+@triton.jit
 def _conv_kernel(
     out_ptr,  # (B, height, width, N)
     x_ptr,  # (B, rows, columns, K)
@@ -100,11 +110,7 @@ def _conv_kernel(
             sums = tl.where(tl.reshape(bits & 1, (BLOCK_M, BLOCK_N)) != 0, sums, 0.0)
         tl.store(out_ptr + at, sums, mask=inside)
     else:
-        out = tl.where(sums <= 0, 0.0, sums).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + at, out, mask=inside)
-        is_open = tl.where(inside & (out.to(tl.float32) != 0), 1, 0)
-        bits = tl.reshape(is_open, (BLOCK_M, BLOCK_N // 8, 8)) << tl.arange(0, 8)[None, None, :]
-        tl.store(byte, tl.sum(bits, axis=2).to(tl.uint8), mask=byte_there)
+        relu_and_gate(sums, out_ptr + at, inside, byte, byte_there, BLOCK_M, BLOCK_N)
 
 
 # launcher ---------------------------------------------------------------------------------------------------

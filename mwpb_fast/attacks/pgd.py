@@ -82,10 +82,11 @@ class PGD(Attack):
         with torch.no_grad():
             x_adv = self.start(x, radius, key, index)
             step_size = self.step_size(radius)
-            step = ops.linf_step_ if self.config.norm == "linf" else ops.l2_step_
             for _ in range(self.config.steps):
-                gradient = net.input_grad(x_adv, dlogits)
-                step(x_adv, gradient, x, radius, step_size)
+                if self.config.norm == "linf":
+                    net.linf_step_(x_adv, dlogits, x, radius, step_size)
+                else:
+                    ops.l2_step_(x_adv, net.input_grad(x_adv, dlogits), x, radius, step_size)
         if notes is not None and self.config.count_correct:
             notes["hits"] = hits / self.config.steps
         return x_adv

@@ -11,18 +11,17 @@ from typing import Any
 import torch
 
 from mwpb_fast import capture
-from mwpb_fast.choice.candidates import DTYPES, Candidate, candidates, preferred
-from mwpb_fast.choice.ledger import Ledger, breach
-from mwpb_fast.choice.proof import flaw
+from mwpb_fast.choice import looks, pass_ledger
+from mwpb_fast.choice.candidates import ATTACK, DTYPES, GRAPH, TRAINING, Candidate, instead_of, preferred
+from mwpb_fast.choice.ledger import Ledger
 from mwpb_fast.choice.record import Record, read_pin, read_record
 from mwpb_fast.choice.trial import Inputs, reason, release
-from mwpb_fast.choice.untouched import untouched
 from mwpb_fast.config import Config, ConfigError
 from mwpb_fast.data import ResidentLoader
 from mwpb_fast.data.dataset import Loader
-from mwpb_fast.engine.build import build_net
+from mwpb_fast.engine.build import PLAIN_PASS, TRAININGS, build_net, named_training
+from mwpb_fast.engine.fold import UnfoldableError
 from mwpb_fast.engine.net import EagerNet
-from mwpb_fast.engine.parallel import apart
 from mwpb_fast.engine.precision import check_dtype, full_float32
 from mwpb_fast.engine.tune import take
 from mwpb_fast.engine.twin import TwinNet
@@ -63,8 +62,13 @@ class Engine:
         how, why = ("rule", "by rule: nothing was tried") if self.judged else ("option", "as the options say")
         if chosen.net != "eager" and type(step.net) is EagerNet:
             why = f"{chosen.net} cannot be made of the model"
-            chosen = Candidate("eager", chosen.dtype, chosen.captured)
+            chosen = Candidate("eager", chosen.dtype, chosen.captured, training=chosen.training)
         self.record = self._ruled = Record(chosen, how, why, layers=layers)
+        self._trained = {PLAIN_PASS: step.model}
+        try:
+            self.step.trained = self.trained(chosen.training)
+        except UnfoldableError as error:
+            raise ConfigError(f"precision.training: {chosen.training}: {error}; take plain") from error
         self.captured = self.capture() if chosen.captured else None
         self._proved: Method | None = None
         if (pin := config.precision.pin) != "none":
@@ -75,6 +79,7 @@ class Engine:
 
     def follow(self, record: Record, how: str, why: str) -> None:
         """Take what a record says. Raises ConfigError where that cannot be."""
+        record = self._as_named(record)
         try:
             self.take(record.chosen, record.layers)
         except Exception as error:
@@ -83,6 +88,11 @@ class Engine:
         self.record = dataclasses.replace(
             record, how=how, why=why, fallbacks=[], tried=tried, layers=self.record.layers
         )
+
+    def _as_named(self, record: Record) -> Record:
+        """With the training pass that the options name, if they do."""
+        training = named_training(self.config) or record.chosen.training
+        return dataclasses.replace(record, chosen=dataclasses.replace(record.chosen, training=training))
 
     # a run that goes on ------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
@@ -101,7 +111,7 @@ class Engine:
             if layers and isinstance(self.step.net, TwinNet):
                 take(self.step.net, layers)
             return
-        record, before = read_record(state["engine"]), self.record
+        record, before = self._as_named(read_record(state["engine"])), self.record
         wrong, own = self._taken(record.chosen, layers)
         if not wrong:
             self.record = record
@@ -124,7 +134,7 @@ class Engine:
         """Go on with what rank 0 has chosen; where a rank cannot, all of them fall back. wrong: why this one
         cannot."""
         if wrong := ranks.agreed(wrong):
-            self._fall_back(wrong, epoch, same_values=False)
+            self._fall_back(wrong, epoch, ATTACK)
 
     @property
     def judged(self) -> bool:
@@ -142,13 +152,16 @@ class Engine:
         method = self.method.in_epoch(epoch)
         due = (epoch - 1) % EVERY == 0 or method != self.method.in_epoch(epoch - 1)
         fresh = epoch == 1 and self.record.how == "trial"
-        if start == 0 and due and not fresh and self.record.proven and self.judged:
-            self.look_again(epoch, key, method)
+        if start == 0 and due and not fresh and self.record.proven:
+            if self.judged:
+                self.look_again(epoch, key, method)
+            tried = self.record.chosen.training != PLAIN_PASS and not named_training(self.config)
+            if tried and (wrong := looks.at_pass(self, epoch, key, method)):
+                self._fall_back(wrong, epoch, TRAINING)
         proving = self.config.precision.capture is not True and start < len(self.loader)
         while proving and self.captured is not None and self._proved != method:
-            wrong = ranks.agreed(self._flaw(self.captured, epoch, start, key, method))
-            if wrong:
-                self._fall_back(f"cannot be captured: {wrong}", epoch, same_values=True)
+            if wrong := looks.at_graph(self, self.captured, epoch, start, key, method):
+                self._fall_back(f"cannot be captured: {wrong}", epoch, GRAPH)
             else:
                 self._proved = method
         return method
@@ -166,36 +179,22 @@ class Engine:
 
     def look_again(self, epoch: int, key: torch.Tensor, method: Method) -> None:
         """Hold what the run goes on with to the quick part of the ledger; take the next best where it fails."""
-        while True:
-            try:
-                with self.precision.mode(), untouched(self.step, method), apart(self.step.model):
-                    share = self.ledger(self.inputs(epoch, 0, key, method)).share(self.step.net)
-                wrong = breach({"mass_agreeing": share})
-            except Exception as error:
-                wrong = reason(error)
-            wrong = ranks.agreed(wrong)
-            if not wrong or not self._fall_back(wrong, epoch, same_values=False):
+        while wrong := looks.at_attack(self, epoch, key, method):
+            if not self._fall_back(wrong, epoch, ATTACK):
                 return
 
-    def _flaw(
-        self, captured: capture.CapturedStep, epoch: int, start: int, key: torch.Tensor, method: Method
-    ) -> str:
-        try:
-            return flaw(captured, *self.inputs(epoch, start, key, method).arguments)
-        except Exception as error:
-            return reason(error)
-
-    def _fall_back(self, why: str, epoch: int, same_values: bool) -> bool:
-        """Go on with the next best; whether there is one. same_values: also with one that computes the same."""
+    def _fall_back(self, why: str, epoch: int, fault: str) -> bool:
+        """Go on with the next best that does not share the fault; whether there is one."""
         failed = self.record.chosen
-        self.record.refuse(failed, why, same_values)
-        for candidate in self._next(failed, same_values):
+        self.record.refuse(failed, why, fault)
+        known = [t.candidate for t in self.record.tried]
+        for candidate in instead_of(failed, fault, self.record.next(), known, self.config, self.precision):
             self.forget()
             release(self.precision.device)
             wrong, _ = self._taken(candidate, [])
             if wrong:
                 note(f"engine: {candidate}: {wrong}")
-                self.record.refuse(candidate, wrong, same_values=True)
+                self.record.refuse(candidate, wrong, GRAPH)
                 continue
             note(f"engine: {failed}: {why}; {candidate} goes on")
             self.record.fallbacks.append({"epoch": epoch, "from": str(failed), "why": why, "to": str(candidate)})
@@ -203,18 +202,6 @@ class Engine:
             return True
         note(f"engine: {failed}: {why}; it goes on, as there is nothing else")
         return False
-
-    def _next(self, failed: Candidate, same_values: bool) -> list[Candidate]:
-        """What may take the place of one that failed, the best first."""
-        found = self.record.next()
-        known = [t.candidate for t in self.record.tried]
-        first, last = candidates(self.config, self.precision)
-        plain = Candidate("eager", preferred(self.config, self.precision).dtype)
-        more = [*first, *last, *([plain] if self.judged else [])]
-        found += [candidate for candidate in more if candidate not in known]
-        if same_values:  # whatever else was refused, what fails as a graph can be run without one
-            return [*found, dataclasses.replace(failed, captured=False)]
-        return [candidate for candidate in found if candidate.computes != failed.computes]
 
     # parts -------------------------------------------------------------------------------------------------------
     def build(self, candidate: Candidate, tuned: bool = True) -> tuple[Net, list[dict[str, Any]]]:
@@ -230,12 +217,12 @@ class Engine:
         net, measured = self.build(candidate, tuned=not layers)
         if layers and isinstance(net, TwinNet):
             take(net, layers)
-        before = self.step.net
-        self.step.net = net
+        before = self.step.net, self.step.trained
         try:
+            self.step.net, self.step.trained = net, self.trained(candidate.training)
             captured = self.capture() if candidate.captured else None
         except BaseException:
-            self.step.net = before
+            self.step.net, self.step.trained = before
             raise
         self.forget()
         if (
@@ -250,6 +237,16 @@ class Engine:
         capture.check_batches(self.images, self.config.data.batch_size, self.config.data.last_batch)
         gather = self.loader.gather if isinstance(self.loader, ResidentLoader) else None
         return capture.CapturedStep(self.step, gather)
+
+    def trained(self, name: str) -> torch.nn.Module:
+        """The training pass of that name in `TRAININGS`, made once. Raises what its making raises."""
+        if name not in self._trained:
+            with self.step.precision.mode():
+                self._trained[name] = TRAININGS[name](self.model, self.sample)
+        return self._trained[name]
+
+    def pass_ledger(self, inputs: Inputs) -> pass_ledger.PassLedger:
+        return pass_ledger.PassLedger(self.model, self.step.precision, inputs.batch)
 
     def ledger(self, inputs: Inputs) -> Ledger:
         eps = float(self.config.evaluation.eps)

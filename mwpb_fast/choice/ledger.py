@@ -73,13 +73,13 @@ class Ledger:
 
     @cached_property
     def _gradient(self) -> torch.Tensor:
-        with self._as_reference():
+        with as_reference():
             return self.gradient(self._reference)
 
     @cached_property
     def _expected(self) -> tuple[torch.Tensor, float]:
         """Logits, and the loss after the attack."""
-        with self._as_reference():
+        with as_reference():
             images, logits = self._attack(self._reference)
         return logits, self._loss(images)
 
@@ -93,14 +93,15 @@ class Ledger:
             return images, net.logits(x)
 
     def _loss(self, images: torch.Tensor) -> float:
-        with self._as_reference(), crafting(self.model, self.mode):
+        with as_reference(), crafting(self.model, self.mode):
             return F.cross_entropy(self._reference.logits(images).float(), self.batch.y).item()
 
-    @staticmethod
-    @contextlib.contextmanager
-    def _as_reference() -> Iterator[None]:
-        with full_float32(), ops.force_reference():
-            yield
+
+@contextlib.contextmanager
+def as_reference() -> Iterator[None]:
+    """Inside the block what is computed in float32 is the reference."""
+    with full_float32(), ops.force_reference():
+        yield
 
 
 def breach(row: dict[str, float]) -> str:

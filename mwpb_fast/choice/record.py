@@ -66,12 +66,12 @@ class Record:
         left.sort(key=lambda t: float("inf") if t.milliseconds is None else t.milliseconds)
         return [t.candidate for t in left]
 
-    def refuse(self, candidate: Candidate, reason: str, same_values: bool) -> None:
-        """Take it no more; same_values: alone, else nothing that computes the same either."""
+    def refuse(self, candidate: Candidate, reason: str, fault: str) -> None:
+        """Take it no more, nor what shares its fault."""
         if candidate not in (t.candidate for t in self.tried):
             self.tried.append(Tried(candidate))
         for t in self.tried:
-            if t.candidate == candidate or (not same_values and t.candidate.computes == candidate.computes):
+            if t.candidate.shares(candidate, fault):
                 t.refused = t.refused or reason
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mwpb_fast.choice import cache
-from mwpb_fast.choice.candidates import Candidate, candidates, graphs
+from mwpb_fast.choice.candidates import Candidate, candidates, graphs, trainings
 from mwpb_fast.choice.circumstances import circumstances
 from mwpb_fast.choice.engine import Engine
 from mwpb_fast.choice.ledger import Ledger, operations
@@ -51,13 +52,14 @@ def choose(engine: Engine, epoch: int, key: torch.Tensor, quiet: bool) -> None:
 
 def _choose(engine: Engine, epoch: int, key: torch.Tensor, quiet: bool) -> None:
     first, last = candidates(engine.config, engine.precision)
-    if len(first) > 1 and not engine.record.proven:
+    more = trainings(engine.config, engine.precision.device)
+    if len(first) + len(more) > 1 and not engine.record.proven:
         if reason := not_worth(engine):
             engine.record.why = reason
             if engine.record.chosen.tuned and not engine.record.layers:
                 engine.take(engine.record.chosen, engine.record.layers)
-        elif not _remembered(engine, [*first, *last]):
-            _try_all(engine, first, last, epoch, key)
+        elif not _remembered(engine, [replace(c, training=t) for c in first + last for t in (c.training, *more)]):
+            _try_all(engine, first, last, more, epoch, key)
     if engine.record.proven and not quiet:
         print(f"engine: {engine.record.chosen}: {engine.record.why}", flush=True)
     engine.write()
@@ -95,7 +97,14 @@ def _circumstances(engine: Engine) -> dict[str, Any]:
     return circumstances(engine.config, engine.precision, engine.sample, engine.gathers)
 
 
-def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoch: int, key: torch.Tensor) -> None:
+def _try_all(
+    engine: Engine,
+    first: list[Candidate],
+    last: list[Candidate],
+    more: tuple[str, ...],
+    epoch: int,
+    key: torch.Tensor,
+) -> None:
     started, layers = time.monotonic(), dict[Candidate, list[dict[str, Any]]]()
 
     def make(candidate: Candidate) -> Net:
@@ -106,8 +115,9 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
     inputs = engine.inputs(epoch, 0, key, engine.method.in_epoch(epoch))
     ledger = engine.ledger(inputs) if engine.judged else None
     trial = Trial(engine.step, inputs, make, engine.capture, ledger, _limit(engine))
+    trial.trained, trial.passes = engine.trained, engine.pass_ledger(inputs) if more else None
     with engine.precision.mode():
-        tried, best, timed = trial.run(first, last)
+        tried, best, timed = trial.run(first, last, more)
     for t in tried:
         if t.refused:
             note(f"engine: {t.candidate}: {t.refused}")
@@ -116,7 +126,8 @@ def _try_all(engine: Engine, first: list[Candidate], last: list[Candidate], epoc
         note(f"engine: nothing passed its trial; {engine.record.chosen} goes on")
         return
     found = Record(best.candidate, "trial", "", tried, timed, circumstances=_circumstances(engine))
-    found.layers = layers.get(best.candidate, [])  # none where the net was made for a candidate without any
+    # none where the net was made for a candidate without any
+    found.layers = layers.get(replace(best.candidate, training=first[0].training), [])
     engine.follow(found, "trial", "")
     if engine.record.layers and not found.layers:  # measured only now, so the ledger has not seen them
         found.layers = engine.record.layers

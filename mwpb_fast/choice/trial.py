@@ -14,6 +14,8 @@ import torch
 from mwpb_fast.capture import CapturedStep
 from mwpb_fast.choice.candidates import Candidate, graphs
 from mwpb_fast.choice.ledger import Ledger, breach
+from mwpb_fast.choice.pass_ledger import PassLedger
+from mwpb_fast.choice.pass_ledger import breach as breach_of_pass
 from mwpb_fast.choice.proof import flaw
 from mwpb_fast.choice.record import MARGIN, Tried, fastest
 from mwpb_fast.choice.untouched import untouched
@@ -28,6 +30,7 @@ SURE = 2  # rounds, or steps, after which what takes more than
 HOPELESS = 1.5  # times as long as the fastest so far is not timed any more
 STEPS_MARGIN = 0.95  # in place of `record.MARGIN` for whole steps, on a device that nobody shares
 PATIENCE = 4  # times the limit that a start may take on a CPU that other programs are at work on
+CLEARLY = 0.98  # of a step's time, where whole steps are timed that differ in nothing but the training pass
 LATE = "not tried: the time was up"
 STEP, GRADIENT = "a training step", "a gradient of the ledger's images"
 
@@ -54,7 +57,8 @@ class Trial:
     """make: from a candidate to its net. capture: makes a captured step of `step`. ledger: None where the user has
     named the net, which is then not judged. limit: seconds, after which no candidate is begun once one has passed.
     Where gradients are timed, half of them are kept for the whole ledger of the fastest; if they do not suffice,
-    the most preferred one of those that passed is taken."""
+    the most preferred one of those that passed is taken. trained: from its name to a training pass. passes: their
+    ledger; None where there is nothing to judge."""
 
     step: Step
     inputs: Inputs
@@ -63,19 +67,27 @@ class Trial:
     ledger: Ledger | None
     limit: float
     nets: dict[Candidate, Net] = field(default_factory=dict)
+    trained: Callable[[str], torch.nn.Module] | None = None
+    passes: PassLedger | None = None
 
-    def run(self, first: list[Candidate], last: list[Candidate]) -> tuple[list[Tried], Tried | None, str]:
+    def run(
+        self, first: list[Candidate], last: list[Candidate], trainings: tuple[str, ...] = ()
+    ) -> tuple[list[Tried], Tried | None, str]:
         """What came of the candidates, by preference; the one that is to be taken, None where all are refused; and
-        what their times are of. last: tried where none of the first are right."""
+        what their times are of. last: tried where none of the first are right. trainings: names of training passes
+        that are then tried with the best."""
         self.spent, self._least = Spent(self._whole), float("inf")
-        before, tried, best = self.step.net, list[Tried](), None
+        before, tried, best = (self.step.net, self.step.trained), list[Tried](), None
         try:
             for candidates in (first, last):
                 tried += (tier := [Tried(candidate) for candidate in candidates])
                 if best := self._best(tier):
                     break
+            if best is not None and trainings:
+                tried += (more := [Tried(replace(best.candidate, training=name)) for name in trainings])
+                best = self._best_pass(best, more)
         finally:
-            self.step.net = before
+            self.step.net, self.step.trained = before
             self.nets.clear()
         return tried, best, STEP if self._whole else GRADIENT
 
@@ -127,7 +139,7 @@ class Trial:
 
     def _net(self, candidate: Candidate) -> Net:
         # one for a step that is captured or not, unless its layers are measured for one of them
-        known = candidate if candidate.tuned else replace(candidate, captured=False)
+        known = replace(candidate, captured=candidate.captured and candidate.tuned, training="")
         if known not in self.nets:
             self.nets[known] = self.make(candidate)
         return self.nets[known]
@@ -148,6 +160,51 @@ class Trial:
         if not self._whole:
             return ""
         self.step.net = net
+        return self._time_whole(t)
+
+    def _best_pass(self, best: Tried, more: list[Tried]) -> Tried:
+        """The candidate with the training pass that is fastest, if clearly so; else the best as it is."""
+        with progress(len(more), "engine", unit="training passes") as bar:
+            for t in more:
+                if self._late:
+                    t.refused = LATE
+                else:
+                    with untouched(self.step, self.inputs.method):
+                        t.refused = self._attempt(partial(self._prove_pass, best), t)
+                release(self.step.precision.device)
+                bar.advance(1, str(t.candidate))
+        passed = [t for t in more if not t.refused]
+        quickest = min(passed, key=lambda t: t.ledger["time_of_plain"], default=None)
+        clearly = CLEARLY if self._whole else MARGIN
+        return best if quickest is None or quickest.ledger["time_of_plain"] > clearly else quickest
+
+    def _prove_pass(self, best: Tried, t: Tried) -> str:
+        """Its ledger; then its time beside the plain one's, of whole steps or else of the pass alone."""
+        assert self.trained is not None
+        assert self.passes is not None
+        before, trained = self.step.trained, self.trained(t.candidate.training)
+        t.ledger = self.passes.row(trained)
+        if wrong := breach_of_pass(t.ledger):
+            return wrong
+        if not self._whole:
+            times: list[list[float]] = [[], []]
+            for _ in range(ROUNDS):
+                for net, taken in zip((trained, self.step.model), times, strict=True):
+                    work = partial(self.passes.run, net, self.step.precision)
+                    taken.append(seconds(work, 1, self.step.precision.device))
+            t.ledger["time_of_plain"] = min(times[0]) / min(times[1])
+            return ""
+        try:
+            self.step.net, self.step.trained = self._net(t.candidate), trained
+            wrong = self._time_whole(t)
+        finally:
+            self.step.trained = before
+        if t.milliseconds is not None and best.milliseconds is not None:
+            t.ledger["time_of_plain"] = t.milliseconds / best.milliseconds
+        return wrong
+
+    def _time_whole(self, t: Tried) -> str:
+        """Prove and time steps of the candidate, whose parts the step has."""
         if not t.candidate.captured:
             t.milliseconds = self._time_steps(self._eager)
             self._least = min(self._least, t.milliseconds)

@@ -21,7 +21,7 @@ from mwpb_fast.evaluation.request import Request
 
 # of a recipe's values, those that a model depends on; the data's that choose the images of statistics, too
 USED = r"model\..*|precision\.(device|channels_last|oracle)|data\.(name|dir|validation|subset)"
-OWN = ("subset", "costly_subset", "attacks", "eps", "step_size", "batch_size")
+OWN = ("subset", "costly_subset", "attacks", "eps", "step_size", "batch_size", "engine", "tf32")
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -45,6 +45,8 @@ def evaluate(arguments: Sequence[str]) -> int:
         add("--attacks", metavar="A,B,...", help="such as natural,pgd20,cw20,aa (default: the run's)"),
         add("--costly-subset", type=whole, metavar="N", help="images for spsa, 0 for all (default: the run's)"),
         add("--images", type=named, metavar="MODULE:NAME", help="of a model in code"),
+        add("--engine", choices=["auto", "eager"], help="of AutoAttack's search: the folded twin, or the model"),
+        add("--tf32", action="store_const", const=True, help="the twin's convolutions in TF32, on CUDA"),
         add("--per-class", action="store_true", help="show each class's accuracies and confusions too"),
         add("--save-images", action="store_true", help="keep the adversarial images, for `mwpb-fast verify`"),
         add("--accept-warnings", action="store_true", help="exit with 0 although the result is doubtful"),
@@ -227,6 +229,8 @@ def _refuse_idle_settings(given: argparse.Namespace, evaluation: EvaluationConfi
         ("eps", [attack.ball and attack.eps is None for attack in attacks]),
         ("step_size", [attack.stepped and attack.step_size is None for attack in attacks]),
         ("costly_subset", [attack.costly for attack in attacks]),
+        ("engine", [attack.searches for attack in attacks]),
+        ("tf32", [attack.searches for attack in attacks]),
     ):
         if vars(given)[name] is not None and not any(uses):
             raise ConfigError(f"--{name.replace('_', '-')} has no effect on {', '.join(evaluation.attacks)}")

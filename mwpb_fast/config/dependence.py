@@ -8,7 +8,7 @@ from typing import Any
 
 from mwpb_fast.config.registry import axis_name
 from mwpb_fast.config.resolve import to_dict
-from mwpb_fast.config.schema import ADDED, AXES, Config
+from mwpb_fast.config.schema import ADDED, AXES, Config, GuardConfig, KeepConfig
 
 # Neither the weights nor the choice of the best epoch, which is made at evaluation.eps, depend on these: both
 # loaders give the same batches, a captured step the eager one's bits, and what a pin said is in the checkpoint.
@@ -26,10 +26,18 @@ FREE = frozenset(
         "evaluation.batch_size",
         "evaluation.subset",
         "evaluation.costly_subset",
+        "guard.hang",
+        *(f"keep.{field.name}" for field in dataclasses.fields(KeepConfig)),
     }
 )
-# A run may go on for longer than it was meant to at first, and be validated more or less often from then on.
-LATER = frozenset({"epochs", "evaluation.validate_every"})
+# A run may go on for longer than it was meant to at first, and be validated and guarded otherwise from then on.
+LATER = frozenset(
+    {
+        "epochs",
+        "evaluation.validate_every",
+        *(f"guard.{field.name}" for field in dataclasses.fields(GuardConfig)),
+    }
+)
 
 
 def dependence(config: Config, free: Collection[str] = FREE) -> dict[str, Any]:

@@ -22,7 +22,7 @@ AXES = {
     "perturbation": "perturbations",
 }  # option of a run: folder of the modules that it names
 # options that saved configurations of earlier versions do not have
-ADDED = frozenset({"natural_pass", "distributed"})
+ADDED = frozenset({"natural_pass", "distributed", "keep", "guard"})
 
 
 class ConfigError(ValueError):
@@ -70,17 +70,24 @@ class OptimConfig:
             raise ValueError(f"drops must be rising epochs counted from 1, not {self.drops}")
 
 
+ENGINES = ("auto", "eager", "twin", "by_hand", "halves", "one_kernel", "by_hand_stem", "one_kernel_stem")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     """device: auto, cpu, cuda or cuda:N. dtype: auto (bf16 on CUDA, fp32 on the CPU), fp32 (not TF32), bf16, fp16.
     attack_dtype: of the attack alone: auto (as dtype), fp32 or bf16.
     engine: what the attack runs on: eager is the model itself, twin a copy with its batch norms folded in, by_hand
-    and one_kernel (CUDA) that copy with fewer and larger operations, halves (CUDA) by_hand on both halves of the
-    batch at the same time, auto the fastest that is right: a run that is long enough tries what may pay on its
-    device on its first batch, another takes the twin on the CPU in float32, the model itself elsewhere.
+    and, on CUDA, one_kernel, by_hand_stem and one_kernel_stem that copy with fewer and larger operations, halves
+    (CUDA) by_hand on both halves of the batch at the same time, auto the fastest that is right: a run that is long
+    enough tries what may pay on its device on its first batch, another takes the twin on the CPU in float32, the
+    model itself elsewhere.
     tune: for each convolution of the twin, time the plain call and those that fuse what follows it, and take the
     fastest; on CUDA cuDNN measures its algorithms, too.
-    compile: compile the training pass with torch.compile.
+    training: the training pass: plain is the model itself, fused has each batch norm, the addition and the ReLU
+    behind it in one op, compiled is torch.compile's; auto is plain, or what a trial on CUDA shows to be right and
+    faster.
+    compile: the same as training=compiled.
     capture: record the whole step as one CUDA graph for each phase and replay it: true, false, or auto, where a
     trial shows that it is right and faster.
     pin: an engine.json of another run, whose choice is taken without a trial; or none.
@@ -92,6 +99,7 @@ class PrecisionConfig:
     attack_dtype: str = "auto"
     tune: bool = False
     compile: bool = False
+    training: str = "auto"
     capture: bool | Literal["auto"] = "auto"
     pin: str = "none"
     channels_last: bool = True
@@ -102,8 +110,8 @@ class PrecisionConfig:
             raise ValueError(f"dtype must be auto, fp32, bf16 or fp16, not {self.dtype}")
         if self.attack_dtype not in ("auto", "fp32", "bf16"):
             raise ValueError(f"attack_dtype must be auto, fp32 or bf16, not {self.attack_dtype}")
-        if self.engine not in ("auto", "eager", "twin", "by_hand", "halves", "one_kernel"):
-            raise ValueError(f"engine must be auto, eager, twin, by_hand, halves or one_kernel, not {self.engine}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}, not {self.engine}")
         for dtype in (self.dtype, self.attack_dtype):
             if self.oracle and dtype not in ("auto", "fp32"):
                 raise ValueError(f"the oracle computes in fp32, not {dtype}")
@@ -111,8 +119,12 @@ class PrecisionConfig:
             raise ValueError("tune chooses among the twin's convolutions: it needs engine=twin or auto")
         if self.capture not in (True, False, "auto"):
             raise ValueError(f"capture must be auto, true or false, not {self.capture}")
-        if self.oracle and (self.capture is True or self.compile):
-            raise ValueError("the oracle runs eagerly, without capture or compile")
+        if self.training not in ("auto", "plain", "fused", "compiled"):
+            raise ValueError(f"training must be auto, plain, fused or compiled, not {self.training}")
+        if self.compile and self.training not in ("auto", "compiled"):
+            raise ValueError(f"compile is training=compiled, not {self.training}")
+        if self.oracle and (self.capture is True or self.compile or self.training not in ("auto", "plain")):
+            raise ValueError("the oracle runs eagerly, without capture, compile or another training")
         if self.pin != "none" and (self.oracle or self.engine != "auto" or self.capture != "auto"):
             raise ValueError("pin says which engine is taken: leave engine and capture at auto, and oracle off")
 
@@ -124,7 +136,9 @@ class EvaluationConfig:
     pgd20-eot10 takes the mean of 10 gradients. eps, step_size: of the others, the latter of pgd and cw, in the
     units of images in [0, 1]; since these attacks are linf, at most 1. subset: attack only so many test images,
     stratified by class (results are then labelled a preview); 0 for all. costly_subset: the same for spsa and the
-    planted examples of trust. validate_every: epochs between validations by PGD-10."""
+    planted examples of trust. validate_every: epochs between validations by PGD-10. engine: what AutoAttack
+    searches on: auto, the model's folded twin in float32 where it is held to the model, which judges every image;
+    or eager, the model itself. tf32: on CUDA the twin's convolutions in TF32, not full float32."""
 
     attacks: tuple[str, ...] = ("natural", "pgd20", "cw20")
     eps: Fraction = Fraction(8, 255)
@@ -133,8 +147,14 @@ class EvaluationConfig:
     subset: int = 0
     costly_subset: int = 1000
     validate_every: int = 1
+    engine: str = "auto"
+    tf32: bool = False
 
     def __post_init__(self) -> None:
+        if self.engine not in ("auto", "eager"):
+            raise ValueError(f"engine must be auto or eager, not {self.engine}")
+        if self.tf32 and self.engine == "eager":
+            raise ValueError("tf32 is of the twin: it needs engine=auto")
         if self.batch_size < 1 or self.subset < 0 or self.costly_subset < 0 or self.validate_every < 1:
             raise ValueError("batch_size and validate_every must be at least 1, subset not negative")
         check_linf("eps", self.eps)
@@ -160,6 +180,48 @@ class DistributedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepConfig:
+    """Which checkpoints a run keeps. last, best: so many of the newest states and of the best epochs. minutes: a
+    state is also written within an epoch, this long after the one before; 0 for never. safetensors: the weights of
+    the best epochs stand beside their checkpoints in a file of that format, too."""
+
+    last: int = 2
+    best: int = 1
+    minutes: float = 0.0
+    safetensors: bool = True
+
+    def __post_init__(self) -> None:
+        if self.last < 1 or self.best < 1 or not 0 <= self.minutes < math.inf:
+            raise ValueError("last and best must be at least 1, minutes finite and not negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What a run is watched for. loss, loss_steps: it has diverged where its loss lay above so much for so many
+    steps on end; 0 for no bound. collapse: it overfits catastrophically where PGD-10 accuracy on the validation
+    images lies so many points below its best while FGSM accuracy has risen; 0 for not looking. action: then tell
+    says so on stderr and in the epoch's record, stop ends the run as well, roll_back goes back to a state before
+    it, with the learning rate times `rate` from there on, at most `rollbacks` times, and then stops. hang: seconds
+    without a step or a batch of validation after which the run is ended, with the stack; 0 for never."""
+
+    loss: float = 100.0
+    loss_steps: int = 100
+    collapse: float = 15.0
+    action: Literal["tell", "stop", "roll_back"] = "tell"
+    rate: float = 0.5
+    rollbacks: int = 3
+    hang: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.loss < math.inf and 0 <= self.hang < math.inf and 0 <= self.collapse <= 100):
+            raise ValueError("loss and hang must be finite and not negative, collapse in [0, 100]")
+        if self.loss_steps < 1 or self.rollbacks < 0 or not 0 < self.rate <= 1:
+            raise ValueError("loss_steps must be at least 1, rollbacks not negative, rate in (0, 1]")
+        if self.action not in ("tell", "stop", "roll_back"):
+            raise ValueError(f"action must be tell, stop or roll_back, not {self.action}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A run. epochs: in all; the first `warmup_epochs` use the `warmup` budget, the others `budget`.
 
@@ -182,6 +244,8 @@ class Config:
     precision: PrecisionConfig = PrecisionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     distributed: DistributedConfig = DistributedConfig()
+    keep: KeepConfig = KeepConfig()
+    guard: GuardConfig = GuardConfig()
     seed: int = 0
     epochs: int = 110
     warmup_epochs: int = 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.data.dataset import Config, DataError, Images
 from mwpb_fast.data.store import read_tensors
+from mwpb_fast.system.files import is_whole
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -122,7 +123,7 @@ def read_meta(folder: Path, name: str) -> dict[str, Any]:
         complete = complete and all(
             meta["splits"][split][key] for split in SPLITS for key in ("file", "count", "sha256")
         )
-        complete = complete and isinstance(meta["classes"], list)
+        complete = complete and isinstance(meta["classes"], list) and is_whole(meta)
     except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError):
         complete = False
     if not complete:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast.data.dataset import DataError, DataWriteError
-from mwpb_fast.system.files import honour_umask, sync, to_json, write_atomically
+from mwpb_fast.system.files import honour_umask, sealed, sync, to_json, write_atomically
 from mwpb_fast.system.lock import exclusive
 
 _checked: set[tuple[str, str, int, int]] = set()  # what this process has compared: path, SHA-256, size, time
@@ -80,7 +80,7 @@ class Staging:
         for path in self.folder.glob("*.safetensors"):
             if path not in self._written.values():
                 path.unlink()
-        write_atomically(description, to_json(meta, indent=1).encode())
+        write_atomically(description, to_json(sealed(meta), indent=1).encode())
 
     def discard(self) -> None:
         """Remove what is not in its place."""

@@ -9,14 +9,16 @@ import mwpb_kernels as ops
 import torch
 
 from mwpb_fast.config import Config, ConfigError
+from mwpb_fast.engine.fused_pass import FusedPass
 from mwpb_fast.engine.halves import HalvesNet
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.trial import try_model
 from mwpb_fast.engine.tune import tune
-from mwpb_fast.engine.twin import BY_HAND, ONE_KERNEL, PLAIN, TwinNet, make_net
+from mwpb_fast.engine.twin import BY_HAND, PLAIN, VARIANTS, TwinNet, make_net
 from mwpb_fast.method import Method, Net
 from mwpb_fast.models import build_model
+from mwpb_fast.system import ranks
 
 
 def make_model(
@@ -80,7 +82,7 @@ def lacking(name: str, device: torch.device) -> str:
     """Why the net of that name in `NETS` is of no use on a device; "" where it is."""
     if name == HALVES and device.type != "cuda":
         return f"{name} runs on two CUDA streams; take by_hand"
-    if TWINS.get(name) != ONE_KERNEL or ops.implementation("conv_relu", device.type) == "triton":
+    if name not in OF_TRITON or ops.implementation("conv_relu", device.type) == "triton":
         return ""
     why = f", and {ops.triton_problem}" if device.type == "cuda" and ops.triton_problem else ""
     return f"{name} is made of Triton kernels, which serve CUDA alone{why}; take twin or by_hand"
@@ -102,7 +104,8 @@ def _parted(name: str, net: Net, device: torch.device) -> Net:
 
 HALVES = "halves"
 # variants of the twin
-TWINS = {"by_hand": BY_HAND, HALVES: BY_HAND, "twin": PLAIN, "one_kernel": ONE_KERNEL}
+TWINS = {HALVES: BY_HAND} | {"twin" if variant == PLAIN else variant: variant for variant in VARIANTS}
+OF_TRITON = TWINS.keys() - {"twin", BY_HAND, HALVES}
 # What an attack may run on, by name, in the order in which they are preferred where none is clearly faster. Each
 # is made of the model, the attack's precision and a batch of images, and raises where it cannot be.
 NETS: dict[str, Callable[[torch.nn.Module, Precision, torch.Tensor], Net]] = {
@@ -110,10 +113,11 @@ NETS: dict[str, Callable[[torch.nn.Module, Precision, torch.Tensor], Net]] = {
     HALVES: _twin(HALVES),
     "twin": _twin("twin"),
     "eager": lambda model, precision, sample: EagerNet(model, precision),
-    "one_kernel": _twin("one_kernel"),
+    **{name: _twin(name) for name in TWINS if name in OF_TRITON},
 }
-# Of these, what a trial looks at. On a CPU passes over memory are not what an attack waits for. one_kernel is had
-# by name alone until it has run on a device: after its illegal access nothing else could go on in that process.
+# Of these, what a trial looks at. On a CPU passes over memory are not what an attack waits for. What is made of
+# Triton's matrix products is had by name alone until it has run on a device: after its illegal access nothing else
+# could go on in that process.
 TRIED = {"cpu": ("twin", "eager"), "cuda": ("by_hand", HALVES, "twin", "eager")}
 GRAPHED = (HALVES,)  # of these, in a graph alone: launched one by one it takes longer than the whole
 
@@ -136,3 +140,26 @@ def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
         raise ConfigError(f"precision.compile: torch.compile does not work here: {reason}") from error
     result: Any = torch.compile(model)
     return result
+
+
+PLAIN_PASS = "plain"
+# What the training pass may run on, by name: made of the model and of a batch of images, or an error.
+# It shares the model's parameters and buffers.
+TRAININGS: dict[str, Callable[[torch.nn.Module, torch.Tensor], torch.nn.Module]] = {
+    PLAIN_PASS: lambda model, sample: model,
+    "fused": FusedPass,
+    "compiled": lambda model, sample: compiled(model, sample.device),
+}
+# Of these, what a trial compares with the plain one; and what besides where layers are tuned, as compiling may
+# take longer than all else. On a CPU none: fused, the pass took as long in float32, and longer in bfloat16.
+TRIED_TRAININGS: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("fused",)}
+TUNED_TRAININGS: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("compiled",)}
+
+
+def named_training(config: Config) -> str:
+    """The name in `TRAININGS` that is asked for; "" where that is left to a trial. Several processes train through
+    PyTorch's DistributedDataParallel, whose gradients are of the model itself."""
+    asked = config.precision
+    if asked.oracle or ranks.launched() > 1:
+        return PLAIN_PASS
+    return "compiled" if asked.compile else "" if asked.training == "auto" else asked.training

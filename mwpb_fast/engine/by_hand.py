@@ -3,7 +3,8 @@
 A convolution ends in one pass (bias, skip and ReLU in place, `bias_add_relu_`), and in front of its ReLU stands
 one pass (`gated_sum`) over the gradients behind it; or the convolution's own kernel does both. A convolution that
 is a skip leaves its bias to the layer that it is added to. What is no convolution is left to autograd, one
-operation at a time.
+operation at a time. The layer that reads the image can have kernels of its own, of which the last one takes an
+attack's step.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from mwpb_fast.engine.layers import FoldedConv
+from mwpb_fast.method import DLogits
 
 
 class Behind:
@@ -54,11 +56,12 @@ Backward = Callable[[Tensor, Behind], None]
 class ByHand:
     """Runs the graph that `fold` gives; `refresh` must follow each refresh of its layers."""
 
-    def __init__(self, graph: fx.GraphModule, one_kernel: bool = False) -> None:
+    def __init__(self, graph: fx.GraphModule, one_kernel: bool = False, stem: bool = False) -> None:
         """one_kernel: of a convolution and what follows it, forward and backward, where it has one stride and so
-        on: `ops.conv_relu` and `ops.conv_input_grad`."""
+        on: `ops.conv_relu` and `ops.conv_input_grad`. stem: the layers with float32 weights beside a half type run
+        as `ops.stem_conv`, and where one of them alone reads the image a step of an attack as `ops.stem_step_`."""
         self.module, self.nodes = graph, list(graph.graph.nodes)
-        self.one_kernel = one_kernel
+        self.one_kernel, self.stem = one_kernel, stem
         # by node: which of its readers comes first, and so last on the way back
         self.first = {n: next(m for m in self.nodes if m in n.users) for n in self.nodes if n.users}
         (self.image,) = [node for node in self.nodes if node.op == "placeholder"]
@@ -96,16 +99,35 @@ class ByHand:
         return self._forward(x)[0]
 
     @torch.no_grad()
-    def input_grad(self, x: Tensor, dlogits: Callable[[Tensor], Tensor]) -> Tensor:
+    def input_grad(self, x: Tensor, dlogits: DLogits) -> Tensor:
         """As Net.input_grad."""
+        gradient = self._back(x, dlogits, 0).take(self.image)
+        return torch.zeros_like(x) if gradient is None else gradient.to(x.dtype)
+
+    @torch.no_grad()
+    def linf_step_(self, x_adv: Tensor, dlogits: DLogits, x: Tensor, radius: Tensor, step_size: Tensor) -> None:
+        """As Net.linf_step_."""
+        node, *others = self.image.users
+        layer = self.convolutions.get(node)
+        if not self.stem or others or layer is None or not layer.splits or len(_operands(node)) > 1:
+            ops.linf_step_(x_adv, self.input_grad(x_adv, dlogits), x, radius, step_size)
+            return
+        # all else that is differentiated comes after it
+        gradient = self._back(x_adv, dlogits, 1).take(node)
+        if gradient is None:
+            gradient = x_adv.new_zeros(1).expand(layer.result_shape(x_adv.shape))
+        geometry = (layer.stride[0], layer.padding[0])
+        ops.stem_step_(x_adv, gradient, layer.weight, x, radius, step_size, *geometry)
+
+    def _back(self, x: Tensor, dlogits: DLogits, left: int) -> Behind:
+        """What has come back when so many nodes are left on the way."""
         logits, tape, behind = self._forward(x)
         behind.add(tape[-1][0], dlogits(logits))
-        while tape:
+        while len(tape) > left:
             node, backward = tape.pop()
             if (gradient := behind.take(node)) is not None:
                 backward(gradient, behind)
-        gradient = behind.take(self.image)
-        return torch.zeros_like(x) if gradient is None else gradient.to(x.dtype)
+        return behind
 
     @torch.no_grad()
     def _forward(self, x: Tensor) -> tuple[Tensor, list[tuple[fx.Node, Backward]], Behind]:
@@ -139,6 +161,11 @@ class ByHand:
         image, *skips = _operands(node)
         x = values[image].to(layer.weight.dtype)
         skip = values[skips[0]].to(layer.dtype) if skips else None
+        if self.stem and layer.splits and skip is None:
+            own = None if node in self.leaving else layer.bias32
+            end = (layer.relu, layer.stride[0], layer.padding[0], layer.dtype)
+            out, gate = ops.stem_conv(x, layer.weight, own, *end)
+            return out, gate if layer.relu else None
         if not layer.relu:
             return layer.convolved(x, None if layer in self.leaving else layer.bias, skip), None
         bias = self.left[node][1] if node in self.left else layer.bias32

@@ -39,17 +39,10 @@ def fold(model: nn.Module) -> tuple[fx.GraphModule, list[Folded]]:
     The model is in eval mode while it is traced (the caller's care) and is not changed. Layers without weights
     are shared with it; everything else is the graph's own. Raises UnfoldableError.
     """
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            raise UnfoldableError(f"{name or 'the model'} has hooks")
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:  # tracing runs the model's own code, which may raise anything
-        reason = (str(error).splitlines() or [""])[0]
-        raise UnfoldableError(f"torch.fx cannot trace it ({type(error).__name__}: {reason})") from error
+    graph = trace(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     targets: dict[str, Any] = {}
-    _plain_forms(graph, modules)
+    plain_forms(graph, modules)
     layers = _fold_layers(graph, modules, targets)
     _keep_rest(graph, model, modules, targets)
     for node in graph.nodes:
@@ -62,7 +55,19 @@ def fold(model: nn.Module) -> tuple[fx.GraphModule, list[Folded]]:
     return folded, [layer for name, layer in layers.items() if name in used]
 
 
-def _plain_forms(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+def trace(model: nn.Module) -> fx.Graph:
+    """What `model` computes in the mode that it is in. Raises UnfoldableError."""
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            raise UnfoldableError(f"{name or 'the model'} has hooks")
+    try:
+        return _Tracer().trace(model)
+    except Exception as error:  # tracing runs the model's own code, which may raise anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise UnfoldableError(f"torch.fx cannot trace it ({type(error).__name__}: {reason})") from error
+
+
+def plain_forms(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
     """One form each for ReLU, addition and flattening, whatever way the model writes them."""
     for node in list(graph.nodes):
         module = modules.get(node.target) if node.op == "call_module" else None
@@ -112,15 +117,15 @@ def _fold_layers(graph: fx.Graph, modules: dict[str, nn.Module], targets: dict[s
             continue
         if not is_conv and not is_linear:
             norm = module
-        elif (after := _only_user(chain[-1])) is not None and type(modules.get(str(after.target))) in NORMS:
+        elif (after := only_user(chain[-1])) is not None and type(modules.get(str(after.target))) in NORMS:
             norm = modules[str(after.target)]
             chain.append(after)
-        if is_conv and (after := _only_user(chain[-1])) is not None and after.target is operator.add:
+        if is_conv and (after := only_user(chain[-1])) is not None and after.target is operator.add:
             others = [a for a in after.args if a is not chain[-1]]
             if len(others) == 1 and isinstance(others[0], fx.Node):
                 skip = others[0]
                 chain.append(after)
-        relu = (after := _only_user(chain[-1])) is not None and after.target is F.relu
+        relu = (after := only_user(chain[-1])) is not None and after.target is F.relu
         if relu:
             assert after is not None
             chain.append(after)
@@ -169,7 +174,7 @@ def _keep_rest(graph: fx.Graph, model: nn.Module, modules: dict[str, nn.Module],
         raise UnfoldableError("it gives more than one tensor")
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def only_user(node: fx.Node) -> fx.Node | None:
     """The one operation that reads this node, once, as its tensor operand."""
     if len(node.users) != 1:
         return None

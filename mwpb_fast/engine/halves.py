@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from mwpb_fast.engine.twin import TwinNet
+from mwpb_fast.method import Net
 
 
-class HalvesNet:
+class HalvesNet(Net):
     """A Net (see engine/net.py) that runs `net` on each half of a batch, the second one on a stream of its own.
 
     What an attack does between the logits and their gradient it does once, for the whole batch, and so with all

@@ -141,7 +141,16 @@ class FoldedConv(Folded):
     @property
     def simple(self) -> bool:
         """Whether `ops.conv_relu` has its geometry and type: of one stride and padding, in the twin's dtype."""
-        plain = self.groups == 1 and set(self.dilation) == {1} and self.weight.dtype == self.dtype
+        return self._even and self.weight.dtype == self.dtype
+
+    @property
+    def splits(self) -> bool:
+        """Whether `ops.stem_conv` has its geometry and types: of float32, with a result of a half type."""
+        return self._even and self.weight.dtype == torch.float32 and self.dtype in (torch.bfloat16, torch.float16)
+
+    @property
+    def _even(self) -> bool:
+        plain = self.groups == 1 and set(self.dilation) == {1}
         return plain and all(a == b for a, b in (self.stride, self.padding, self.weight.shape[2:]))
 
     def result_shape(self, shape: Sequence[int]) -> tuple[int, ...]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
 from mwpb_fast.engine.precision import Precision
+from mwpb_fast.method import DLogits, Net
 
 
-class EagerNet:
+class EagerNet(Net):
     """The model itself, run eagerly: the oracle of any faster engine, and what serves every model.
 
     Only the input's gradient is asked of autograd, so no weight gradient is computed. Modules keep whatever
@@ -25,7 +26,7 @@ class EagerNet:
         with torch.no_grad(), self.precision.autocast():
             return self.model(x)
 
-    def input_grad(self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def input_grad(self, x: torch.Tensor, dlogits: DLogits) -> torch.Tensor:
         with torch.enable_grad(), self.precision.autocast():
             leaf = x.detach().requires_grad_()
             logits = self.model(leaf)

@@ -105,6 +105,24 @@ def full_float32() -> Iterator[None]:
             place.fp32_precision = value
 
 
+@contextlib.contextmanager
+def tf32_convolutions() -> Iterator[None]:
+    """Inside the block, which may be one of `full_float32`, cuDNN's float32 convolutions are rounded to TF32
+    within, as they are by PyTorch's default; matrix products are not."""
+    cudnn: Any = torch.backends.cudnn
+    places = (cudnn.conv, cudnn.rnn)
+    before, older = [place.fp32_precision for place in places], _older(lambda: cudnn.allow_tf32, True)
+    cudnn.allow_tf32 = True
+    for place in places:
+        place.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = older
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
 def _older(read: Callable[[], Any], default: Any) -> Any:
     """The setting, or PyTorch's default where it already disagrees with the newer one and cannot be read."""
     try:

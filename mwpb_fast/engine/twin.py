@@ -8,7 +8,6 @@ that cannot be folded runs the plain path instead, and that is said once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -19,13 +18,21 @@ from mwpb_fast.engine.layers import Folded
 from mwpb_fast.engine.made_of import MadeOf
 from mwpb_fast.engine.net import EagerNet, module_mode
 from mwpb_fast.engine.precision import Precision, full_float32, unmeasured
-from mwpb_fast.method import Net
+from mwpb_fast.method import DLogits, Net
 
 CHECKED = 8  # images in the comparison with the model that every new twin must pass
 # How the twin's gradient is computed: by autograd; as engine/by_hand.py has it; and so with one kernel for a
-# convolution and what follows it, which is made for CUDA alone.
+# convolution and what follows it, with kernels for the layer that reads the image, or with both. These are made
+# for CUDA alone.
 PLAIN, BY_HAND, ONE_KERNEL = "plain", "by_hand", "one_kernel"
-VARIANTS = (PLAIN, BY_HAND, ONE_KERNEL)
+BY_HAND_STEM, ONE_KERNEL_STEM = "by_hand_stem", "one_kernel_stem"
+WAYS: dict[str, dict[str, bool]] = {
+    BY_HAND: {},
+    ONE_KERNEL: {"one_kernel": True},
+    BY_HAND_STEM: {"stem": True},
+    ONE_KERNEL_STEM: {"one_kernel": True, "stem": True},
+}
+VARIANTS = (PLAIN, *WAYS)
 TOLERANCE = 2e-2  # of it, for each image, relative: rounding gives up to 1e-3, a wrong rewrite 1
 
 
@@ -33,7 +40,7 @@ class EngineWarning(RuntimeWarning):
     """A slower path than the one asked for is taken."""
 
 
-class TwinNet:
+class TwinNet(Net):
     """A Net (see engine/net.py) that runs the folded twin of `model` while the model is in eval mode.
 
     sample: (B, C, H, W) float32 images on the model's device, such as a training batch; a few of them are run
@@ -91,7 +98,7 @@ class TwinNet:
         self._lost = False
         with module_mode(self.model, training=False), unmeasured():
             self.graph, self.layers = fold(self.model)
-            self.by_hand = ByHand(self.graph, self.variant == ONE_KERNEL) if self.variant != PLAIN else None
+            self.by_hand = ByHand(self.graph, **WAYS[self.variant]) if self.variant in WAYS else None
             self._refold()
             self._compare(self._few)
             for layer in self.layers:
@@ -124,7 +131,7 @@ class TwinNet:
         with torch.no_grad():
             return self.graph(x)
 
-    def input_grad(self, x: torch.Tensor, dlogits: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def input_grad(self, x: torch.Tensor, dlogits: DLogits) -> torch.Tensor:
         """As Net.input_grad; no weight gradient is computed."""
         if self._lost or self._training():
             return self.eager.input_grad(x, dlogits)
@@ -136,6 +143,19 @@ class TwinNet:
         (gradient,) = torch.autograd.grad(logits, leaf, dlogits(logits.detach()))
         return gradient
 
+    def linf_step_(
+        self,
+        x_adv: torch.Tensor,
+        dlogits: DLogits,
+        x: torch.Tensor,
+        radius: torch.Tensor,
+        step_size: torch.Tensor,
+    ) -> None:
+        """As Net.linf_step_."""
+        if self.by_hand is None or self._lost or self._training():
+            return super().linf_step_(x_adv, dlogits, x, radius, step_size)
+        return self.by_hand.linf_step_(x_adv, dlogits, x, radius, step_size)
+
     def _training(self) -> bool:
         if not any(module.training for module in self._modules):
             return False
@@ -144,6 +164,14 @@ class TwinNet:
             message = "the attack runs in train mode, where batch norms cannot be folded: it takes the plain path"
             warnings.warn(message, EngineWarning, stacklevel=3)
         return True
+
+    def check(self, x: torch.Tensor) -> None:
+        """Hold the twin, of float32, to the model on these images (B, C, H, W). Raises UnfoldableError where it is
+        not the model's, or follows it no more."""
+        if self._lost:
+            raise UnfoldableError("the model has changed and cannot be folded any more")
+        with module_mode(self.model, training=False), unmeasured():
+            self._compare(x.detach().float().contiguous())
 
     def _compare(self, x: torch.Tensor) -> None:
         """Refuse a twin whose logits or input gradient are not the model's: its code does what a trace misses."""

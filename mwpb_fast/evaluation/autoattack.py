@@ -131,6 +131,7 @@ def autoattack(
     seed: int = 0,
     batch_size: int = 250,
     components: Sequence[str] = STANDARD,
+    search: Any = None,
 ) -> AutoAttackResult:
     """Attack a batch by the components one after the other, each on what survives. Those of version "rand" go
     together, on all the images, as one stage "rand": the package draws the natural predictions anew for each call,
@@ -139,7 +140,8 @@ def autoattack(
     model: images (B, C, H, W) float32 to logits (B, classes) float32, in eval mode, on x's device, its weights
     frozen (FAB would otherwise gather their gradients). x: float32 in [0, 1]. y: (B,) int64. eps: radius in the
     units of x. batch_size: images at once; the random draws depend on it. FAB looks for the nearest adversarial
-    image; one farther than eps away does not count, and the natural image then stands in x_adv. Raises
+    image; one farther than eps away does not count, and the natural image then stands in x_adv. search: what the
+    attacks run on in place of the model, see `search.Search`; every flag is the model's own word. Raises
     ConfigError where pyautoattack is missing, the classes are too few or the images too small.
     """
     package = _package()
@@ -155,8 +157,10 @@ def autoattack(
     stages = {"rand": components} if rand else {name: [name] for name in components}
     classes = predicted(logits)
     alive = classes == y
+    seen = search
     if bool((logits == -math.inf).any()):
-        model = _floored(model, float(logits[logits.isfinite()].min()) - FLOOR)
+        floor = float(logits[logits.isfinite()].min()) - FLOOR
+        model, seen = _floored(model, floor), _floored(search, floor)
     x_adv, after = x.clone(), {"clean": alive.clone()}
     with _contained(package, x.device) as messages:
         adversary = package.AutoAttack(
@@ -167,6 +171,8 @@ def autoattack(
             version="rand" if rand else "standard",
             device=x.device,
         )
+        if search is not None and search.holds(x):
+            search.under(adversary, model, seen)
         targets = min(TARGETS, logits.shape[1] - 1)
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
         for stage, together in stages.items():
@@ -184,7 +190,10 @@ def autoattack(
                 if rand:  # its own draw of the natural images is the one that they are held to
                     after["clean"][index] = alive[index] | (found != x[index]).flatten(1).any(1)
             after[stage] = alive.clone()
-    return AutoAttackResult(x_adv, classes, after, classify(messages), departures)
+    found_odd = classify(messages)
+    if search is not None and search.lost:
+        found_odd["twin"] = f"the folded twin is not the model's: {search.lost}; the model itself was searched on"
+    return AutoAttackResult(x_adv, classes, after, found_odd, departures)
 
 
 def classify(messages: Sequence[str]) -> dict[str, str]:

@@ -193,6 +193,7 @@ def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Evaluatio
                 seed=ops.derive_seed(setting.seed, int(index[0])),
                 batch_size=setting.batch_size,
                 components=components,
+                search=getattr(model, "search", None) if setting.passes == 1 else None,
             )
         check_ball(result.x_adv, x, setting)
         after = {name: flags.cpu() for name, flags in result.after.items()}
@@ -215,9 +216,8 @@ def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Evaluatio
     parameters = {name: COMPONENTS[name].parameters for name in components}
     gradients = any(COMPONENTS[name].gradients for name in components)
     passes = min(COMPONENTS[name].passes for name in components)
-    return EvaluationAttack(
-        run, forwards, needs, gradients, long=True, passes=passes, parameters=parameters, **own
-    )
+    own |= {"passes": passes, "parameters": parameters, "searches": passes == 1}
+    return EvaluationAttack(run, forwards, needs, gradients, long=True, **own)
 
 
 def by_samples(spsa: SPSA) -> EvaluationAttack:

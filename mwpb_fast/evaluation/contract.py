@@ -60,7 +60,8 @@ class EvaluationAttack:
     where it cannot run. gradients: whether it follows the model's own. stepped: how many steps of the setting's
     size it takes, 0 where that size does not matter. long: worth several processes. costly: run on the
     evaluation's `costly_subset` unless the whole is smaller. ball: whether it moves images at all. eps, step_size,
-    norm: its own, in place of the evaluation's. per_image: what its radii are called where each image has one of
+    norm: its own, in place of the evaluation's. searches: whether it may run on what stands in for the model, see
+    `search`. per_image: what its radii are called where each image has one of
     its own, {eps} for the setting's. parameters: what else is fixed about it, in plain types; recorded, and a part
     of its shards' key. passes: over how many
     of a randomised model's its gradients are means. preview: whether it only looks ahead to what another attack
@@ -81,6 +82,7 @@ class EvaluationAttack:
     norm: str | None = None
     per_image: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
+    searches: bool = False
 
     def setting(self, common: AttackSetting) -> AttackSetting:
         """The evaluation's setting with what is this attack's own."""

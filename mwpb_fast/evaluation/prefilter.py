@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mwpb_fast.evaluation.accuracy import predicted
 from mwpb_fast.evaluation.autoattack import COMPONENTS, STANDARD, autoattack, deviations, package_version
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome, check_ball
+from mwpb_fast.method import Net
 from mwpb_fast.system.lazy import ops, torch
 from mwpb_fast.system.memory import none_left
 
@@ -75,7 +76,7 @@ def find(net: Net, x: torch.Tensor, y: torch.Tensor, eps: float, norm: str) -> t
     return x_adv
 
 
-class OnTwin:
+class OnTwin(Net):
     """The folded twin of a watched model as a Net that is counted and can be stopped as the model is. In bfloat16
     where the processor computes in it and the equivalence ledger holds that to the model, else in float32. Raises
     what folding raises where there is none."""
@@ -150,6 +151,7 @@ def prefiltered(components: Sequence[str] = STANDARD, **own: Any) -> EvaluationA
                 seed=ops.derive_seed(setting.seed, int(index[0])),
                 batch_size=setting.batch_size,
                 components=components,
+                search=model.search,
             )
             x_adv[rest], classes[rest] = standard.x_adv, standard.predicted
             for name in list(standard.after)[1:]:
@@ -175,7 +177,8 @@ def prefiltered(components: Sequence[str] = STANDARD, **own: Any) -> EvaluationA
     forwards = 3 + CANDIDATES + TARGETS * (STEPS + 1) + sum(COMPONENTS[name].forwards for name in components)
     parameters = {name: COMPONENTS[name].parameters for name in components}
     parameters |= {"prefilter": {"candidates": CANDIDATES, "targets": TARGETS, "steps": STEPS, "first": FIRST}}
-    return EvaluationAttack(run, forwards, needs, long=True, preview=True, parameters=parameters, **own)
+    own |= {"preview": True, "parameters": parameters, "searches": True}
+    return EvaluationAttack(run, forwards, needs, long=True, **own)
 
 
 def predict(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, batch_size: int) -> torch.Tensor:

@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mwpb_fast.method import Net
 from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
     from mwpb_fast.evaluation.contract import AttackSetting
-    from mwpb_fast.method import Net
 
 RIGHT_SHARE = "right_share"
 
 
-class Averaged:
+class Averaged(Net):
     """A Net whose input gradients are means over so many passes of another's, each of its own logits. Its logits
     are those of one pass."""
 

@@ -44,6 +44,9 @@ def summary(attack: ShardedAttack, whole: int) -> dict[str, Any]:
         result["images"] = attack.index.tolist()
     result["seconds"] = round(sum(record["seconds"] for record in records), 3)
     result["forwards"] = sum(record["forwards"] for record in records)
+    if attack.engine:
+        result["engine"] = attack.engine
+        result["refuted"] = sum(record.get("refuted", 0) for record in records)
     bad = {kind: sum(record["not_finite"][kind] for record in records) for kind in ("logits", "gradients")}
     if any(bad.values()):
         result["not_finite"] = bad
@@ -145,6 +148,8 @@ def format_table(result: dict[str, Any]) -> str:
         if len(attack.get("after", ())) > 2:
             steps = ", ".join(f"{stage} {accuracy:.2f}" for stage, accuracy in attack["after"].items())
             lines.append(f"{name}, accuracy after each part: {steps}")
+        if "engine" in attack:
+            lines.append(f"{name} searched on {attack['engine']}; the model itself judged, in full float32")
         if "preview" in attack:
             lines.append(_preview_text(name, attack, result["attacks"].get("aa", {})))
         if RIGHT_SHARE in attack.get("values", ()):

@@ -26,6 +26,7 @@ from mwpb_fast.evaluation.model_checks import (
     hash_model,
     weights_frozen,
 )
+from mwpb_fast.evaluation.search import PLAIN, make_search
 from mwpb_fast.evaluation.sharded import ShardedAttack
 from mwpb_fast.evaluation.watched import Called, Watched
 from mwpb_fast.runs.log import environment, own_version
@@ -102,6 +103,7 @@ class Session:
         if "randomized" in self.function.doubts:
             self.notes.append("the model's logits are random: a flag is one draw of the prediction")
         self.notes += short_of_crossing(self.attacks, self.setting)
+        self.engine = self._choose_engine(config, self.load(spread)[0])
         names = images.classes if isinstance(images, data.Images) else ()
         self.classes = [*names, *map(str, range(len(names), classes))]
         self.model_hash, self.data_hash = hash_model(model), self._hash_data(index)
@@ -120,6 +122,23 @@ class Session:
             torch.enable_grad(),
         ):
             yield
+
+    def _choose_engine(self, config: EvaluationConfig, images: torch.Tensor) -> str:
+        """What AutoAttack searches on; a note where that is not what was asked for."""
+        if config.tf32 and self.precision.device.type != "cuda":
+            raise EvaluationError("evaluation.tf32: TF32 is of CUDA devices; leave it off")
+        searching = any(attack.searches for attack in self.attacks.values())
+        if config.engine == "eager" or not searching or self.precision.oracle:
+            return PLAIN
+        why = "its logits are random"
+        if "randomized" not in self.function.doubts:
+            with self.ready(lambda: None):
+                batch = min(config.batch_size, len(self.index))
+                self.model.search, why = make_search(self.model, images, self.precision, batch, config.tf32)
+        if self.model.search is not None:
+            return str(self.model.search.name)
+        self.notes.append(f"AutoAttack searches on the model itself, which has no folded twin: {why}")
+        return PLAIN
 
     @property
     def doubts(self) -> dict[str, str]:
@@ -155,7 +174,10 @@ class Session:
         } | ({"code": self.code} if self.code else {})
         setting = attack.setting(self.setting)
         name, folder, fingerprint = shard_name(name), self.folder, self.function.fingerprint
-        return ShardedAttack(name, attack, index, self.load, setting, folder, key, fingerprint, self.save_images)
+        engine = self.engine if attack.searches else ""
+        return ShardedAttack(
+            name, attack, index, self.load, setting, folder, key, fingerprint, self.save_images, engine
+        )
 
     def describe(self) -> dict[str, Any]:
         """What the numbers depend on."""

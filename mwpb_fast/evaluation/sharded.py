@@ -26,7 +26,7 @@ from mwpb_fast.evaluation.adversaries import write_shard
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome
 from mwpb_fast.evaluation.function import Fingerprint, same
 from mwpb_fast.evaluation.watched import Watched
-from mwpb_fast.system.files import to_json, write_atomically
+from mwpb_fast.system.files import is_whole, sealed, to_json, write_atomically
 from mwpb_fast.system.lock import Claim, claims
 
 SHARD = 250
@@ -46,6 +46,7 @@ class ShardedAttack:
     (n, C, H, W) float32 in [0, 1] and y (n,) on the device. key: whatever results depend on besides the attack and
     the setting; a file with another key is not taken. fingerprint: of the model's function; a file with another
     one is not taken either. folder None: nothing is kept. keep_images: whether the images that it makes are, too.
+    engine: what it searches on, where that may be something other than the model.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ShardedAttack:
     key: dict[str, Any]
     fingerprint: Fingerprint
     keep_images: bool = False
+    engine: str = ""
 
     def __post_init__(self) -> None:
         setting = self.setting
@@ -71,6 +73,7 @@ class ShardedAttack:
             "batch_size": setting.batch_size,
             "dtype": str(setting.precision.dtype),
         }
+        key |= {"engine": self.engine} if self.engine else {}
         self.digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.records: dict[int, dict[str, Any]] = {}
 
@@ -113,6 +116,7 @@ class ShardedAttack:
     def _attack(self, model: Watched, index: torch.Tensor, counter: _Counter) -> tuple[Outcome, dict[str, Any]]:
         before, tick = model.forwards, model.tick
         model.not_finite.zero_()
+        refuted = model.search.refuted if model.search else 0
 
         def count() -> None:
             tick()
@@ -132,6 +136,7 @@ class ShardedAttack:
         return outcome, {
             "seconds": round(time.monotonic() - started, 3),
             "forwards": model.forwards - before,
+            **({"refuted": model.search.refuted - refuted} if self.engine and model.search else {}),
             "not_finite": {"logits": logits, "gradients": gradients},
         }
 
@@ -168,8 +173,9 @@ class ShardedAttack:
             **about,
         }
         # as it is read back: JSON has no NaN
-        text, path = to_json(record), self.path(shard)
-        self.records[shard] = json.loads(text)
+        text, path = to_json(sealed(record)), self.path(shard)
+        self.records[shard] = read = json.loads(text)
+        read.pop("sha256")
         if self.images and outcome.x_adv is not None:
             write_shard(self.images_path(shard), outcome.x_adv)
         if path is not None:
@@ -186,7 +192,8 @@ class ShardedAttack:
             record = json.loads(path.read_bytes())
             flags = [record["flags"], *record["after"].values()]
             fits = (
-                record["key"] == self.digest
+                is_whole(record)
+                and record["key"] == self.digest
                 and same(record["fingerprint"], self.fingerprint)
                 and record["shard"] == shard
                 and all(len(text) == count and set(text) <= {"0", "1"} for text in flags)

@@ -33,7 +33,7 @@ class Watched(torch.nn.Module):
     logits, and a gradient, that are not finite: (2,) int64 on the device. Raises EvaluationError for an output
     that is no (B, classes) tensor of floating logits. at_once: at most so many images go through the model
     together, a batch of more in parts that keep nothing for the backward pass, which runs them again; 0: any
-    number.
+    number. search: what AutoAttack searches on in its place, or None.
 
     Logits are finite where the largest is: a class that a model rules out by -inf is no fault.
     """
@@ -46,17 +46,21 @@ class Watched(torch.nn.Module):
         self.at_once = self.last = 0
         self.given: torch.dtype = torch.float32
         self.not_finite = torch.zeros(2, dtype=torch.int64, device=device)
+        self.search: Any = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, stand_in: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """stand_in: run in the model's place, its passes counted as the model's."""
         self.tick()
         self.forwards += len(x)
         if x.requires_grad:
             x.register_hook(self._count_gradients)
-        self.last = min(len(x), self.at_once or len(x))
+        self.last, inside = min(len(x), self.at_once or len(x)), stand_in or self.inside
         if self.last == len(x):
-            logits = self._checked(self.inside(in_layout(x, self.layout)), x)
+            logits = self._checked(inside(in_layout(x, self.layout)), x)
         else:
-            logits = torch.cat([self._again(part) for part in x.split(self.at_once)])
+            logits = torch.cat([self._again(part, inside) for part in x.split(self.at_once)])
         self.not_finite[0] += (~sound(logits.detach())).sum()
         return logits
 
@@ -71,6 +75,8 @@ class Watched(torch.nn.Module):
                     raise
             # here the failed pass, which the error held on to, is gone
             self.at_once = self.last // 2
+            if self.search is not None:
+                self.search.close()
             if self.not_finite.is_cuda:
                 torch.cuda.empty_cache()
             print(
@@ -78,9 +84,9 @@ class Watched(torch.nn.Module):
                 file=sys.stderr,
             )
 
-    def _again(self, x: torch.Tensor) -> torch.Tensor:
+    def _again(self, x: torch.Tensor, inside: Callable[[torch.Tensor], Any]) -> torch.Tensor:
         def run(x: torch.Tensor) -> torch.Tensor:
-            return self._checked(self.inside(in_layout(x, self.layout)), x)
+            return self._checked(inside(in_layout(x, self.layout)), x)
 
         if not (x.requires_grad and torch.is_grad_enabled()):
             return run(x)

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from mwpb_fast.system.files import write_atomically
+from mwpb_fast.runs.log import note
+from mwpb_fast.system.files import to_json, write_atomically
 
 MARK = {"mwpb_fast_checkpoint": 1}  # in every state that is saved, with the number of its form
 _BEFORE_THE_MARK = {"config": dict, "classes": list, "channels": int, "epoch": int, "model": dict}
@@ -47,9 +48,29 @@ def save(folder: Path, kind: str, epoch: int, batch: int, state: dict[str, Any],
             if other != path and other not in before[: keep - 1]:
                 other.unlink(missing_ok=True)
                 _sidecar(other).unlink(missing_ok=True)
+                weights_of(other).unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointWriteError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
+
+
+def weights_of(path: Path) -> Path:
+    """Where the weights of a checkpoint stand alone, as safetensors."""
+    return path.with_suffix(".safetensors")
+
+
+def save_weights(path: Path, state: dict[str, Any]) -> None:
+    """Write the weights of the checkpoint `path`, whose state it is, beside it; what its other values say of them
+    stands in the metadata, as JSON. Raises CheckpointWriteError."""
+    from safetensors.torch import save as to_bytes
+
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in state["model"].items()}
+    about = {name: to_json(state[name]) for name in ("config", "classes", "channels", "data", "best", "epoch")}
+    try:
+        write_atomically(weights_of(path), to_bytes(weights, {"format": "pt", **about}))
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointWriteError(f"{weights_of(path)}: cannot be written: {reason}") from error
 
 
 def is_ours(state: dict[Any, Any]) -> bool:
@@ -94,16 +115,21 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_newest(folder: Path, kind: str) -> tuple[Path, dict[str, Any]] | None:
-    """The newest undamaged checkpoint of a kind, or None where there is no file of that kind.
+    """The newest undamaged checkpoint of a kind, or None where there is no file of that kind. Newer ones that are
+    damaged are named on stderr.
 
     Raises CheckpointError where there are files and all of them are damaged.
     """
     problems: list[str] = []
     for path in existing(folder, kind):
         try:
-            return path, read(path)
+            found = path, read(path)
         except CheckpointError as error:
             problems.append(str(error))
+        else:
+            if problems:
+                note(f"{'; '.join(problems)}; {path.name} is taken in its place")
+            return found
     if problems:
         raise CheckpointError("; ".join(problems))
     return None
@@ -115,6 +141,9 @@ def sweep(folder: Path) -> None:
     for sidecar in folder.glob("*-?????-???????.pt.sha256"):
         if not sidecar.with_suffix("").exists():
             sidecar.unlink(missing_ok=True)
+    for weights in folder.glob("best-?????-???????.safetensors"):
+        if not weights.with_suffix(".pt").exists():
+            weights.unlink(missing_ok=True)
     for path in folder.glob("*-?????-???????.pt"):
         kind = path.name.rsplit("-", 2)[0]
         if not _sidecar(path).exists() and any(_sidecar(other).exists() for other in existing(folder, kind)):

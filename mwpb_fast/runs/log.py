@@ -56,6 +56,13 @@ class RunLog:
         kept = [record for record in records if record["epoch"] < epoch]
         write_atomically(self.path, "".join(to_json(record) + "\n" for record in kept).encode())
 
+    def go_back(self, epoch: int) -> None:
+        """Drop the records of `epoch` and of later ones, which will be written again."""
+        if self._board is not None:
+            self._board.close()
+        self._board = None
+        self._forget_from(epoch)
+
     def write(self, record: dict[str, Any]) -> None:
         """Append one epoch's record."""
         with self.path.open("a", encoding="utf-8") as file:
@@ -155,6 +162,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "openmp": threads.chosen(),
         "ops": {op: ops.implementation(op, device) for op in sorted(ops.OPS)},
     }
+
+
+def write_environment(folder: Path, device: torch.device) -> None:
+    """The record of versions and machine, environment.json of a run's folder."""
+    write_atomically(folder / "environment.json", to_json(environment(device), indent=1).encode())
 
 
 def own_version() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from mwpb_fast.runs.checkpoint import CheckpointError
 class Position:
     """Where a run stands. epoch, batch: the next one, counted from 1 and 0. seconds, waited: of this epoch, spent
     on its batches, and thereof in waiting for them. best: record of the best epoch. trace: a row of runs/trace.py
-    for each step of this epoch."""
+    for each step of this epoch. rollbacks: how often a guard has sent it back."""
 
     trace: torch.Tensor
     epoch: int = 1
@@ -28,6 +28,19 @@ class Position:
     seconds: float = 0.0
     waited: float = 0.0
     best: dict[str, Any] = field(default_factory=dict)
+    rollbacks: int = 0
+
+    def within(self, seconds: float, waited: float) -> Position:
+        """The same, so many seconds further into the epoch."""
+        return replace(self, seconds=self.seconds + seconds, waited=self.waited + waited)
+
+    def speed(self, size: int) -> dict[str, float]:
+        """Of this epoch's batches of `size` images so far, for its record."""
+        return {
+            "images_per_second": self.batch * size / self.seconds,
+            "seconds": self.seconds,
+            "wait_share": self.waited / self.seconds,
+        }
 
     def next_epoch(self) -> None:
         """At the start of the next one."""
@@ -69,6 +82,7 @@ class Parts:
             "seconds": position.seconds,
             "waited": position.waited,
             "best": position.best,
+            "rollbacks": position.rollbacks,
             "trace": position.trace,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -123,6 +137,7 @@ class Parts:
         self.engine.load(state)
         position.epoch, position.batch, position.best = state["epoch"], state["batch"], state["best"]
         position.seconds, position.waited = state["seconds"], state["waited"]
+        position.rollbacks = state.get("rollbacks", 0)
         position.trace = _trace(state).to(self.device)
         checkpoint.set_random_state(state["random"], self.device)  # last: what is above may draw
 

@@ -21,9 +21,12 @@ SCALES = {"constant": lambda count: 1.0, "linear": float, "sqrt": math.sqrt}  # 
 def together(config: Config, folder: Path) -> Iterator[Config]:
     """The folder for this run alone, and the processes that torchrun has started joined; yields the configuration
     for all of them. Raises as `training_lock` and `ranks.joined`, ConfigError for what several cannot do."""
-    if ranks.launched() > 1 and config.precision.compile:
+    asked = config.precision
+    if ranks.launched() > 1 and asked.compile:
         raise ConfigError("precision.compile: not with several processes; leave it false")
-    cuda = config.precision.device != "cpu" and torch.cuda.is_available()
+    if ranks.launched() > 1 and asked.training not in ("auto", "plain"):
+        raise ConfigError(f"precision.training: {asked.training}: not with several processes; take plain")
+    cuda = asked.device != "cpu" and torch.cuda.is_available()
     with ranks.joined(cuda), training_lock(folder) if ranks.leads() else contextlib.nullcontext():
         yield whole_batch(config, ranks.count())
 

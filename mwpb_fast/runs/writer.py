@@ -18,18 +18,19 @@ from typing import Any
 
 import torch
 
+from mwpb_fast.config import KeepConfig
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.runs.log import note
 
-KEEP = {"best": 1, "last": 2}
 EVALUATED = ("config", "classes", "channels", "data", "normalize", "best", "memory")
 
 
 class Writer:
-    """Writes a run's checkpoints into `folder`. device: where the tensors of its states lie."""
+    """Writes a run's checkpoints into `folder`. device: where the tensors of its states lie. keep: how many."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, device: torch.device, keep: KeepConfig = KeepConfig()) -> None:  # noqa: B008
+        self.folder, self.keep = folder, keep
+        self._last = time.monotonic()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._copied: Any = None
         self._taken: list[tuple[str, Callable[[], dict[str, Any]]]] = []
@@ -37,9 +38,16 @@ class Writer:
         self._error: BaseException | None = None
         self._told = False
 
+    def within(self, state: Callable[[Any], dict[str, Any]], at: Any) -> None:
+        """Write in the background the state at a place within an epoch, where one is due."""
+        if 0 < self.keep.minutes < (time.monotonic() - self._last) / 60:
+            self.take(state(at), "last")
+            self.begin()
+
     def take(self, state: dict[str, Any], *kinds: str) -> float:
         """Copy a state, of which `begin` writes checkpoints of these kinds. Waits for those before; returns the
         seconds that all of it took. Raises as `wait`."""
+        self._last = time.monotonic()
         started = time.perf_counter()
         self.wait()
         try:
@@ -74,6 +82,11 @@ class Writer:
             self._told = True
             raise self._error
 
+    def settle(self, seconds: float) -> None:
+        """Wait for what is being written, for so long at most; to be called by another thread than the run's."""
+        if (thread := self._thread) is not None:
+            thread.join(seconds)
+
     def close(self) -> None:
         """Wait, also at the end of a run that has failed in another way; a failure of writing of which nobody has
         heard is named on stderr."""
@@ -97,7 +110,10 @@ class Writer:
             self._taken = []
 
     def _save(self, kind: str, state: dict[str, Any]) -> None:
-        checkpoint.save(self.folder, kind, state["epoch"], state.get("batch", 0), state, keep=KEEP[kind])
+        count = {"best": self.keep.best, "last": self.keep.last}[kind]
+        path = checkpoint.save(self.folder, kind, state["epoch"], state.get("batch", 0), state, keep=count)
+        if kind == "best" and self.keep.safetensors:
+            checkpoint.save_weights(path, state)
 
 
 def _of_kind(kind: str, state: dict[str, Any]) -> dict[str, Any]:

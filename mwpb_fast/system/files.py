@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -50,6 +51,22 @@ def sync(path: Path) -> None:
 def to_json(content: Any, indent: int | None = None) -> str:
     """`content` as JSON, which has no NaN and no infinity: null stands for them."""
     return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content`, to be written as JSON, with a SHA-256 of itself, by which `is_whole` notices a changed bit."""
+    return {**content, "sha256": _digest(content)}
+
+
+def is_whole(content: dict[str, Any]) -> bool:
+    """Whether what was read is as `sealed` made it, or of a version that did not seal; takes off the seal."""
+    seal = content.pop("sha256", None)
+    return seal is None or seal == _digest(content)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    as_read = json.loads(to_json(content))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _finite(content: Any) -> Any:

@@ -202,7 +202,7 @@ def led(work: Callable[[], T]) -> T:
     if _place.rank:
         dist.broadcast(size, 0)
         if not size:
-            raise RanksError("rank 0 could not begin; its own message says why")
+            raise RanksError("rank 0 cannot go on; its own message says why")
         data = torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(data, 0)
         result: T = torch.load(io.BytesIO(data.numpy().tobytes()), weights_only=True)[0]

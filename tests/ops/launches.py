@@ -3,7 +3,8 @@
 A launch makes a constant of an integer that is 1 and tells the compiler of integers and addresses that 16 divides;
 here a driver without a device sees to the same. `python launches.py all` launches every sample of every op,
 `python launches.py training` the operands of a training step at batch 128, some of them a step off. One JSON
-object a kernel: op, kernel, what, registers, spilled, and how often the machine code loads and stores each width.
+object a kernel: op, kernel, what, registers, spilled, and how often the machine code loads and stores each width,
+and multiplies matrices.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def watch() -> None:
 
 
 def widths(asm: dict[str, Any]) -> dict[str, int]:
-    """How often the machine code loads (LD) and stores (ST) 8, 16, 32, 64 or 128 bits of global memory."""
+    """How often the machine code loads (LD) and stores (ST) 8, 16, 32, 64 or 128 bits of global memory, and
+    multiplies on tensor cores (MMA)."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(asm["cubin"])
@@ -87,6 +89,7 @@ def widths(asm: dict[str, Any]) -> dict[str, int]:
     for kind, rest in re.findall(r"\b(LDG|LDGSTS|STG)\.([\w.]+)", code):
         bits = re.search(r"\b(?:U|S)?(8|16|64|128)\b", rest)
         found[f"{kind[:2]}{bits[1] if bits else 32}"] += 1
+    found["MMA"] = len(re.findall(r"\bHG?MMA\b", code))
     return dict(found)
 
 
@@ -122,6 +125,8 @@ def training() -> None:
             "scale_bias_relu": (x, bias, bias),
             "conv_relu": (x, weight, bias, image(*shape), 1, 1),
             "conv_input_grad": (x, weight, image(*shape), gate, 1, 1, *shape[2:]),
+            "batch_norm_relu": (x, bias, bias, bias, bias, image(*shape), 0.1, 1e-5),
+            "batch_norm_relu_backward": (image(*shape), x, bias, bias, bias, gate, True),
         }
         for name, args in cases.items():
             report(name, f"{shape}", lambda n=name, a=args: OPS[n].triton(*a))
@@ -135,7 +140,16 @@ def training() -> None:
         return memory.as_strided(t.shape, t.stride(), 1)
 
     report("linf_step_", "images, off", lambda: OPS["linf_step_"].triton(*tree(off, args)))
-    x = image(128, 64, 32, 32)
+    x, weight = image(128, 64, 32, 32), image(64, 3, 3, 3, dtype=torch.float32)
+    stem: dict[str, tuple[Any, ...]] = {
+        "stem_conv": (pixels, weight, torch.empty(64), True, 1, 1, torch.bfloat16),
+        "stem_step_": (pixels, x, weight, pixels, radius, radius, 1, 1, 0.0, 1.0),
+    }
+    for name, args in stem.items():
+        report(name, "images", lambda n=name, a=args: OPS[n].triton(*a))
+        moved, planes = tree(off, args), tree(lambda t: t.contiguous() if t.dim() == 4 else t, args)
+        report(name, "off", lambda n=name, a=moved: OPS[n].triton(*a))
+        report(name, "planes", lambda n=name, a=planes: OPS[n].triton(*a))
     args = tree(off, (x, torch.empty(64), torch.empty_like(x)))
     report("bias_add_relu_", "off", lambda: OPS["bias_add_relu_"].triton(*args))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from cases import INTERPRETED, NAMES, OPS, RUNNERS, compare, describe, outcome, plain_copy
@@ -49,5 +51,6 @@ def test_fuzz(name: str) -> None:
 @pytest.mark.timeout(3000)
 @pytest.mark.unpoisoned  # the poison triples the cost of small allocations, and the default run has it
 @pytest.mark.parametrize("name", NAMES)
-def test_fuzz_ten_thousand_cases(name: str) -> None:
+def test_fuzz_ten_thousand_cases(name: str, record_property: Callable[[str, object], None]) -> None:
     fuzz(name, SLOW_CASES)
+    record_property("cases", SLOW_CASES)

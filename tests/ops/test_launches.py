@@ -13,6 +13,9 @@ import pytest
 from cases import OPS
 
 pytest.importorskip("triton")
+# Kernels that store sums alone, a number a channel; and those that add these up.
+SUMMING = ("_batch_moments_kernel", "_gradient_sums_kernel")
+ADDING_UP = ("_batch_statistics_kernel", "_gradient_totals_kernel")
 SCRIPT = Path(__file__).with_name("launches.py")
 
 
@@ -30,19 +33,26 @@ def test_kernels_of_a_training_step_move_16_bytes_at_a_time(tmp_path: Path) -> N
     """Where addresses and channels allow it; and run all the same where they do not."""
     found = launched("training", tmp_path)
     assert {r["op"] for r in found} == {
+        "batch_norm_relu",
+        "batch_norm_relu_backward",
         "bias_add_relu_",
         "conv_input_grad",
         "conv_relu",
         "gated_sum",
         "linf_step_",
         "scale_bias_relu",
+        "stem_conv",
+        "stem_step_",
     }
     for r in found:
         assert r["spilled"] == 0, r
-        assert r["registers"] <= (168 if r["op"].startswith("conv") else 64), r
-        if "off" not in r["what"]:
-            assert r.get("LD128"), r
-            assert r.get("ST128"), r
+        most = 168 if r["op"].startswith(("conv", "stem")) else 96 if r["op"].startswith("batch_norm") else 64
+        assert r["registers"] <= most, r
+        assert bool(r["MMA"]) == r["op"].startswith(("conv", "stem")), r
+        if "off" not in r["what"] and r["kernel"] not in ADDING_UP:
+            # not an image of three channels, which stem_conv reads and stem_step_ writes
+            assert r.get("LD128") or r["op"] == "stem_conv", r
+            assert r.get("ST128") or r["kernel"] in SUMMING or r["op"] == "stem_step_", r
 
 
 @pytest.mark.slow
