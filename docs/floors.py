@@ -29,7 +29,7 @@ FLOORS = (
     ("data", "budgets", "inner_losses", "optim", "engine"),
     ("runs", "attacks", "step", "perturbations"),
     ("capture", "evaluation", "objectives"),
-    ("choice", "report"),
+    ("choice", "export", "report"),
     ("options", "recipes", "train"),
     ("reproduce",),
     ("cli", "package"),

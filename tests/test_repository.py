@@ -18,7 +18,7 @@ from floors import FLOOR, imports, parsed, room_of
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
-    for folder in ("kernels", "mwpb_fast", "bench", "docs", "tests")
+    for folder in ("kernels", "mwpb_fast", "bench", "docs", "examples", "tests")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in (".py", ".cpp", ".h") and not {"__pycache__", "build"} & set(path.parts)
 )

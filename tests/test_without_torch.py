@@ -32,6 +32,7 @@ QUICK = {
     "reproduce": "table1 --rows nope",
     "data": "prepare",
     "plot": "absent",
+    "export": "absent --format safetensors",
     "report": "absent",
     "recipes": "x",
     "doctor": "x",

@@ -46,7 +46,7 @@ def _gradient_sums_kernel(
     tile = part * steps * across + program % across
     channel = (program % across * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     known = channel < channels
-    mean = tl.load(mean_ptr + channel * mean_stride, mask=known)
+    mean = tl.load(mean_ptr + channel * mean_stride, mask=known, other=0.0)
     of_bias = tl.zeros((ROWS, COLUMNS), tl.float32)
     of_weight = tl.zeros((ROWS, COLUMNS), tl.float32)
     for _ in range(0, steps):
@@ -54,7 +54,7 @@ def _gradient_sums_kernel(
         g = passed_gate(grad_ptr, gate_ptr, at, inside, tile, rows, channels, groups, ROWS, COLUMNS)
         of_bias += g
         apart = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) - mean
-        of_weight += tl.where(inside, g * apart, 0.0)
+        of_weight += g * apart  # 0 where there is nothing, as g is
         tile += across
     place = part * channels + channel
     tl.store(of_bias_ptr + place, tl.sum(of_bias, 0)[None, :], mask=known)

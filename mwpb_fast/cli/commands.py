@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mwpb_fast import options
-from mwpb_fast.cli import attack_commands, reproduce
+from mwpb_fast.cli import attack_commands, export, reproduce
 from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import ConfigError, all_recipes, axis_name, load
 from mwpb_fast.config.option_values import path
@@ -74,8 +74,7 @@ def train(arguments: Sequence[str]) -> int:
         options.check_needs(config)
     view = View("quiet" if given.quiet else "json" if given.json else "lines", given.track or "")
     training.run(config, folder, resume=not given.no_resume, view=view)
-    here = ranks.leads() or (folder / "checkpoints").is_dir()  # else it is another machine's
-    if here and not given.no_evaluate:
+    if not given.no_evaluate and (ranks.leads() or (folder / "checkpoints").is_dir()):  # else another machine's
         from mwpb_fast.evaluation.checkpoint import evaluate_run
         from mwpb_fast.evaluation.request import Request
         from mwpb_fast.evaluation.score import format_table
@@ -222,6 +221,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "reproduce": ("TABLE", reproduce.reproduce),
     "data": ("list|prepare NAME", data),
     "plot": ("RUN...", plot),
+    "export": ("RUN|CHECKPOINT", export.export),
     "report": ("RUN...", report),
     "recipes": ("", recipes),
     "doctor": ("", doctor),

@@ -30,6 +30,7 @@ STATUS = {
     "mwpb_fast.data.dataset.DataWriteError": 1,
     "mwpb_fast.runs.checkpoint.CheckpointError": 2,
     "mwpb_fast.runs.checkpoint.CheckpointWriteError": 1,
+    "mwpb_fast.export.formats.ExportError": 1,
     "mwpb_fast.runs.guards.TrainingError": 1,
     "mwpb_fast.system.ranks.RanksError": 1,
 }

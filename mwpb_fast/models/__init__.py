@@ -14,13 +14,23 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mwpb_fast.models._counterpart import Counterpart
 from mwpb_fast.models._files import read_checkpoint
 from mwpb_fast.models._weights import Loaded, load_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Loaded", "Statistics", "available", "build_model", "load_weights", "parse_name", "read_checkpoint"]
+__all__ = [
+    "Counterpart",
+    "Loaded",
+    "Statistics",
+    "available",
+    "build_model",
+    "load_weights",
+    "parse_name",
+    "read_checkpoint",
+]
 
 Statistics = tuple[Sequence[float], Sequence[float]]
 """(mean, std), one number a channel each."""

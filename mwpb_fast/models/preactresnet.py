@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mwpb_fast.models._counterpart import Counterpart
 from mwpb_fast.models._layers import conv, network, stage
 
 COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -49,3 +50,9 @@ def build(depth: int, *, num_classes: int, channels: int) -> nn.Sequential:
         features = 64 * 2**i
     body |= {"bn": nn.BatchNorm2d(features), "relu": nn.ReLU()}
     return network(body, "linear", features, num_classes)
+
+
+def robustbench(depth: int) -> Counterpart:
+    """The class of these names in RobustBench, with the block whose projections start after BN and ReLU."""
+    blocks = f"resnet.PreActBlockV2, {list(COUNTS[depth])}"
+    return Counterpart("resnet", "PreActResNet", blocks + ", num_classes={num_classes}, bn_before_fc=True")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mwpb_fast.models._counterpart import Counterpart
 from mwpb_fast.models._layers import Block, conv, network, stage
 
 
@@ -86,3 +87,10 @@ def build(depth: int, *, num_classes: int, channels: int) -> nn.Sequential:
         raise ValueError(f"resnet has depths {', '.join(map(str, VARIANTS))}, not {depth}")
     block, counts = VARIANTS[depth]
     return resnet(block, counts, 64, num_classes=num_classes, channels=channels)
+
+
+def robustbench(depth: int) -> Counterpart:
+    """The class of these names in RobustBench."""
+    block, counts = VARIANTS[depth]
+    kind = "BasicBlock" if block.expansion == 1 else "Bottleneck"
+    return Counterpart("resnet", "ResNet", f"resnet.{kind}, {list(counts)}, num_classes={{num_classes}}")

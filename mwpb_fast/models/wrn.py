@@ -13,6 +13,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mwpb_fast.models._counterpart import Counterpart
 from mwpb_fast.models._layers import conv, network, stage
 
 
@@ -64,3 +65,9 @@ def build(depth: int, width: int, *, num_classes: int, channels: int) -> nn.Sequ
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
     return model
+
+
+def robustbench(depth: int, width: int) -> Counterpart:
+    """The class of these names in RobustBench."""
+    numbers = f"depth={depth}, widen_factor={width}"
+    return Counterpart("wide_resnet", "WideResNet", numbers + ", num_classes={num_classes}")

@@ -13,6 +13,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mwpb_fast.models._counterpart import Counterpart
 from mwpb_fast.models._layers import conv, network, stage
 
 MOMENTUM = 0.01  # of the batch norms' running statistics
@@ -70,3 +71,9 @@ def build(depth: int, width: int, *, num_classes: int, channels: int) -> nn.Sequ
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
     return model
+
+
+def robustbench(depth: int, width: int) -> Counterpart:
+    """The class of these names in RobustBench, which always normalises images."""
+    numbers = f"depth={depth}, width={width}, activation_fn=dm_wide_resnet.Swish"
+    return Counterpart("dm_wide_resnet", "DMWideResNet", "num_classes={num_classes}, " + numbers, ("mean", "std"))
