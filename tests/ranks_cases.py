@@ -27,7 +27,9 @@ TINY += ["--model.name=smallresnet-8", "--attack.steps=2", "--optim.lr=0.01", "-
 # weights, and with a memory of each image
 METHODS = {
     "at": ["digits.mwpb_at"],
-    "trades": ["digits.mwpb_trades"],
+    # near the image the divergence has a gradient near 0, whose signs are the roundings': there one process in the
+    # other memory layout also parts from itself
+    "trades": ["digits.mwpb_trades", "--attack.start=uniform"],
     "mart": ["digits.mwpb_mart"],
     "awp": ["digits.at", "--perturbation=awp"],
     "adaptive": ["digits.at", "--attack=adaptive", "--attack.warmup_epochs=1", "--attack_mode=train"],
