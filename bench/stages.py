@@ -144,16 +144,6 @@ STAGES = (
             seconds=0.3,
         ),
     ),
-    Stage(
-        "autoattack-parts",
-        10,
-        script(
-            "autoattack",
-            "--model resnet-18 --batch 250 --length 0.2 --rounds 3 --only mwpb --budget {budget}",
-            f"{TINY} --size 8 --length 0.05 --only eager --parts apgd-ce",
-        ),
-        needs=("pyautoattack",),
-    ),
     Stage("layouts", 10, script("layouts", "", f"{TINY} --size 8")),
     Stage(
         "attack",
@@ -164,6 +154,16 @@ STAGES = (
             f"{TINY} --size 8 --steps 1 --only mwpb TRADES",
             seconds=0.85,
         ),
+    ),
+    Stage(
+        "autoattack-parts",
+        10,
+        script(
+            "autoattack",
+            "--model resnet-18 --batch 250 --length 0.2 --rounds 3 --only mwpb --budget {budget}",
+            f"{TINY} --size 8 --length 0.05 --only eager --parts apgd-ce",
+        ),
+        needs=("pyautoattack",),
     ),
     Stage(
         "train-fused",

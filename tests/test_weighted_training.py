@@ -96,7 +96,7 @@ def test_a_run_stopped_after_the_burn_in_goes_on_with_its_weights(tmp_path: Path
     schedule = ("--objective.schedule=linear", "--objective.schedule_epochs=3")
     config = digits("--epochs=2", "--objective=gairat", "--objective.burn_in_epochs=1", *schedule, COUNT)
     train.run(config, tmp_path / "whole", quiet=True)
-    stopped = train.Trainer(config, tmp_path / "cut", StopAfter(5), quiet=True)  # type: ignore[arg-type]
+    stopped = train.Trainer(config, tmp_path / "cut", StopAfter(6), quiet=True)  # type: ignore[arg-type]
     with pytest.raises(Interrupted):
         stopped.train()
     assert stopped.at.epoch == 2

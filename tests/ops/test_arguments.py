@@ -48,7 +48,9 @@ def run(name: str, **changed: Any) -> list[torch.Tensor]:
 
 def test_every_kind_of_argument_is_found() -> None:
     found = {argument for _, argument in SCALARS}
-    assert found == {"alpha", "confidence", "eps", "floor", "gamma", "hi", "lo", "radius", "sigma", "step_size"}
+    assert found == {
+        *("alpha", "confidence", "eps", "floor", "gamma", "hi", "lo", "momentum", "radius", "sigma", "step_size"),
+    }
     assert {n for n, _ in SCALARS} >= {"linf_step_", "l2_step_", "uniform_start", "l2_start", "margin_radius"}
 
 
