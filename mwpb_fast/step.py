@@ -20,10 +20,13 @@ from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.rollback import Rollback
 from mwpb_fast.method import Batch, Method, Net, Notes
 from mwpb_fast.optim import Average
+from mwpb_fast.system import ranks
 
 
 class StepResult(NamedTuple):
-    """loss: scalar. radius: (B,), of the balls. finite: scalar boolean; False where the step left the weights
+    """Of the whole batch, also where several processes have a part of it each.
+
+    loss: scalar. radius: (B,), of the balls. finite: scalar boolean; False where the step left the weights
     alone. norm: scalar, of the whole gradient before it was clipped; NaN where it was not asked for, which is
     with loss scaling and without clipping."""
 
@@ -37,8 +40,9 @@ class StepResult(NamedTuple):
 class Step:
     """step(batch, key, method) trains `model` on one batch, and `average`, if any, follows it.
 
-    natural_pass, clip_norm: as `mwpb_fast.config.Config` and `OptimConfig` have them. trained: what the training
-    pass runs, with the model's own parameters and buffers; the model itself by default.
+    natural_pass, clip_norm: as `mwpb_fast.config.Config` and `OptimConfig` have them. merge_statistics: each rank
+    moves running statistics of its own, and they become their mean. trained: what the training pass runs, with the
+    model's own parameters and buffers; the model itself by default.
     """
 
     model: torch.nn.Module
@@ -49,12 +53,14 @@ class Step:
     natural_pass: bool = False
     clip_norm: float = 0.0
     average: Average | None = None
+    merge_statistics: bool = False
     trained: torch.nn.Module | None = None
 
     def __post_init__(self) -> None:
         protect(self.model)
         self.scaler = self.precision.scaler()
-        self.statistics = Rollback(b for b in self.model.buffers() if b.is_floating_point())
+        self.buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+        self.statistics = Rollback(self.buffers)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 
     def __call__(self, batch: Batch, key: torch.Tensor, method: Method) -> StepResult:
@@ -89,11 +95,23 @@ class Step:
             loss = outer()
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
+            loss = ranks.mean(loss.detach())
             finite, norm = self.update(loss)
+        if self.merge_statistics:
+            ranks.mean_(self.buffers)
         self.statistics.put_back(finite)
+        self.exchange(index, method)
         if self.average is not None:
             self.average.update()
-        return StepResult(loss.detach(), notes.get("radius", radius), finite, norm)
+        return StepResult(loss.detach(), ranks.whole(notes.get("radius", radius)), finite, norm)
+
+    def exchange(self, index: torch.Tensor, method: Method) -> None:
+        """What the axes now remember of the whole batch's images, on every rank. index: (B,), of this rank's."""
+        if ranks.count() > 1:
+            everyone = ranks.whole(index)
+            for memory in method.memory.values():
+                for rows in memory.values():
+                    rows[everyone] = ranks.whole(rows[index])
 
     def count(self) -> None:
         """The host's part of a step."""

@@ -13,20 +13,22 @@ import torch
 from mwpb_fast import data
 from mwpb_fast.choice.engine import Engine
 from mwpb_fast.choice.start import choose
-from mwpb_fast.config import Config, check_axes, to_dict, yaml_file
+from mwpb_fast.config import Config, check_axes, to_dict
 from mwpb_fast.engine.build import make_engine, make_method, make_model
+from mwpb_fast.engine.parallel import parallel
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.evaluation import validation
 from mwpb_fast.method import Batch
 from mwpb_fast.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from mwpb_fast.runs import checkpoint, guards, resume, trace
-from mwpb_fast.runs.folder import clear, sweep, training_lock
+from mwpb_fast.runs.folder import describe, prepare
 from mwpb_fast.runs.guards import TrainingError as TrainingError
-from mwpb_fast.runs.log import RunLog, Waits, note, progress, write_environment
+from mwpb_fast.runs.log import RunLog, Waits, note, progress
+from mwpb_fast.runs.together import together
 from mwpb_fast.runs.view import View
 from mwpb_fast.runs.writer import Writer
 from mwpb_fast.step import Step
-from mwpb_fast.system.files import to_json, write_atomically
+from mwpb_fast.system import ranks
 from mwpb_fast.system.memory import keep_freed_memory
 from mwpb_fast.system.signals import Interrupted, StopRequest, stop_requests
 from mwpb_fast.system.threads import adaptive_openmp_waits
@@ -39,17 +41,17 @@ def run(
 
     A folder that holds an earlier part of the same run is continued, exactly; with resume=False it is begun
     anew. view: how it shows itself, in place of quiet or not. Writes config.yaml, environment.json, metrics.jsonl,
-    radii.json, tensorboard/ and checkpoints/. Raises ConfigError, DataError or CheckpointError for what the user
-    can mend, also where another process is at work in the folder; TrainingError where too many steps were not
-    finite or a guard ends the run, Interrupted after SIGTERM, SIGINT, SIGHUP or SIGUSR1.
+    radii.json, tensorboard/ and checkpoints/; of several processes, rank 0 does. Raises ConfigError, DataError or
+    CheckpointError for what the user can mend, also where another process is at work in the folder; TrainingError
+    where too many steps were not finite or a guard ends the run, Interrupted after SIGTERM, SIGINT, SIGHUP or
+    SIGUSR1, RanksError where another process of the run is gone.
     """
     keep_freed_memory()
-    with training_lock(folder), adaptive_openmp_waits(), stop_requests() as request:
+    with together(config, folder) as config, adaptive_openmp_waits(), stop_requests() as request:
         trainer = Trainer(config, folder, request, quiet)
-        trainer.view = view or trainer.view
-        if not resume:  # not before what this run needs has been found
-            clear(folder)
-        sweep(folder)
+        trainer.view = (view or trainer.view) if ranks.leads() else View("quiet")
+        if ranks.leads():  # not before what this run needs has been found
+            prepare(folder, anew=not resume and not ranks.restarted())
         with trainer.precision.mode(), trainer.watchdog:
             record = trainer.train()
     if request.number:  # it came after the last look; nothing is to begin now
@@ -75,15 +77,17 @@ class Trainer:
         )
         self.normalize = self.images.statistics(self.train_index) if config.model.normalize else None
         torch.manual_seed(ops.derive_seed(config.seed))
-        sample, smallest = self._sample(), data.smallest_batch(len(self.train_index), config.data)
+        sample, sync_bn = self._sample(), config.distributed.sync_bn
+        smallest = data.smallest_batch(len(self.train_index), config.data) // (1 if sync_bn else ranks.count())
         classes, name = self.images.num_classes, config.model.name
         self.model = make_model(name, classes, self.normalize, sample, smallest, self.precision)
         self.ema = Average(self.model, config.optim.ema) if config.optim.ema else None
         self.method = make_method(config)
         self.method.remember(len(self.images), device)
+        whole = parallel(self.model, sample, self.precision, sync_bn)
         net, layers = make_engine(self.model, config, self.precision.attack, sample)
         self.step = Step(
-            model=self.model,
+            model=whole,
             net=net,
             optimizer=make_optimizer(self.model, config.optim),
             precision=self.precision,
@@ -91,26 +95,12 @@ class Trainer:
             natural_pass=config.natural_pass,
             clip_norm=config.optim.clip_norm,
             average=self.ema,
+            merge_statistics=not sync_bn,
         )
-        self.engine = Engine(
-            config,
-            self.model,
-            self.step,
-            self.method,
-            self.loader,
-            sample,
-            images=len(self.train_index),
-            layers=layers,
-            folder=folder,
-        )
+        parts = (config, self.model, self.step, self.method, self.loader, sample)
+        self.engine = Engine(*parts, images=len(self.train_index), layers=layers, folder=folder)
         self.parts = resume.Parts(
-            model=self.model,
-            optimizer=self.step.optimizer,
-            scaler=self.step.scaler,
-            ema=self.ema,
-            memory=self.method.memory,
-            engine=self.engine,
-            device=device,
+            self.model, self.step.optimizer, self.step.scaler, self.ema, self.method.memory, self.engine, device
         )
         self.writer = Writer(folder / "checkpoints", device, config.keep)
         self.guards = guards.Guards(config, folder, self.writer, len(self.loader))
@@ -119,13 +109,14 @@ class Trainer:
 
     def _sample(self) -> torch.Tensor:
         """A batch of training images, without augmentation."""
-        index = self.train_index[: self.config.data.batch_size]
+        index = self.train_index[: self.config.data.batch_size // ranks.count()]
         return next(self._plain_batches(index, len(index))()).x
 
     def train(self) -> dict[str, Any]:
         """From wherever the run stands to its last epoch."""
         self._claim_folder()
-        log = RunLog(self.folder, self.at.epoch, self.view.tracker(self.folder, self.config))
+        tracker = self.view.tracker(self.folder, self.config)
+        log = RunLog(self.folder, self.at.epoch, tracker) if ranks.leads() else None
         record: dict[str, Any] = {}
         try:
             while self.at.epoch <= self.config.epochs:
@@ -140,10 +131,12 @@ class Trainer:
             self.writer.wait()
             # with nothing held out best is the last model, also where a run is longer than when it was saved
             if len(self.val_index) == 0 or not checkpoint.existing(self.folder / "checkpoints", "best"):
-                self.writer.now(self.state(), "best")
-            self._write_radii()
+                self._save("best")
+            if ranks.leads():
+                self._write_radii()
         finally:
-            log.close()
+            if log is not None:
+                log.close()
             self.writer.close()
             self.loader.close()
             self.engine.close()
@@ -155,7 +148,7 @@ class Trainer:
         set_learning_rate(self.step.optimizer, rate)
         key = self._key(epoch)
         method = self.engine.begin(epoch, self.at.batch, key)
-        started, first, stopped = time.monotonic(), self.at.batch, False
+        started, first, stopped = time.monotonic(), self.at.batch, 0
         size = config.data.batch_size
         whole, label = len(self.loader) * size, f"epoch {epoch}/{config.epochs}"
         with progress(whole, label, done=first * size, form=self.view.form) as bar:
@@ -168,30 +161,32 @@ class Trainer:
                 self.at.batch += 1
                 self.watchdog.beat()
                 note = status = ""
-                if time.monotonic() - looked > 1.0:  # the only wait for the device within an epoch
+                # all processes look, and stop, after the same step
+                stopped, look = ranks.most(self.request.number, time.monotonic() - looked > 1.0)
+                if look:  # the only wait for the device within an epoch
                     looked = time.monotonic()
                     note, status = self.view.step(bar, self.at.trace[self.at.batch - 1], config.epochs - epoch)
                     self._check_steps()
-                    self.writer.within(self.state, self.at.within(looked - started, batches.seconds))
+                    if ranks.leads():
+                        self.writer.within(self.state, self.at.within(looked - started, batches.seconds))
                 bar.advance(len(result.radius), note, status)
-                if self.request.number:
-                    stopped = True
+                if stopped:
                     break
         rows, bad, found = self._check_steps()
         if self.at.batch > first:
             self.at.seconds += time.monotonic() - started
             self.at.waited += batches.seconds
+        if wrong := ranks.different(self.step.state(self.method)):
+            raise TrainingError(f"epoch {epoch}: {wrong}; the checkpoints before it are whole")
         if stopped:
-            self.writer.now(self.state(), "last")
-            raise Interrupted(self.request.number)
+            self._save("last")
+            raise Interrupted(stopped)
         return {
             "epoch": epoch,
             "phase": "warmup" if epoch <= config.warmup_epochs else "main",
             **trace.figures(rows, config.optim.clip_norm),
             "learning_rate": rate,
-            "images_per_second": self.at.batch * size / self.at.seconds,
-            "seconds": self.at.seconds,
-            "wait_share": self.at.waited / self.at.seconds,
+            **self.at.speed(size),
             "bad_steps": len(bad),
             "bad_batches": bad,
             **found,
@@ -203,37 +198,49 @@ class Trainer:
 
     def _check_steps(self) -> tuple[torch.Tensor, list[int], dict[str, str]]:
         """The epoch's trace so far, the batches whose steps were bad, and what the guard of divergence found."""
-        rows = self.at.trace[: self.at.batch].cpu()
+        rows = ranks.led(lambda: self.at.trace[: self.at.batch].cpu())  # so that all judge alike
         return rows, *self.guards.steps(rows, self.at.epoch)
 
-    def _go_back(self, error: guards.GuardError, log: RunLog) -> None:
+    def _go_back(self, error: guards.GuardError, log: RunLog | None) -> None:
         """To a state before what a guard has found."""
         path, state = self.guards.state_before(error, self.at.rollbacks)
         self.engine.forget()  # a recorded step has the optimiser's tensors in it, which are others from here on
         self.parts.load(path, state, self.at)
-        log.go_back(self.at.epoch)
+        if log is not None:
+            log.go_back(self.at.epoch)
 
     def validate(self) -> dict[str, Any]:
         """Natural and PGD-10 accuracy in % on the held-out images; nothing where none are due or held out."""
-        evaluation, epoch, batches = self.config.evaluation, self.at.epoch, self._plain_batches(self.val_index)
+        evaluation, epoch, started, stopped = self.config.evaluation, self.at.epoch, time.monotonic(), 0
+        batches = self._plain_batches(self.val_index.tensor_split(ranks.count())[ranks.place().rank])
         due = epoch % evaluation.validate_every == 0 or epoch == self.config.epochs
         if not due or len(self.val_index) == 0:
             return {}
         model = self.model if self.ema is None else self.ema.module
+        looks = (model, batches, float(evaluation.eps), epoch, self.precision, self._tick)
         try:
-            looks = (model, batches, float(evaluation.eps), epoch, self.precision, self._tick)
-            return self.engine.with_room(lambda: validation.accuracies(*looks, self.config.guard.collapse > 0))
-        except Interrupted:
-            self.writer.now(self.state(), "last")
-            raise
+            right = self.engine.with_room(lambda: validation.right(*looks, self.config.guard.collapse > 0))
+        except Interrupted as stop:
+            stopped = stop.number
+        (stopped,) = ranks.most(stopped)
+        if stopped:
+            self._save("last")
+            raise Interrupted(stopped)
+        return validation.accuracies(right) | {"validation": time.monotonic() - started}
 
-    def _finish_epoch(self, record: dict[str, Any], log: RunLog) -> None:
+    def _save(self, kind: str) -> None:
+        if ranks.leads():
+            self.writer.now(self.state(), kind)
+
+    def _finish_epoch(self, record: dict[str, Any], log: RunLog | None) -> None:
         self.at.next_epoch()
         kinds = ["last"]
         score = (record.get("robust", -1.0), record.get("natural", -1.0))
         if "robust" in record and score > (self.at.best.get("robust", -1.0), self.at.best.get("natural", -1.0)):
             self.at.best = {k: record[k] for k in ("epoch", "natural", "robust")}
             kinds = ["best", "last"]  # what last knows of the best one is there before it
+        if log is None:
+            return
         record["checkpoint"] = self.writer.take(self.state(), *kinds)
         log.write(record)  # before they can be there: records of epochs that are done again are dropped
         self.writer.begin()
@@ -252,9 +259,9 @@ class Trainer:
 
     def _claim_folder(self) -> None:
         config = to_dict(self.config)
-        found = resume.find(self.folder, self.config)
+        found = ranks.led(lambda: resume.find(self.folder, self.config))
         if found is not None:
-            path, state = found
+            path, state = Path(found[0]), found[1]
             data.require_same(self.folder, state, self.images)
             self.parts.load(path, state, self.at)
             done = self.at.epoch - 1
@@ -265,10 +272,9 @@ class Trainer:
                 self.view.tell(f"resuming from {path.name}", "resumed", checkpoint=path.name)
             self.engine.write()
         else:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.view.form != "lines")
-        write_atomically(self.folder / "config.yaml", yaml_file.write(config))
-        write_environment(self.folder, self.precision.device)
+        if ranks.leads():
+            describe(self.folder, config, self.precision.device, anew=found is None)
 
     @property
     def choices(self) -> list[dict[str, Any]]:
@@ -286,15 +292,6 @@ class Trainer:
         return lambda: data.eval_batches(self.images, device, size, index, layout)
 
     def _write_radii(self) -> None:
-        found = checkpoint.read_newest(self.folder / "checkpoints", "best")
-        assert found is not None
-        self.model.load_state_dict((state := found[1])["model"])
-        remembered = state.get("memory", {}).get("attack", {}).get("radius")
-        if remembered is not None:  # by an attack that finds every image's radius itself
-            radii = remembered[self.train_index]
-        else:
-            batches = self._plain_batches(self.train_index)
-            # "last" is saved, so a stop loses nothing
-            radii = validation.radii(self.model, batches, self.method.budget, self.precision, self._tick)
-        content = {"epoch": state["epoch"], "budget": to_dict(self.config)["budget"], "radii": radii.tolist()}
-        write_atomically(self.folder / "radii.json", to_json(content).encode())
+        best = (self.folder, self.config, self.model, self.train_index, self._plain_batches(self.train_index))
+        with ranks.alone():  # "last" is saved, so a stop loses nothing
+            validation.write_radii(*best, self.method.budget, self.precision, self._tick)

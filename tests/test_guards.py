@@ -87,17 +87,12 @@ def collapse(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         rates.append(rate)
         real(optimizer, rate)
 
-    def accuracies(model: Any, batches: Any, eps: float, epoch: int, *more: Any) -> dict[str, float]:
+    def right(model: Any, batches: Any, eps: float, epoch: int, *more: Any) -> torch.Tensor:
         fell = epoch >= 3 and rates[-1] == rates[0]
-        return {
-            "natural": 90.0,
-            "robust": 5.0 if fell else 40.0,
-            "fgsm": 80.0 if fell else 45.0,
-            "validation": 0.0,
-        }
+        return torch.tensor([90.0, 5.0, 80.0, 100.0] if fell else [90.0, 40.0, 45.0, 100.0])
 
     monkeypatch.setattr(train, "set_learning_rate", note_rate)
-    monkeypatch.setattr(validation, "accuracies", accuracies)
+    monkeypatch.setattr(validation, "right", right)
     return rates
 
 
@@ -149,10 +144,10 @@ def test_a_run_goes_back_with_a_lower_rate_and_exactly_so_after_a_stop(
 
 
 def test_a_run_goes_back_so_often_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def accuracies(model: Any, batches: Any, eps: float, epoch: int, *more: Any) -> dict[str, float]:
-        return {"natural": 90.0, "robust": 40.0 - 20 * (epoch > 1), "fgsm": 45.0 + epoch, "validation": 0.0}
+    def right(model: Any, batches: Any, eps: float, epoch: int, *more: Any) -> torch.Tensor:
+        return torch.tensor([90.0, 40.0 - 20 * (epoch > 1), 45.0 + epoch, 100.0])
 
-    monkeypatch.setattr(validation, "accuracies", accuracies)
+    monkeypatch.setattr(validation, "right", right)
     config = tiny("--epochs=3", *SMALL, "--guard.action=roll_back", "--guard.rollbacks=2")
     with pytest.raises(guards.GuardError, match=r"epoch 2: catastrophic.*the run has gone back 2 times"):
         train.run(config, tmp_path, quiet=True)

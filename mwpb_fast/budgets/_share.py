@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mwpb_fast.system import ranks
 from mwpb_fast.system.lazy import torch
 
 Share = Literal["own", "rescaled", "equal"]
@@ -12,8 +13,8 @@ Share = Literal["own", "rescaled", "equal"]
 def shared(radius: torch.Tensor, eps: float, share: Share) -> torch.Tensor:
     """The radii (B,) of a batch as they are; or scaled to mean eps; or their mean for every sample."""
     if share == "rescaled" and eps:
-        return radius * (eps / radius.mean())
-    return radius.mean().expand_as(radius).clone() if share == "equal" else radius
+        return radius * (eps / ranks.mean(radius.mean()))
+    return ranks.mean(radius.mean()).expand_as(radius).clone() if share == "equal" else radius
 
 
 def check_share(share: str) -> None:

@@ -16,6 +16,7 @@ from mwpb_fast.config import Config, to_dict
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.processor import limit
 from mwpb_fast.runs.log import cpu_name, own_version
+from mwpb_fast.system import ranks
 from mwpb_fast.system.files import to_json
 from mwpb_fast.system.optional import version_of
 
@@ -43,6 +44,7 @@ def circumstances(config: Config, precision: Precision, x: torch.Tensor, gathers
         "data": config.data.name,
         "gathers": gathers,
         **parts,
+        **({"processes": ranks.launched()} if ranks.launched() > 1 else {}),
     }
     plain_types: dict[str, Any] = json.loads(to_json(found))
     return plain_types

@@ -11,13 +11,11 @@ from typing import Any
 import torch
 
 from mwpb_fast import capture
-from mwpb_fast.choice import pass_ledger
+from mwpb_fast.choice import looks, pass_ledger
 from mwpb_fast.choice.candidates import ATTACK, DTYPES, GRAPH, TRAINING, Candidate, instead_of, preferred
-from mwpb_fast.choice.ledger import Ledger, breach
-from mwpb_fast.choice.proof import flaw
+from mwpb_fast.choice.ledger import Ledger
 from mwpb_fast.choice.record import Record, read_pin, read_record
 from mwpb_fast.choice.trial import Inputs, reason, release
-from mwpb_fast.choice.untouched import untouched
 from mwpb_fast.config import Config, ConfigError
 from mwpb_fast.data import ResidentLoader
 from mwpb_fast.data.dataset import Loader
@@ -30,6 +28,7 @@ from mwpb_fast.engine.twin import TwinNet
 from mwpb_fast.method import Method, Net
 from mwpb_fast.runs.log import note
 from mwpb_fast.step import Step, StepResult
+from mwpb_fast.system import ranks
 from mwpb_fast.system.files import to_json, write_atomically
 
 EVERY = 5  # epochs between two looks at the sign share
@@ -65,7 +64,7 @@ class Engine:
             why = f"{chosen.net} cannot be made of the model"
             chosen = Candidate("eager", chosen.dtype, chosen.captured, training=chosen.training)
         self.record = self._ruled = Record(chosen, how, why, layers=layers)
-        self._trained = {PLAIN_PASS: model}
+        self._trained = {PLAIN_PASS: step.model}
         try:
             self.step.trained = self.trained(chosen.training)
         except UnfoldableError as error:
@@ -112,12 +111,30 @@ class Engine:
             if layers and isinstance(self.step.net, TwinNet):
                 take(self.step.net, layers)
             return
-        record = self._as_named(read_record(state["engine"]))
-        try:
-            self.take(record.chosen, layers)
+        record, before = self._as_named(read_record(state["engine"])), self.record
+        wrong, own = self._taken(record.chosen, layers)
+        if not wrong:
             self.record = record
-        except Exception as error:  # on another machine than the run was begun on
-            note(f"engine: {record.chosen} fails here ({reason(error)}); {self.record.chosen} goes on")
+            return
+        note(f"engine: {record.chosen} fails here ({wrong}); {before.chosen} goes on")  # on another machine
+        if not own:
+            self.take(before.chosen, before.layers)
+
+    def _taken(self, candidate: Candidate, layers: list[dict[str, Any]]) -> tuple[str, str]:
+        """`take`, on every rank or none: why one of them could not, and why this one could not; "" where it
+        could."""
+        own = ""
+        try:
+            self.take(candidate, layers)
+        except Exception as error:
+            own = reason(error)
+        return ranks.agreed(own), own
+
+    def share(self, wrong: str, epoch: int) -> None:
+        """Go on with what rank 0 has chosen; where a rank cannot, all of them fall back. wrong: why this one
+        cannot."""
+        if wrong := ranks.agreed(wrong):
+            self._fall_back(wrong, epoch, ATTACK)
 
     @property
     def judged(self) -> bool:
@@ -138,12 +155,12 @@ class Engine:
         if start == 0 and due and not fresh and self.record.proven:
             if self.judged:
                 self.look_again(epoch, key, method)
-            if self.record.chosen.training != PLAIN_PASS and not named_training(self.config):
-                self._look_at_pass(epoch, key, method)
+            tried = self.record.chosen.training != PLAIN_PASS and not named_training(self.config)
+            if tried and (wrong := looks.at_pass(self, epoch, key, method)):
+                self._fall_back(wrong, epoch, TRAINING)
         proving = self.config.precision.capture is not True and start < len(self.loader)
         while proving and self.captured is not None and self._proved != method:
-            wrong = self._flaw(self.captured, epoch, start, key, method)
-            if wrong:
+            if wrong := looks.at_graph(self, self.captured, epoch, start, key, method):
                 self._fall_back(f"cannot be captured: {wrong}", epoch, GRAPH)
             else:
                 self._proved = method
@@ -162,33 +179,9 @@ class Engine:
 
     def look_again(self, epoch: int, key: torch.Tensor, method: Method) -> None:
         """Hold what the run goes on with to the quick part of the ledger; take the next best where it fails."""
-        while True:
-            try:
-                with self.precision.mode(), untouched(self.step, method):
-                    share = self.ledger(self.inputs(epoch, 0, key, method)).share(self.step.net)
-                wrong = breach({"mass_agreeing": share})
-            except Exception as error:
-                wrong = reason(error)
-            if not wrong or not self._fall_back(wrong, epoch, ATTACK):
+        while wrong := looks.at_attack(self, epoch, key, method):
+            if not self._fall_back(wrong, epoch, ATTACK):
                 return
-
-    def _look_at_pass(self, epoch: int, key: torch.Tensor, method: Method) -> None:
-        try:
-            with self.precision.mode(), untouched(self.step, method):
-                row = self.pass_ledger(self.inputs(epoch, 0, key, method)).row(self.step.trained or self.model)
-            wrong = pass_ledger.breach(row)
-        except Exception as error:
-            wrong = reason(error)
-        if wrong:
-            self._fall_back(wrong, epoch, TRAINING)
-
-    def _flaw(
-        self, captured: capture.CapturedStep, epoch: int, start: int, key: torch.Tensor, method: Method
-    ) -> str:
-        try:
-            return flaw(captured, *self.inputs(epoch, start, key, method).arguments)
-        except Exception as error:
-            return reason(error)
 
     def _fall_back(self, why: str, epoch: int, fault: str) -> bool:
         """Go on with the next best that does not share the fault; whether there is one."""
@@ -196,13 +189,12 @@ class Engine:
         self.record.refuse(failed, why, fault)
         known = [t.candidate for t in self.record.tried]
         for candidate in instead_of(failed, fault, self.record.next(), known, self.config, self.precision):
-            try:
-                self.forget()
-                release(self.precision.device)
-                self.take(candidate, [])
-            except Exception as error:
-                note(f"engine: {candidate}: {reason(error)}")
-                self.record.refuse(candidate, reason(error), GRAPH)
+            self.forget()
+            release(self.precision.device)
+            wrong, _ = self._taken(candidate, [])
+            if wrong:
+                note(f"engine: {candidate}: {wrong}")
+                self.record.refuse(candidate, wrong, GRAPH)
                 continue
             note(f"engine: {failed}: {why}; {candidate} goes on")
             self.record.fallbacks.append({"epoch": epoch, "from": str(failed), "why": why, "to": str(candidate)})
@@ -297,4 +289,6 @@ class Engine:
 
     def write(self) -> None:
         """The record into engine.json."""
-        write_atomically(self.folder / "engine.json", to_json(self.record.plain(), indent=1).encode())
+        if ranks.leads():
+            content = to_json(self.record.plain(), indent=1).encode()
+            write_atomically(self.folder / "engine.json", content)

@@ -14,11 +14,13 @@ from mwpb_fast.choice.candidates import Candidate, candidates, graphs, trainings
 from mwpb_fast.choice.circumstances import circumstances
 from mwpb_fast.choice.engine import Engine
 from mwpb_fast.choice.ledger import Ledger, operations
-from mwpb_fast.choice.record import Record, Tried
+from mwpb_fast.choice.record import Record, Tried, read_record
 from mwpb_fast.choice.trial import GRADIENT, LATE, Trial
 from mwpb_fast.config import ConfigError
+from mwpb_fast.engine.parallel import apart
 from mwpb_fast.method import Net
 from mwpb_fast.runs.log import note
+from mwpb_fast.system import ranks
 
 LIMIT, TUNED = 10.0, 30.0  # seconds of a trial, without and with the tuning of layers
 WORTH = 20  # a run must be expected to take so many times that limit, or there is no trial: it costs 5 % at most
@@ -29,7 +31,26 @@ SMALL = {"cpu": 0.05, "cuda": 0.0}  # seconds; a shorter step is not spent in wh
 
 
 def choose(engine: Engine, epoch: int, key: torch.Tensor, quiet: bool) -> None:
-    """Let `engine`, of a run that begins with `epoch` and its `key`, take what is right and fast; record why."""
+    """Let `engine`, of a run that begins with `epoch` and its `key`, take what is right and fast; record why. Of
+    several processes rank 0 chooses, on its part of the first batch, and all take the same."""
+    if ranks.count() == 1:
+        return _choose(engine, epoch, key, quiet)
+
+    def work() -> dict[str, Any]:
+        with apart(engine.step.model):
+            _choose(engine, epoch, key, quiet)
+        return engine.record.plain()
+
+    found, wrong = read_record(ranks.led(work)), ""
+    if not ranks.leads():
+        try:
+            engine.follow(found, found.how, found.why)
+        except ConfigError as error:
+            engine.record, wrong = found, str(error)
+    engine.share(wrong, epoch)
+
+
+def _choose(engine: Engine, epoch: int, key: torch.Tensor, quiet: bool) -> None:
     first, last = candidates(engine.config, engine.precision)
     more = trainings(engine.config, engine.precision.device)
     if len(first) + len(more) > 1 and not engine.record.proven:

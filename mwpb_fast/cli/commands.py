@@ -19,6 +19,7 @@ from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import ConfigError, all_recipes, axis_name, load
 from mwpb_fast.config.option_values import path
 from mwpb_fast.runs.tracker import PACKAGES, require
+from mwpb_fast.system import ranks
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -73,16 +74,17 @@ def train(arguments: Sequence[str]) -> int:
         options.check_needs(config)
     view = View("quiet" if given.quiet else "json" if given.json else "lines", given.track or "")
     training.run(config, folder, resume=not given.no_resume, view=view)
-    if not given.no_evaluate:
+    if not given.no_evaluate and (ranks.leads() or (folder / "checkpoints").is_dir()):  # else another machine's
         from mwpb_fast.evaluation.checkpoint import evaluate_run
         from mwpb_fast.evaluation.request import Request
         from mwpb_fast.evaluation.score import format_table
 
         where, device = config.data.dir, config.precision.device  # the command's: a checkpoint's may be older
         request = Request(folder, config.evaluation, data_dir=where, device=device, show=view.form == "lines")
-        view.result(evaluate_run(request), format_table)
+        view.result(evaluate_run(request), format_table)  # several processes share its shards
     try:
-        _draw([folder], folder, view.form != "json")
+        if ranks.leads():
+            _draw([folder], folder, view.form != "json")
     except ConfigError as error:  # no matplotlib: the run is none the worse
         _note(str(error))
     return 0

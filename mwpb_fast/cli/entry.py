@@ -7,6 +7,8 @@ more ends nothing: the files are what counts, except for commands that only prin
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -15,11 +17,12 @@ from collections.abc import Sequence
 from mwpb_fast.cli.commands import COMMANDS, PRINTING
 from mwpb_fast.config import ConfigError
 from mwpb_fast.runs.log import own_version
-from mwpb_fast.system import threads
+from mwpb_fast.system import ranks, threads
 from mwpb_fast.system.memory import none_left
 from mwpb_fast.system.signals import Interrupted, raised
 from mwpb_fast.system.streams import Lasting, lasting
 
+SHARED = ("train", "evaluate")  # what the processes of torchrun do together
 # by name, since the modules that raise them are imported only where they are needed
 STATUS = {
     "mwpb_fast.config.schema.ConfigError": 2,
@@ -29,6 +32,7 @@ STATUS = {
     "mwpb_fast.runs.checkpoint.CheckpointWriteError": 1,
     "mwpb_fast.export.formats.ExportError": 1,
     "mwpb_fast.runs.guards.TrainingError": 1,
+    "mwpb_fast.system.ranks.RanksError": 1,
 }
 
 
@@ -60,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _status(error)
             if debug or status == 0:
                 raise
-            print(f"mwpb-fast: {_message(error)}", file=err)
+            print(f"mwpb-fast: {ranks.label()}{_message(error)}", file=err)
             return status
 
 
@@ -83,10 +87,14 @@ def _dispatch(words: Sequence[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise ConfigError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+    if ranks.launched() > 1 and words[0] not in SHARED:
+        raise ConfigError(f"{words[0]} is the work of one process: call mwpb-fast {words[0]} without torchrun")
     threads.prepare()
     if os.getcwd() not in sys.path:  # a dotted path may name a module of the user's own; last, so it hides nothing
         sys.path.append(os.getcwd())
-    return COMMANDS[words[0]][1](words[1:])
+    # what all processes of a launch have to say, rank 0 says
+    with contextlib.nullcontext() if ranks.leads() else contextlib.redirect_stdout(io.StringIO()):
+        return COMMANDS[words[0]][1](words[1:])
 
 
 def _status(error: BaseException) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mwpb_fast.config.registry import axis_name
 from mwpb_fast.config.resolve import to_dict
-from mwpb_fast.config.schema import AXES, Config, GuardConfig, KeepConfig
+from mwpb_fast.config.schema import ADDED, AXES, Config, GuardConfig, KeepConfig
 
 # Neither the weights nor the choice of the best epoch, which is made at evaluation.eps, depend on these: both
 # loaders give the same batches, a captured step the eager one's bits, and what a pin said is in the checkpoint.
@@ -58,7 +58,8 @@ def dependence(config: Config, free: Collection[str] = FREE) -> dict[str, Any]:
                 for f in dataclasses.fields(value)
                 if f"{name}.{f.name}" not in free and getattr(value, f.name) != getattr(default, f.name)
             }
-            found[name] = [axis_name(AXES[name], value) if name in AXES else "", kept]
+            if kept or name not in ADDED:
+                found[name] = [axis_name(AXES[name], value) if name in AXES else "", kept]
         elif value != field.default:
             found[name] = plain[name]
     return found

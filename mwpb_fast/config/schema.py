@@ -21,9 +21,8 @@ AXES = {
     "objective": "objectives",
     "perturbation": "perturbations",
 }  # option of a run: folder of the modules that it names
-ADDED = frozenset(
-    {"natural_pass", "keep", "guard"}
-)  # options that saved configurations of earlier versions do not have
+# options that saved configurations of earlier versions do not have
+ADDED = frozenset({"natural_pass", "distributed", "keep", "guard"})
 
 
 class ConfigError(ValueError):
@@ -163,6 +162,24 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """Of a run in several processes, as torchrun starts them; each takes an equal part of every batch.
+
+    sync_bn: batch norms in train mode take the statistics of the whole batch, as one process does; else each
+    process those of its part, and the running ones are averaged: less to send, but what is computed then depends
+    on the number of processes.
+    per_rank: none, data.batch_size is the whole batch; else it is each process's part, and optim.lr is kept
+    (constant), multiplied by the number of processes (linear) or by its root (sqrt)."""
+
+    sync_bn: bool = True
+    per_rank: Literal["none", "constant", "linear", "sqrt"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.per_rank not in ("none", "constant", "linear", "sqrt"):
+            raise ValueError(f"per_rank must be none, constant, linear or sqrt, not {self.per_rank}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeepConfig:
     """Which checkpoints a run keeps. last, best: so many of the newest states and of the best epochs. minutes: a
     state is also written within an epoch, this long after the one before; 0 for never. safetensors: the weights of
@@ -226,6 +243,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     precision: PrecisionConfig = PrecisionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    distributed: DistributedConfig = DistributedConfig()
     keep: KeepConfig = KeepConfig()
     guard: GuardConfig = GuardConfig()
     seed: int = 0

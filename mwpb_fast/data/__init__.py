@@ -28,6 +28,7 @@ from mwpb_fast.data.dataset import (
 from mwpb_fast.data.identity import KIND, difference, identity, identity_of, require_same
 from mwpb_fast.data.prepare import find_set, known_sets, load_encoded, load_split, prepare
 from mwpb_fast.data.resident import ResidentLoader, eval_batches
+from mwpb_fast.system import ranks
 from mwpb_fast.system.lazy import torch
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def make_loader(
 ) -> Loader:
     """The loader that the config asks for; "auto" is resident if the images fit in half of the free memory.
 
-    layout: of the batches' images, channels-last if None.
+    layout: of the batches' images, channels-last if None. Of several processes each
+    has its part of every batch.
 
     Given the training split of a prepared set, the dali loader decodes the image files, if
     `prepare(..., encoded=True)` kept them.
@@ -85,7 +87,14 @@ def make_loader(
         kind = "resident" if images.images.nbytes <= memory_budget(device) else "dali"
     if kind == "resident":
         return ResidentLoader(
-            images, config, seed=seed, device=device, train_index=train_index, augment=augment, layout=layout
+            images,
+            config,
+            seed=seed,
+            device=device,
+            train_index=train_index,
+            augment=augment,
+            layout=layout,
+            part=ranks.place(),
         )
     from mwpb_fast.data.dali import DaliLoader
 
@@ -98,6 +107,7 @@ def make_loader(
         augment=augment,
         encoded=load_encoded(config) if Path(images.origin).name == "train.safetensors" else None,
         layout=layout,
+        part=ranks.place(),
     )
 
 

@@ -28,7 +28,8 @@ class DaliLoader:
     """Batches of `images` through DALI: on the GPU if `device` is one, else on the CPU.
 
     encoded: the same samples as image files, which DALI then decodes (on a GPU with its JPEG hardware);
-    without it the pixels of `images` are fed. seed, train_index, augment, layout: as for the resident loader.
+    without it the pixels of `images` are fed. seed, train_index, augment, layout, part: as for the resident
+    loader.
     Pixels are equal to the resident loader's bit for bit, except for what two JPEG decoders make of a file.
     """
 
@@ -43,10 +44,11 @@ class DaliLoader:
         augment: bool = True,
         encoded: Packed | None = None,
         layout: torch.memory_format | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if encoded is not None and len(encoded) != len(images):
             raise DataError(f"{images.origin}: {len(encoded)} image files for {len(images)} images")
-        self._plan = Plan(images, config, seed, train_index, augment)
+        self._plan = Plan(images, config, seed, train_index, augment, part)
         self._device, self._layout = torch.device(device), layout or torch.channels_last
         self._images, self._encoded = images, encoded
         self._labels = images.labels.to(self._device)
@@ -60,7 +62,7 @@ class DaliLoader:
         self._running = 0  # counts epochs; tells an iterator that another has begun
         self._pipeline: Any = _pipeline(
             self._source,
-            batch_size=config.batch_size,
+            batch_size=self._plan.batch_size,
             threads=config.threads or min(8, os.cpu_count() or 1),
             device=self._device,
             shape=(height, width, images.channels),

@@ -214,13 +214,21 @@ def smallest_batch(images: int, config: Config) -> int:
 class Plan:
     """Which samples make up which batch, and how far they are augmented: what all loaders share.
 
-    train_index: (n,) int64 positions in the split, or None for all of them.
+    train_index: (n,) int64 positions in the split, or None for all of them. part: (k, n) for the k-th, counted
+    from 0, of n equal parts of each batch, which n processes deal out among them.
     """
 
     def __init__(
-        self, images: Images, config: Config, seed: int, train_index: Tensor | None, augment: bool = True
+        self,
+        images: Images,
+        config: Config,
+        seed: int,
+        train_index: Tensor | None,
+        augment: bool = True,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.part = config, seed, part
+        self.batch_size = config.batch_size // part[1]  # of this part
         self.pad, self.flip = (config.pad, config.flip) if augment else (0, False)
         height, width = images.images.shape[2:]
         if config.pad_mode == "reflect" and self.pad >= min(height, width):
@@ -236,13 +244,20 @@ class Plan:
                 f"batch_size is {config.batch_size}, but there are only {n} training images; "
                 "make it smaller or set last_batch to keep"
             )
+        rest = n % config.batch_size if config.last_batch == "keep" else 0
+        if uneven := [size for size in (config.batch_size, rest) if size % part[1]]:
+            raise DataError(
+                f"a batch of {uneven[0]} images is not to be dealt out among {part[1]} processes evenly: take "
+                f"another data.batch_size{', or data.last_batch drop' if uneven[0] == rest else ''}"
+            )
 
     def epoch(self, epoch: int, start: int) -> list[Tensor]:
         """The indices, (B,) int64 on the CPU, of each batch of the epoch from batch `start` on."""
         if not 0 <= start <= self.batches:
             raise ValueError(f"start is {start}; an epoch has {self.batches} batches")
         order = self.train_index[epoch_order(len(self.train_index), self.seed, epoch)]
-        return list(order.split(self.config.batch_size)[start : self.batches])
+        batches = order.split(self.config.batch_size)[start : self.batches]
+        return [batch.chunk(self.part[1])[self.part[0]] for batch in batches]
 
     def key(self, epoch: int) -> Tensor:
         """The epoch's augmentation key, (1,) int64 on the CPU."""

@@ -17,7 +17,8 @@ class ResidentLoader:
     """Batches of `images` from memory of `device`.
 
     seed: the run's. train_index: (n,) int64 positions to train on, None for all. augment: False for the
-    images as they are, in the same order. layout: of the batches' images, channels-last if None.
+    images as they are, in the same order. layout: of the batches' images, channels-last if None. part: as
+    `Plan` has it.
     """
 
     def __init__(
@@ -30,8 +31,9 @@ class ResidentLoader:
         train_index: Tensor | None = None,
         augment: bool = True,
         layout: torch.memory_format | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
-        self._plan = Plan(images, config, seed, train_index, augment)
+        self._plan = Plan(images, config, seed, train_index, augment, part)
         self._device, self._layout = torch.device(device), layout or torch.channels_last
         self._images = images.images.to(self._device)
         self._labels = images.labels.to(self._device)
@@ -80,7 +82,7 @@ def eval_batches(
     device, layout = torch.device(device), layout or torch.channels_last
     index = torch.arange(len(images)) if index is None else index.cpu()
     key = torch.zeros(1, dtype=torch.int64, device=device)
-    for part in index.split(batch_size):
+    for part in index.split(batch_size) if len(index) else ():
         pixels = images.images[part].contiguous(memory_format=torch.channels_last).to(device)
         rows = torch.arange(len(part), device=device)
         x = ops.crop_flip(pixels, rows, key, pad=0, flip=False)

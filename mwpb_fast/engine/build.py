@@ -18,6 +18,7 @@ from mwpb_fast.engine.tune import tune
 from mwpb_fast.engine.twin import BY_HAND, PLAIN, VARIANTS, TwinNet, make_net
 from mwpb_fast.method import Method, Net
 from mwpb_fast.models import build_model
+from mwpb_fast.system import ranks
 
 
 def make_model(
@@ -156,8 +157,9 @@ TUNED_TRAININGS: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("compiled",)}
 
 
 def named_training(config: Config) -> str:
-    """The name in `TRAININGS` that is asked for; "" where that is left to a trial."""
+    """The name in `TRAININGS` that is asked for; "" where that is left to a trial. Several processes train through
+    PyTorch's DistributedDataParallel, whose gradients are of the model itself."""
     asked = config.precision
-    if asked.oracle:
+    if asked.oracle or ranks.launched() > 1:
         return PLAIN_PASS
     return "compiled" if asked.compile else "" if asked.training == "auto" else asked.training

@@ -16,11 +16,17 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from mwpb_fast.engine.layers import Folded, FoldedConv, FoldedLinear, FoldedNorm
+from mwpb_fast.engine.sync_norm import KINDS
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, *KINDS)
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 IN_PLACE = (operator.iadd, torch.relu_, F.relu_, "add_", "relu_")
 RELUS = (F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_")
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, KINDS) or super().is_leaf_module(module, name)
 
 
 class UnfoldableError(ValueError):
@@ -55,7 +61,7 @@ def trace(model: nn.Module) -> fx.Graph:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             raise UnfoldableError(f"{name or 'the model'} has hooks")
     try:
-        return fx.Tracer().trace(model)
+        return _Tracer().trace(model)
     except Exception as error:  # tracing runs the model's own code, which may raise anything
         reason = (str(error).splitlines() or [""])[0]
         raise UnfoldableError(f"torch.fx cannot trace it ({type(error).__name__}: {reason})") from error

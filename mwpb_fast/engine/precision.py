@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from mwpb_fast.config import ConfigError, PrecisionConfig
 from mwpb_fast.engine.processor import BELOW_BF16, cpu_has_bf16, limit
+from mwpb_fast.system import ranks
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -168,15 +170,21 @@ def check_dtype(option: str, name: str, device: torch.device) -> None:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if ranks.launched() == 1:
+            return torch.device(name)
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"precision.device {name!r} is not a device: write auto, cpu, cuda or cuda:0") from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"precision.device {name!r} is not supported: write auto, cpu, cuda or cuda:0")
+    if device.index is not None and device.type == "cuda" and ranks.count() > 1:
+        raise ConfigError(f"precision.device {name} is one device for {ranks.count()} processes: take cuda")
+    if device.index is None and device.type == "cuda" and ranks.launched() > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"precision.device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+        raise ConfigError(f"precision.device {device}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # for what works on the current one, such as libraries' own buffers
     return device

@@ -29,6 +29,7 @@ from mwpb_fast.evaluation.request import Request
 from mwpb_fast.evaluation.session import Session, TestSet
 from mwpb_fast.models import build_model, load_weights, read_checkpoint
 from mwpb_fast.runs import checkpoint
+from mwpb_fast.system import ranks
 from mwpb_fast.system.memory import keep_freed_memory
 from mwpb_fast.system.processes import Helpers, helper_processes, orphaned
 from mwpb_fast.system.signals import Interrupted, stop_requests
@@ -178,7 +179,8 @@ class Subject:
     def _start_helpers(self, unfinished: int) -> Iterator[Helpers]:
         threads, wanted = torch.get_num_threads(), self.request.processes
         hands = min(threads, len(os.sched_getaffinity(0)), unfinished) if wanted is None else wanted
-        if self.precision.device.type != "cpu" or min(hands, unfinished) < 2:
+        launched = ranks.launched() > 1  # then these processes are what shares the work
+        if launched or self.precision.device.type != "cpu" or min(hands, unfinished) < 2:
             yield Helpers()
             return
         shares = [pickle.dumps((self.request, part, hands)).hex() for part in range(1, hands)]

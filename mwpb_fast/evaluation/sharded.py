@@ -1,16 +1,19 @@
 """An attack over many images, in shards of at most 250 whose results are files there whole or not at all.
 
-A killed evaluation goes on from the shards that are there, and several processes can share the work, since a
-shard's result depends on nothing but its key and number.
+A killed evaluation goes on from the shards that are there, and several processes, also of machines that share the
+folder, can share the work, since a shard's result depends on nothing but its key and number. Each shard is claimed
+by the one that attacks it; the system takes back what a dead process had claimed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +27,7 @@ from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outco
 from mwpb_fast.evaluation.function import Fingerprint, same
 from mwpb_fast.evaluation.watched import Watched
 from mwpb_fast.system.files import is_whole, sealed, to_json, write_atomically
+from mwpb_fast.system.lock import Claim, claims
 
 SHARD = 250
 Report = Callable[[int], None]
@@ -80,12 +84,34 @@ class ShardedAttack:
 
     def run(self, model: Watched, shards: Iterable[int], report: Report = lambda images: None) -> None:
         """Attack those of `shards` that have no result. report: called with the number of images newly done."""
-        for number in shards:
-            index = self.shards[number]
-            counter = _Counter(len(index), report)
-            if self.read(number) is None:
-                self.write(number, *model.with_room(partial(self._attack, model, index, counter)))
-            counter.reach(1.0)
+        counters = {number: _Counter(len(self.shards[number]), report) for number in shards}
+        with self._claims(model.tick) as claim:
+            while counters:
+                taken = [number for number in counters if self._run(model, number, counters[number], claim)]
+                counters = {number: counter for number, counter in counters.items() if number not in taken}
+                if not taken:  # all that is left is being attacked by others
+                    model.tick()
+                    time.sleep(0.2)
+
+    def _run(self, model: Watched, number: int, counter: _Counter, claim: Claim) -> bool:
+        """Whether a shard has a result now; it has none where another process is at it."""
+        if self.read(number) is None:
+            with claim(number) as mine:
+                if not mine:
+                    return False
+                if self.read(number) is None:
+                    attack = partial(self._attack, model, self.shards[number], counter)
+                    self.write(number, *model.with_room(attack))
+        counter.reach(1.0)
+        return True
+
+    def _claims(self, tick: Callable[[], None]) -> AbstractContextManager[Claim]:
+        """What claims a shard by its number."""
+        if self.folder is None or not self.unfinished:
+            return contextlib.nullcontext(lambda number: contextlib.nullcontext(True))
+        tick()  # who is to stop leaves no trace
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return claims(self.folder / f"{self.name}-{self.digest[:12]}.lock")
 
     def _attack(self, model: Watched, index: torch.Tensor, counter: _Counter) -> tuple[Outcome, dict[str, Any]]:
         before, tick = model.forwards, model.tick

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mwpb_fast.config import axis_config, names
 from mwpb_fast.method import Inner, Notes, Objective
 from mwpb_fast.objectives._terms import Weighable
-
-if TYPE_CHECKING:
-    import torch
+from mwpb_fast.system import ranks
+from mwpb_fast.system.lazy import torch
 
 
 def base_objective(name: str, beta: float | None) -> Weighable:
@@ -31,6 +29,12 @@ def base_objective(name: str, beta: float | None) -> Weighable:
         fitting = [n for n in names("objectives") if isinstance(axis_config("objectives", n).build(), Weighable)]
         raise ValueError(f"base {name} does not give its loss in terms to weigh: take {' or '.join(fitting)}")
     return base
+
+
+def shared_out(log_w: torch.Tensor) -> torch.Tensor:
+    """w_i over its mean in the whole batch, (B,), from log w_i: it has no 0 / 0 where every w underflows."""
+    every = ranks.whole(log_w)
+    return ranks.own(len(every) * torch.softmax(every, dim=0))
 
 
 @dataclass(frozen=True)

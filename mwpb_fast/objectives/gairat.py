@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mwpb_fast.method import Notes, Objective, ObjectiveConfig
-from mwpb_fast.objectives._weighted import Reweighted, base_objective
+from mwpb_fast.objectives._weighted import Reweighted, base_objective, shared_out
 from mwpb_fast.system.lazy import torch
 
 
@@ -74,8 +74,8 @@ class GAIRAT(Reweighted):
         if notes is None or "hits" not in notes:
             raise ValueError('GAIRAT needs notes["hits"] of the attack: pgd.Config(count_correct=True)')
         score = self.Lambda + 5 * (1 - 2 * notes["hits"].float())
-        # (1 + tanh(u)) / 2 = sigmoid(2u), and w / mean(w) from log w: neither cancels, nor is there a 0 / 0
-        return len(score) * torch.softmax(torch.nn.functional.logsigmoid(2 * score), dim=0)
+        # (1 + tanh(u)) / 2 = sigmoid(2u), which does not cancel
+        return shared_out(torch.nn.functional.logsigmoid(2 * score))
 
     def in_epoch(self, epoch: int) -> Objective:
         """The base during the burn-in, then this with the epoch's Lambda; epoch: counted from 1."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mwpb_fast.method import Notes, Objective, ObjectiveConfig
-from mwpb_fast.objectives._weighted import Reweighted, base_objective
+from mwpb_fast.objectives._weighted import Reweighted, base_objective, shared_out
 from mwpb_fast.system.lazy import ops, torch
 
 
@@ -57,8 +57,7 @@ class MAIL(Reweighted):
         slope, bias = self.config.slope, self.config.bias
         score = -slope * (ops.margin(logits.detach(), y) - bias)
         if self.config.weights == "normalised":
-            # w / mean(w) from log w: it has no 0 / 0 where every w underflows
-            return len(score) * torch.softmax(torch.nn.functional.logsigmoid(score), dim=0)
+            return shared_out(torch.nn.functional.logsigmoid(score))
         return 3 * torch.sigmoid(score)
 
     def in_epoch(self, epoch: int) -> Objective:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mwpb_fast.method import Perturbation, PerturbationConfig
 from mwpb_fast.perturbations.none import Nothing
+from mwpb_fast.system import ranks
 from mwpb_fast.system.lazy import ops, torch
 
 # The direction alone counts, so the loss may be scaled: the gradients of a mean over the batch come near the
@@ -67,6 +68,7 @@ class AWP(Perturbation):
             gradients = torch.autograd.grad(loss() * LOSS_SCALE, weights, allow_unused=True)
         used = [(w, d) for w, d in zip(weights, gradients, strict=True) if d is not None]
         kernels = [w for w, _ in used]
+        ranks.mean_([d for _, d in used])  # the direction is that of the whole batch's loss
         finite = torch.isfinite(torch.nn.utils.get_total_norm([d for _, d in used]))
         # a NaN in v could not be subtracted again
         directions = [torch.where(finite, d, 0.0) for _, d in used]

@@ -8,21 +8,26 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from mwpb_fast.config import ConfigError
+from mwpb_fast.config import ConfigError, yaml_file
 from mwpb_fast.runs import checkpoint
+from mwpb_fast.runs.log import write_environment
+from mwpb_fast.system.files import write_atomically
+from mwpb_fast.system.lazy import torch
 from mwpb_fast.system.lock import exclusive
 
 # These are the names that a run, its evaluations and its pictures give to their files.
 _POINT = r"(best|last)-\d{5}-\d{7}"
 _KIND = rf"(best|last|{_POINT})"
-_OWN = r"config\.yaml|hang\.txt|metrics(-damaged)?\.jsonl|(environment|engine|radii)\.json"  # of training alone
+# of training alone
+_OWN = r"config\.yaml|hang(-\d+)?\.txt|metrics(-damaged)?\.jsonl|(environment|engine|radii)\.json"
 _RESULT = (
     rf"{_OWN}|results\.json|(curves|radii)\.png|report\.html|(evaluation|trust)-{_KIND}(-preview)?\.(json|md)"
 )
 _STATE = rf"{_POINT}\.(pt(\.sha256)?|safetensors)"
 _CHECKPOINT = rf"{_STATE}|{_RESULT}"  # results too, of a checkpoint that was evaluated by its name
-_SHARD = r"[\w-]+-[0-9a-f]{12}-\d{5}\.json"
+_SHARD = r"[\w-]+-[0-9a-f]{12}(-\d{5}\.json|\.lock)"
 # No writing of a result takes as many seconds.
 _STALE = 3600.0
 _EVENTS = r"events\.out\.tfevents\..*"
@@ -44,6 +49,22 @@ def training_lock(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is training this run; wait for it, or take another --out"
             )
         yield
+
+
+def prepare(folder: Path, anew: bool) -> None:
+    """Clear the folder where a run is begun `anew`, and sweep it."""
+    if anew:
+        clear(folder)
+    sweep(folder)
+
+
+def describe(folder: Path, config: dict[str, Any], device: torch.device, anew: bool) -> None:
+    """Write what the run is, config.yaml, and what it runs on, environment.json. config: as `to_dict` gives it.
+    anew: the run is at its beginning, and has no records."""
+    if anew:
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    write_atomically(folder / "config.yaml", yaml_file.write(config))
+    write_environment(folder, device)
 
 
 def sweep(folder: Path) -> None:

@@ -18,6 +18,7 @@ from mwpb_fast.config import Config, GuardConfig
 from mwpb_fast.runs import checkpoint, trace
 from mwpb_fast.runs.log import note, read_records
 from mwpb_fast.runs.writer import Writer
+from mwpb_fast.system import ranks
 from mwpb_fast.system.watchdog import Watchdog, write_stacks
 
 
@@ -93,19 +94,22 @@ class Guards:
         return bad, self._act(diverged(rows, epoch, self.batches, self.config), epoch)
 
     def epoch(self, record: dict[str, Any]) -> dict[str, str]:
-        """Look at the record of an epoch; what was found. Raises GuardError."""
-        earlier = [r for r in read_records(self.folder / "metrics.jsonl") if r["epoch"] < record["epoch"]]
-        best = _best(earlier)  # the state after it can be trusted
-        return self._act(
-            collapsed(record, earlier, self.config), int(best["epoch"] + 1 if best else record["epoch"])
-        )
+        """Look at the record of an epoch; what was found. Raises GuardError. Of several processes rank 0 looks,
+        which has the records, and all act."""
+
+        def look() -> tuple[str, int]:
+            earlier = [r for r in read_records(self.folder / "metrics.jsonl") if r["epoch"] < record["epoch"]]
+            best = _best(earlier)  # the state after it can be trusted
+            return collapsed(record, earlier, self.config), int(best["epoch"] + 1 if best else record["epoch"])
+
+        return self._act(*ranks.led(look))
 
     def _act(self, found: str, epoch: int) -> dict[str, str]:
         if not found:
             return {}
         if self.config.action != "tell":
             raise GuardError(found, epoch)
-        if found not in self._told:
+        if found not in self._told and ranks.leads():
             note(f"{found}; --guard.action stop or roll_back would not go on")
             self._told.add(found)
         return {"guard": found}
@@ -117,34 +121,44 @@ class Guards:
             raise error
         if rollbacks >= self.config.rollbacks:
             raise GuardError(f"{error}; the run has gone back {rollbacks} times", error.epoch)
+        found = ranks.led(lambda: self._newest_before(error))
+        if found is None:
+            raise GuardError(f"{error}; there is no state before it to go back to", error.epoch)
+        path, state = Path(found[0]), found[1]
+        if ranks.leads():
+            rate = self.config.rate ** (rollbacks + 1)
+            note(f"{error}; going back to {path.name}, with the learning rate times {rate:g}")
+        return path, state | {"rollbacks": rollbacks + 1}
+
+    def _newest_before(self, error: GuardError) -> tuple[str, dict[str, Any]] | None:
         self.writer.wait()
-        found: tuple[Path, dict[str, Any]] | None = None
+        found: tuple[str, dict[str, Any]] | None = None
         for path in checkpoint.existing(self.writer.folder, "last"):
             try:
-                found = path, checkpoint.read(path)
+                found = str(path), checkpoint.read(path)
             except checkpoint.CheckpointError as damage:
                 note(str(damage))
                 continue
             if (found[1]["epoch"], found[1]["batch"]) <= (error.epoch, 0):
                 break
-        if found is None:
-            raise GuardError(f"{error}; there is no state before it to go back to", error.epoch)
-        rate = self.config.rate ** (rollbacks + 1)
-        note(f"{error}; going back to {found[0].name}, with the learning rate times {rate:g}")
-        return found[0], found[1] | {"rollbacks": rollbacks + 1}
+        return found
 
     def watchdog(self, where: Callable[[], str]) -> Watchdog:
         """Ends the process with 1 and a line that names the place where a step hangs, once the checkpoint that is
-        being written is whole. where: what the run is doing."""
+        being written is whole. where: what the run is doing. Of several processes each tells of itself, since
+        those that wait for the one that hangs hang as well."""
+        stacks = self.folder / ("hang.txt" if ranks.leads() else f"hang-{ranks.number()}.txt")
 
         def hung() -> None:
-            place = write_stacks(self.folder / "hang.txt")
+            place = write_stacks(stacks)
             self.writer.settle(60.0)
             newest = next(iter(checkpoint.existing(self.writer.folder, "last")), None)
             then = f"goes on from {newest.name}" if newest else "begins anew, as there is no checkpoint yet"
+            if not (newest or ranks.leads()):  # its folder may be on another machine
+                then = "goes on from the last checkpoint, if there is one"
             note(
                 f"error: {where()}: nothing has come to its end for {self.config.hang:g} s (guard.hang), at "
-                f"{place}; all stacks stand above and in {self.folder / 'hang.txt'}; the same command {then}"
+                f"{place}; all stacks stand above and in {stacks}; the same command {then}"
             )
             os._exit(1)  # a thread that hangs cannot be ended in any other way
 

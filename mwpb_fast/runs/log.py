@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from mwpb_fast.runs.live import live_bar
 from mwpb_fast.runs.tracker import Tracker
-from mwpb_fast.system import threads
+from mwpb_fast.system import ranks, threads
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.lazy import ops, torch
 from mwpb_fast.system.optional import attempt, version_of
@@ -104,7 +104,7 @@ class RunLog:
 
 def note(text: str) -> None:
     """A line on stderr."""
-    print(f"mwpb-fast: {text}", file=sys.stderr, flush=True)
+    print(f"mwpb-fast: {ranks.label()}{text}", file=sys.stderr, flush=True)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -206,8 +206,9 @@ def progress(
     total: int, label: str, unit: str = "images", every: float = 10.0, done: int = 0, form: str = "lines"
 ) -> Progress:
     """Progress over `total` units, `done` of them before. form: lines, a bar with rate and time left on a terminal
-    and a plain line every `every` seconds otherwise; json, an object as often on standard output; or quiet."""
-    return Progress(total, label, unit, every, done, form)
+    and a plain line every `every` seconds otherwise; json, an object as often on standard output; or quiet, as for
+    all of several processes but rank 0."""
+    return Progress(total, label, unit, every, done, form if ranks.leads() else "quiet")
 
 
 class Progress:

@@ -34,6 +34,14 @@ class Position:
         """The same, so many seconds further into the epoch."""
         return replace(self, seconds=self.seconds + seconds, waited=self.waited + waited)
 
+    def speed(self, size: int) -> dict[str, float]:
+        """Of this epoch's batches of `size` images so far, for its record."""
+        return {
+            "images_per_second": self.batch * size / self.seconds,
+            "seconds": self.seconds,
+            "wait_share": self.waited / self.seconds,
+        }
+
     def next_epoch(self) -> None:
         """At the start of the next one."""
         self.epoch, self.batch = self.epoch + 1, 0
@@ -140,9 +148,9 @@ def _trace(state: dict[str, Any]) -> Any:
     return trace.widened(rows) if isinstance(rows, torch.Tensor) and rows.dim() == 2 else rows
 
 
-def find(folder: Path, config: Config) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of the run in `folder`, if there is one. Raises ConfigError where that run has other
-    settings than `config`, CheckpointError where it cannot be gone on with."""
+def find(folder: Path, config: Config) -> tuple[str, dict[str, Any]] | None:
+    """Path and state of the newest checkpoint of the run in `folder`, if there is one. Raises ConfigError where
+    that run has other settings than `config`, CheckpointError where it cannot be gone on with."""
     found = checkpoint.read_newest(folder / "checkpoints", "last")
     if found is None:
         return None
@@ -162,4 +170,4 @@ def find(folder: Path, config: Config) -> tuple[Path, dict[str, Any]] | None:
             f"{folder} holds a run with other settings ({', '.join(differing)}); "
             "take another --out, or --no-resume to begin anew"
         )
-    return found
+    return str(path), state

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+
+_PRESENT = 1 << 40  # of the bytes that processes lock, the one that all of them share
 
 
 @contextlib.contextmanager
@@ -26,6 +31,43 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield not taken
     finally:
         os.close(descriptor)
+
+
+Claim = Callable[[int], AbstractContextManager[bool]]
+
+
+@contextlib.contextmanager
+def claims(path: Path) -> Iterator[Claim]:
+    """For processes, also of machines that share the folder, that are at the same work: claim(n) is a block that
+    says whether the n-th part, from 0, is this process's alone. As `exclusive`; two threads of one process are not
+    kept apart. `path` is there as long as somebody is at the work."""
+    with path.open("a+b") as file:
+        descriptor = file.fileno()
+        _ask(descriptor, fcntl.LOCK_SH, _PRESENT)
+        try:
+            yield partial(_claim, descriptor)
+        finally:
+            if _ask(descriptor, fcntl.LOCK_EX, 0, length=0):
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _claim(descriptor: int, number: int) -> Iterator[bool]:
+    mine = _ask(descriptor, fcntl.LOCK_EX, number)
+    try:
+        yield mine
+    finally:
+        if mine:
+            _ask(descriptor, fcntl.LOCK_UN, number)
+
+
+def _ask(descriptor: int, kind: int, start: int, length: int = 1) -> bool:
+    """Whether these bytes of a file are had, of which a length of 0 is all that follow."""
+    try:
+        fcntl.lockf(descriptor, kind | fcntl.LOCK_NB if kind != fcntl.LOCK_UN else kind, length, start)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)  # any other: there are no locks
+    return True
 
 
 def _taken(descriptor: int) -> bool:
