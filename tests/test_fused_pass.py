@@ -19,7 +19,7 @@ from mwpb_fast.engine.fused_pass import FusedNorm, FusedPass
 from mwpb_fast.engine.net import untracked
 from mwpb_fast.engine.twin import EngineWarning
 
-X, Y = torch.rand(8, 3, 16, 16), torch.arange(8) % 7
+X, Y = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 7
 
 
 def fused_layers(net: FusedPass) -> list[FusedNorm]:
@@ -46,20 +46,25 @@ def assert_alike(one: nn.Module, other: nn.Module) -> None:
     [(ours("smallresnet-4"), 7), (ours("preactresnet-18"), 17), (ours("wrn-10-1"), 7), (VGG, 4)],
 )
 def test_it_is_the_model(make: Any, norms: int) -> None:
-    """Two passes: logits, gradients, running statistics and their count; and what is saved has the same names."""
+    """Two passes: logits, gradients, running statistics and their count; and what is saved has the same names.
+
+    In float64: in float32 a value within rounding of a ReLU's kink takes the other side on one processor in many.
+    """
     plain, model, net = both(make())
+    plain.double(), model.double()
+    x = X.double()
     assert len(fused_layers(net)) == norms
     for seed in (0, 1):
         logits = []
         for one in (plain, net):
             torch.manual_seed(seed)  # of dropout
-            logits.append(one(X))
+            logits.append(one(x))
             F.cross_entropy(logits[-1], Y).backward()
-        torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(*logits, rtol=1e-9, atol=1e-9)
     assert_alike(model, plain)
     assert model.state_dict().keys() == plain.state_dict().keys()
     model.eval()
-    assert torch.equal(net(X), model(X))
+    assert torch.equal(net(x), model(x))
 
 
 def test_making_it_leaves_no_trace() -> None:
@@ -109,8 +114,9 @@ class Twice(nn.Module):
 def test_what_is_no_plain_norm_is_left_as_it_is() -> None:
     plain, model, net = both(Twice())
     assert [layer.of[0] for layer in fused_layers(net)] == [model.last]
+    plain.double(), model.double()
     for one in (plain, net):
-        F.cross_entropy(one(X), Y).backward()
+        F.cross_entropy(one(X.double()), Y).backward()
     assert_alike(model, plain)
 
 
