@@ -23,19 +23,28 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BUILD = "import sys; sys.path.insert(0, 'install'); import backend; getattr(backend, sys.argv[1])(sys.argv[2])"
-# Where the files of all distributions lie that requirements lead to, each with where it goes in an environment.
+# Where the files of the distributions lie that requirements lead to, by their names in an environment. What is
+# asked for has to be there; what that asks for in turn is the affair of who set that Python up.
 LENT = """
 import json, sys
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from packaging.requirements import Requirement
-todo, seen, found = [Requirement(text) for text in sys.argv[1:]], set(), {}
+first = [Requirement(text) for text in sys.argv[1:]]
+todo, seen, found = first[:], set(), {}
 while todo:
     asked = todo.pop()
     extras = asked.extras or {""}
     if (asked.name, *sorted(extras)) in seen:
         continue
     seen.add((asked.name, *sorted(extras)))
-    lent = distribution(asked.name)
+    try:
+        lent = distribution(asked.name)
+    except PackageNotFoundError:
+        lent = None
+    if asked in first and not (lent and asked.specifier.contains(lent.version, prereleases=True)):
+        sys.exit(f"{sys.executable} has no {asked}")
+    if lent is None:
+        continue
     for file in lent.files or ():
         if (top := file.parts[0]) not in ("..", "__pycache__"):
             found[top] = str(lent.locate_file(top))
@@ -117,11 +126,11 @@ def attempt(python: str, ops: Path, trainer: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="wheels ") as name:
         folder = Path(name)
         alone = environment(folder / "ops", python, requirements(ops))
-        pip(alone, "install", "--no-index", ops)
+        pip(alone, "install", "--no-index", "--no-deps", ops)
         for level in ("default", "avx2", "avx512"):
             print(call(alone, HERE / "try_ops.py", cwd=folder, ATEN_CPU_CAPABILITY=level), end="", flush=True)
         whole = environment(folder / "trainer", python, [*requirements(ops), *requirements(trainer)])
-        pip(whole, "install", "--no-index", "--find-links", ops.parent, trainer)
+        pip(whole, "install", "--no-index", "--no-deps", ops, trainer)
         print(call(whole, HERE / "try_trainer.py", cwd=folder), end="", flush=True)
 
 
