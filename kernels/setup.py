@@ -60,7 +60,7 @@ class BuildNative(build_ext):
         except (NoNativeError, OSError) as error:
             for path in self.package.glob("libmwpb_*.so"):  # of other sources, another compiler or another PyTorch
                 path.unlink()
-            (self.package / MARKER).write_text(f"{error}\n")
+            (self.package / MARKER).write_text(f"{error}\n", encoding="utf-8")
             self.extensions = []
             say(f"mwpb-kernels: no native CPU ops: {error}. They run as plain PyTorch, several times slower.")
 
@@ -108,15 +108,17 @@ def compiler() -> str:
 def fresh(build: Path, tools: str) -> None:
     """Leave the build folder empty unless it was made with these tools: CMake keeps to those that it found."""
     stamp = build / "tools.txt"
-    if not (stamp.exists() and stamp.read_text() == tools):
+    if not (stamp.exists() and stamp.read_text(encoding="utf-8") == tools):
         shutil.rmtree(build, ignore_errors=True)
         build.mkdir(parents=True)
-        stamp.write_text(tools)
+        stamp.write_text(tools, encoding="utf-8")
 
 
 def logged(failure: str, command: list[str]) -> None:
     """Run a command; its output is for `pip install -v`, its first error for the message."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+    )
     print(done.stdout)
     if done.returncode:
         lines = [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()]
@@ -128,7 +130,7 @@ def logged(failure: str, command: list[str]) -> None:
 def say(line: str) -> None:
     """A line for whoever installs: pip hides the output of a build that succeeds, but not the terminal."""
     print(line, file=sys.stderr)
-    with contextlib.suppress(OSError), open("/dev/tty", "w") as terminal:
+    with contextlib.suppress(OSError), open("/dev/tty", "w", encoding="utf-8") as terminal:
         if not sys.stderr.isatty():
             terminal.write(f"\n{line}\n")
 
