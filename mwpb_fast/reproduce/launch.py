@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ class LaunchError(RuntimeError):
 @dataclass
 class Worker:
     """What a job does: the command, in a process of its own; submitit calls it, and `checkpoint` before the job
-    is put back into the queue. words: after `mwpb-fast`. folder: to work in. devices: CUDA_VISIBLE_DEVICES, or
+    is put back into the queue. words: after the program's. folder: to work in. devices: CUDA_VISIBLE_DEVICES, or
     `all`; empty where the scheduler says it."""
 
     words: Sequence[str]
     folder: str
     devices: str = ""
+    program: Sequence[str] = (sys.executable, "-m", "mwpb_fast")
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def __call__(self) -> None:
@@ -48,7 +50,7 @@ class Worker:
         elif self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mwpb_fast", *self.words],
+            [*self.program, *self.words],
             cwd=self.folder,
             env=environment,
             # submitit's warning may come to every process of the job, and is not for this one
@@ -71,24 +73,25 @@ class Worker:
         self._stop()
         submitit = attempt("submitit").module
         assert submitit is not None
-        return submitit.helpers.DelayedSubmission(Worker(self.words, self.folder, self.devices))
+        return submitit.helpers.DelayedSubmission(replace(self, process=None))
 
     def _stop(self) -> None:
-        if self.process is None or self.process.returncode is not None:
+        if self.process is None or self.process.poll() is not None:
             return
         # unlike a second SIGTERM, which the scheduler may send as well, it does not end the saving
         self.process.send_signal(signal.SIGUSR1)
         end = time.monotonic() + PATIENCE
-        # a handler may have interrupted poll(), which would wait here for itself
-        while not os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-            if time.monotonic() > end:
-                self.process.kill()
-            time.sleep(0.1)
+        # not by poll(), which may be what the handler that calls this has interrupted
+        with contextlib.suppress(ChildProcessError):  # it was just taken note of
+            while not os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                if time.monotonic() > end:
+                    self.process.kill()
+                time.sleep(0.1)
 
 
 def executor(folder: Path, name: str, cluster: str, given: Mapping[str, str]) -> Any:
-    """submitit's executor. folder: of its files, the jobs' output among them. given: its parameters as words. Raises
-    ConfigError for one that has no meaning here."""
+    """submitit's executor. folder: of its files, the jobs' output among them. given: its parameters as words.
+    Raises ConfigError for one that has no meaning here."""
     found = attempt("submitit")
     if found.module is None:
         raise ConfigError(f"--launcher submitit: submitit {found.why}; {found.cure('submitit', 'sweeps')}")
