@@ -31,11 +31,21 @@ while begun.read_text() == "x":
 
 
 def until(ready: Any) -> None:
-    for _ in range(3000):
+    for _ in range(20000):
         if ready():
             return
         time.sleep(0.01)
     raise AssertionError("it took too long")
+
+
+class Interrupting:
+    """A job during whose wait somebody presses Ctrl-C."""
+
+    def __init__(self, job: Any) -> None:
+        self.cancel = job.cancel
+
+    def done(self) -> bool:
+        raise KeyboardInterrupt
 
 
 def children(number: int) -> list[int]:
@@ -57,6 +67,13 @@ def test_a_job_whose_time_is_over_saves_and_goes_on_in_the_next(tmp_path: Path) 
     until(lambda: begun.read_text() == "xx")
     assert (tmp_path / "saved").exists()
     assert launch.wait([job]) == {}
+    (tmp_path / "saved").unlink()
+    begun.unlink()
+    (job,) = launch.submit(made, worker, 1)
+    until(begun.exists)
+    with pytest.raises(KeyboardInterrupt):
+        launch.wait([Interrupting(job)])
+    until((tmp_path / "saved").exists)
     worker = launch.Worker(["reproduce"], str(tmp_path), program=["false"])
     (job,) = launch.submit(made, worker, 1)
     (failed,) = launch.wait([job]).values()

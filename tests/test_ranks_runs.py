@@ -115,6 +115,40 @@ def test_weights_that_differ_end_a_run_before_they_are_saved(tmp_path: Path) -> 
     assert final(tmp_path)["epoch"] == 2
 
 
+class Clock:
+    """Each look at it is two seconds after the one before."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 2.0
+        return self.now
+
+
+def astray_within(config: Config, folder: Path) -> str:
+    """What a run says where one of its processes goes astray within its first epoch."""
+    train.time = Clock()  # type: ignore[assignment]
+    step = train.Step.__call__
+
+    def astray(self: Any, batch: Any, *arguments: Any) -> Any:
+        taken = step(self, batch, *arguments)
+        if not ranks.leads():
+            next(self.model.parameters()).data.view(-1)[0] += 1e-6
+        return taken
+
+    train.Step.__call__ = astray  # type: ignore[method-assign]
+    with pytest.raises(train.TrainingError) as caught:
+        train.run(config, folder, quiet=True)
+    return str(caught.value)
+
+
+def test_nor_is_what_differs_saved_within_an_epoch(tmp_path: Path) -> None:
+    said = at_once(2, astray_within, tiny("at", "--keep.minutes=1e-9"), tmp_path)
+    assert said[0] == said[1]
+    assert re.match("epoch 1: rank 1 has other values than rank 0 in model", said[0])
+    assert not list((tmp_path / "checkpoints").glob("*.pt"))
+
+
 def collapsing(config: Config, folder: Path) -> int:
     """Train where the accuracies are those of a collapse in epoch 2, until the learning rate is a lower one; how
     often it has gone back."""

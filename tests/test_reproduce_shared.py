@@ -20,7 +20,7 @@ from mwpb_fast.runs.log import read_records
 
 
 def until(ready: Any) -> None:
-    for _ in range(6000):
+    for _ in range(20000):
         if ready():
             return
         time.sleep(0.01)
@@ -54,8 +54,8 @@ def ended(*processes: Any) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def made_up(out: Path, log: Path, *words: str, hangs: bool = False, fails: str = "") -> int:
-    """`reproduce` with a training that leaves a line in `log`, hangs or fails."""
+def made_up(out: Path, log: Path, *words: str, hangs: bool = False, fails: str = "", meets: bool = False) -> int:
+    """`reproduce` with a training that leaves a line in `log`, and hangs, fails, or waits for another one."""
 
     def training(run: Any, prefix: str, quiet: bool) -> None:
         if run.state() == "done":
@@ -65,8 +65,10 @@ def made_up(out: Path, log: Path, *words: str, hangs: bool = False, fails: str =
             file.write(f"{run.name}\n")
         while hangs:
             time.sleep(0.01)
-        time.sleep(0.05)
+        if meets:
+            until(lambda: len(log.read_text(encoding="utf-8").splitlines()) > 1)
         if fails and fails in run.name:
+            until((out / "fail").exists)
             raise train.TrainingError("epoch 1: loss not finite")
         natural(run, 50.0, 50.0)
 
@@ -95,10 +97,14 @@ def test_each_run_is_made_once_and_a_dead_process_gives_back_what_it_claimed(tmp
 
 def test_a_run_that_fails_is_tried_once_and_all_know_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    both = [started(lambda: made_up(out, log, fails="control_at")) for _ in range(2)]
-    assert ended(*both) == [1, 1]
+    first = started(lambda: made_up(out, log, fails="control_at"))
+    until(lambda: log.exists() and log.read_text())
+    second = started(made_up, out, log)
+    until(lambda: len(log.read_text().splitlines()) == 2)
+    (out / "fail").touch()
+    assert ended(first, second) == [1, 1]
     assert capfd.readouterr().err.count("table1.control_at seed 0 failed: epoch 1: loss not finite\n") == 2
-    assert sorted(log.read_text().splitlines()) == ["table1.control_at seed 0", "table1.mwpb_at seed 0"]
+    assert log.read_text().splitlines() == ["table1.control_at seed 0", "table1.mwpb_at seed 0"]
     assert "seed 0: failed: epoch 1: loss not finite" in (out / "table1" / "table.md").read_text()
     late = started(made_up, out, log, "--worker")  # belongs to those before
     assert ended(late) == [1]
@@ -113,7 +119,7 @@ def test_the_processes_of_torchrun_share_the_runs(tmp_path: Path, capfd: pytest.
 
     def rank(number: str) -> int:
         os.environ |= {"RANK": number, "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
-        return made_up(out, log, "--seeds=2")
+        return made_up(out, log, "--seeds=2", meets=True)
 
     assert ended(*[started(rank, number) for number in ("1", "0")]) == [0, 0]
     assert len(log.read_text().splitlines()) == 4
