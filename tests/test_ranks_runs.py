@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from ranks_cases import METHODS, apart, at_once, final, stopped, tiny, trained
+from test_reproduce_runs import DIGITS
 from test_train import assert_same
 
 from mwpb_fast import train
@@ -253,3 +254,17 @@ def test_the_processes_share_the_evaluation(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "mwpb_fast", "evaluate", "run"], cwd=tmp_path, check=True)
     again = json.loads((tmp_path / "run/evaluation-best.json").read_text())
     assert again["attacks"]["square"]["flags"] == result["attacks"]["square"]["flags"]
+
+
+def test_the_processes_share_a_trust_report_and_the_runs_of_a_table(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, *COMMAND, "--epochs=1", "--out=run"], cwd=tmp_path, check=True)
+    command, left_out = ["-m", "mwpb_fast"], "--without=aa,square"
+    out, err = (process := started(*command, "trust", "run", "--subset=20", left_out, cwd=tmp_path)).communicate()
+    assert process.returncode == 0, err
+    assert out.count("# Trust report") == 1
+    assert (tmp_path / "run/trust-best-preview.json").exists()
+    process = started(*command, "reproduce", "table1", *DIGITS, "--attacks=natural", "--out=out", cwd=tmp_path)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert out.count("2 of 2 runs are complete.") == 1
+    assert out.count(": training in ") == 2
