@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 OWN = ("--out", "--config", "--no-resume", "--no-evaluate", "--quiet", "--json", "--track", "--help")
 README = (ROOT / "README.md").read_text()
 EXTEND = (ROOT / "docs" / "extend.md").read_text()
-TEXTS = README + EXTEND + "".join((ROOT / "docs" / f"{page}.md").read_text() for page in ("usage", "gpu"))
+TEXTS = README + "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
 # of a line `    mwpb-fast train RECIPE ...   # comment`, or of the same in backquotes
-LINES = re.findall(r"(?:^ {4}|`)mwpb-fast ([^`#\n]*)", TEXTS, re.MULTILINE)
+LINES = re.findall(r"(?:^ {4}(?:torchrun .*-m )?|`)mwpb[-_]fast ([^`#\n]*)", TEXTS, re.MULTILINE)
 
 
 def test_python_blocks_run() -> None:
