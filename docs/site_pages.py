@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = tuple(str(ROOT / folder) for folder in (".", "kernels", "bench", "docs"))
 TEXT = ("CONTRIBUTING.md", "CHANGELOG.md")  # of the repository's root, and pages of the site
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
+ARROWS = "; those that follow from others are left out above"
 LEFT_OUT = ("op", "quartiles_us", "implementation")  # of the benchmark's columns; performance.md has them
 DIAGRAM = re.compile(r"```mermaid\n.*?```\n", re.DOTALL)
 
@@ -36,10 +37,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **of: Any) -> str:
     """A page of docs/ as the site has it (an event of mkdocs): documents of the repository's root are pages beside
-    it, and the one diagram, for which a browser would need a program from elsewhere, is drawn."""
+    it, and the one diagram, for which a browser would need a program from elsewhere, is drawn, without its arrows."""
     for name in TEXT:
         markdown = markdown.replace(f"](../{name}", f"]({name}")
-    return DIAGRAM.sub(lambda _: "\n".join(house()) + "\n", markdown)
+    return DIAGRAM.sub(lambda _: "\n".join(house()) + "\n", markdown.replace(ARROWS, ""))
 
 
 def house() -> Iterator[str]:

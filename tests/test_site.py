@@ -73,6 +73,8 @@ def test_nothing_of_a_page_is_drawn_by_a_program_from_elsewhere() -> None:
     assert "```mermaid" in WRITTEN["architecture.md"]
     for name, text in PAGES.items():
         assert "```mermaid" not in text, name
+    assert site_pages.ARROWS in WRITTEN["architecture.md"]
+    assert site_pages.ARROWS not in PAGES["architecture.md"]
     for room in floors.FLOOR:
         assert room == "package" or f"<b>{room}</b>" in PAGES["architecture.md"]
 
