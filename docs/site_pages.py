@@ -37,7 +37,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **of: Any) -> str:
     """A page of docs/ as the site has it (an event of mkdocs): documents of the repository's root are pages beside
-    it, and the one diagram, for which a browser would need a program from elsewhere, is drawn, without its arrows."""
+    it, and the one diagram, for which a browser would need a program from elsewhere, is drawn without arrows."""
     for name in TEXT:
         markdown = markdown.replace(f"](../{name}", f"]({name}")
     return DIAGRAM.sub(lambda _: "\n".join(house()) + "\n", markdown.replace(ARROWS, ""))
