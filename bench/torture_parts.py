@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -10,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mwpb_kernels
 import torture_files as files
 import torture_kills as kills
 from measure import ROOT
+from mwpb_kernels.op import OPS
 from torture_child import run
 from torture_kills import Count
 
@@ -76,6 +80,17 @@ def with_run(work: Callable[[Path, Path], Count]) -> Callable[[Path], Count]:
         return work(trained, folder)
 
     return working
+
+
+def op_names() -> list[str]:
+    for module in pkgutil.iter_modules(mwpb_kernels.__path__):  # also ops that the package does not export
+        if not module.name.startswith("lib"):
+            importlib.import_module(f"mwpb_kernels.{module.name}")
+    return sorted(OPS)
+
+
+def batched(names: list[str], count: int) -> list[list[str]]:
+    return [names[i : i + count] for i in range(0, len(names), count)]
 
 
 def parts() -> list[Part]:
@@ -182,9 +197,13 @@ def parts() -> list[Part]:
         Part("ops", "ops equal their reference on anything", "arguments of a wrong kind, size, type or device",
              pytest("tests/ops/test_*.py", "-m", "not slow", "--deselect=tests/ops/test_fuzz.py",
                     "--deselect=tests/ops/test_large.py")),
-        Part("fuzz", "ops equal their reference on anything", "10,000 cases an op: sizes, layouts, NaN, labels",
-             pytest("tests/ops/test_fuzz.py", "-m", "slow")),
-        Part("large", "ops equal their reference on anything", "more than 2^31 elements",
-             pytest("tests/ops/test_large.py", *ALL, "-n", "1")),
+        *(Part(f"fuzz:{names[0]}", "ops equal their reference on anything",
+               "10,000 cases an op: sizes, layouts, NaN, labels",
+               pytest(*(f"tests/ops/test_fuzz.py::test_fuzz_ten_thousand_cases[{name}]" for name in names),
+                      "-m", "slow"))
+          for names in batched(op_names(), 4)),
+        Part("large", "ops equal their reference on anything", "strides and counts beyond 2^31 elements",
+             pytest("tests/ops/test_large.py", "tests/ops/test_batch_norm_relu.py", *ALL, "-n", "1",
+                    "-k", "2_31 or 32_bits")),
     ]  # fmt: skip
     return found
