@@ -37,7 +37,7 @@ COLUMNS = [
     ["computed", "computed, min", ".1f"],
     ["notes", "", ""],
 ]
-DEAR = ("kills", "hostile", "signals", "together", "ranks", "sanitizers", "large", "fuzz")
+DEAR = ("hostile", "signals", "together", "kills", "ranks", "sanitizers", "large", "fuzz", "ops")
 
 
 class Results:
