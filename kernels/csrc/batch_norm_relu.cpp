@@ -203,10 +203,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_relu_backward(
         });
       }
     };
-    std::vector<A> parts(size_t(2 * n * blocks.count));
+    std::vector<double> parts(size_t(2 * n * blocks.count));
     blocks.run([&](int64_t b, int64_t begin, int64_t end) {
-      A *sum = parts.data() + 2 * n * b, *moment = sum + n;
-      std::vector<A> passed(static_cast<size_t>(n));
+      std::vector<A> few(size_t(2 * n)), passed(static_cast<size_t>(n));
+      A *sum = few.data(), *moment = sum + n;
       const A *m = means.data(), *row = passed.data();
       for (int64_t p = begin; p < end; ++p) {
         pass(p, passed.data());
@@ -214,6 +214,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_relu_backward(
           sum[c] += row[c];
           moment[c] += row[c] * (widen(v[at(c, i, d)]) - m[c]);
         });
+        if ((p + 1 - begin) % kFewRows != 0 && p + 1 < end) continue;
+        for (int64_t i = 0; i < 2 * n; ++i) parts[size_t(2 * n * b + i)] += few[size_t(i)];
+        std::fill(few.begin(), few.end(), A(0));
       }
     });
     std::vector<A> shares(size_t(2 * n)), scales(static_cast<size_t>(n));
