@@ -82,12 +82,13 @@ class Results:
             notes += [f"at commit {commit}" for commit in past]
             if left := len(names) - len(found):
                 notes.append(f"not run: {left} of {len(names)} parts" if found else "not run")
+            computed: list[Any] = [one.get("computed") for one in found]
             rows.append({
                 "promise": promise if promise != before else "", "tried": tried,
                 "cases": sum(one["cases"] for one in counted) if counted else None,
                 "failures": len(failures) if counted else None,
                 "minutes": sum(one["seconds"] for one in found) / 60 if found else None,
-                "computed": sum(one.get("computed", 0) for one in found) / 60 if found else None,
+                "computed": sum(computed) / 60 if found and None not in computed else None,
                 "notes": "; ".join(" ".join(note.split()) for note in (*notes, *failures[:3])),
             })  # fmt: skip
             before = promise

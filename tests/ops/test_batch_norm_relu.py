@@ -89,6 +89,25 @@ def test_a_channel_without_variance_gives_its_bias() -> None:
     torch.testing.assert_close(out, torch.relu(norm.bias.detach())[None, :, None, None].expand(3, 2, 4, 4))
 
 
+def test_values_far_from_the_others_cost_no_digits() -> None:
+    """One in 256, which a sum in float32 over as many would notice: mean and gradient keep seven digits."""
+    generator = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(16, 4, 16, 16, generator=generator) for _ in range(2))
+    x[:, :, 0, 0], g[:, :, 0, 0] = 30, 1000
+    x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        norm = layer(4, dtype, 1.0)
+        torch.nn.init.ones_(norm.weight)
+        torch.nn.init.ones_(norm.bias)
+        ours(norm, x.to(dtype)).backward(g.to(dtype))
+        assert norm.weight.grad is not None
+        assert norm.running_mean is not None
+        found.append((norm.running_mean.double(), norm.weight.grad.double()))
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single, double, rtol=4e-7, atol=2e-7)
+
+
 def test_what_is_not_finite_stays_in_its_channel() -> None:
     norm, x = layer(3, torch.float32), torch.randn(2, 3, 4, 4)
     x[0, 1, 2, 2] = float("inf")
