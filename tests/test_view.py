@@ -147,7 +147,9 @@ def test_progress_in_each_form(
         assert "more" not in err
 
 
-def test_the_live_view_says_what_a_step_is_like(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_live_view_says_what_a_step_is_like(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stderr", terminal)
@@ -156,15 +158,16 @@ def test_the_live_view_says_what_a_step_is_like(monkeypatch: pytest.MonkeyPatch)
     view = View()
     record = {
         "phase": "main",
-        "radius_min": 0,
-        "radius_mean": 0,
-        "radius_max": 0,
+        "radius_min": 3 / 255,
+        "radius_mean": 5.5 / 255,
+        "radius_max": 8 / 255,
         "learning_rate": 0.1,
         "loss": 1.0,
     }
     view.epoch(
         {**record, "epoch": 1, "natural": 81.24, "robust": 48.0, "images_per_second": 1.0, "checkpoint": 0.0}, 9
     )
+    assert " radius 5.5 (3.0 to 8.0)/255 lr 0.1 " in capsys.readouterr().out  # as the view says it
     with progress(1000, "epoch 2/9 [red]") as bar:
         note, status = view.step(bar, torch.tensor([1.5, 4 / 255, 6 / 255, 9 / 255, 1.0]), 7)
         bar.advance(100, note, status)
