@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-import mwpb_kernels  # noqa: F401  # before PyTorch's optimizers import Triton, which may be broken
 import torch
+from mwpb_kernels.op import triton_problem
 
 from mwpb_fast.config import ConfigError, OptimConfig
 from mwpb_fast.system.optional import attempt
@@ -28,6 +28,7 @@ def make_optimizer(model: torch.nn.Module, config: OptimConfig) -> torch.optim.O
     PyTorch's has its learning rate as a tensor on the weights' device and its momentum allocated, so that steps
     can be captured in a graph, and the first one left out, too.
     """
+    triton_problem()  # PyTorch's optimisers import Triton, and fail where it is broken and nobody has found out
     parameters = list(model.parameters())
     arguments: dict[str, Any] = dict(lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     if config.fused == "apex":

@@ -18,7 +18,7 @@ from mwpb_fast.system.optional import Attempt, attempt, version_of
 
 OK, MISSING, BROKEN, NOTE = "ok", "missing", "broken", "note"
 SLOW = "CPU ops run as plain PyTorch, several times slower; mend that, then "
-AGAIN = "install the checkout anew, as the README says: pip install --no-build-isolation ."
+AGAIN = "install the checkout anew, as the README says: pip install --no-build-isolation ./kernels"
 
 
 @dataclass(frozen=True)
