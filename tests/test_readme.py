@@ -1,10 +1,12 @@
-"""The README's Python runs as it is written, and its commands are commands that there are."""
+"""The Python of the README and of the pages that go on from it runs as it is written, and their commands are
+commands that there are."""
 
 from __future__ import annotations
 
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,24 +18,26 @@ from mwpb_fast.options import configure
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ("--out", "--config", "--no-resume", "--no-evaluate", "--quiet", "--json", "--track", "--help")
 README = (ROOT / "README.md").read_text()
-TEXTS = README + (ROOT / "docs" / "usage.md").read_text()
+EXTEND = (ROOT / "docs" / "extend.md").read_text()
+TEXTS = README + "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
 # of a line `    mwpb-fast train RECIPE ...   # comment`, or of the same in backquotes
-LINES = re.findall(r"(?:^ {4}|`)mwpb-fast ([^`#\n]*)", TEXTS, re.MULTILINE)
+LINES = re.findall(r"(?:^ {4}(?:torchrun .*-m )?|`)mwpb[-_]fast ([^`#\n]*)", TEXTS, re.MULTILINE)
 
 
 def test_python_blocks_run() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
-    shared: dict[str, object] = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec", dont_inherit=True), shared)
-    assert shared["result"].finite  # type: ignore[attr-defined]
+    for text, count, result in ((README, 1, "x_adv"), (EXTEND, 2, "result")):
+        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        assert len(blocks) == count
+        shared: dict[str, Any] = {"__name__": "readme"}
+        for block in blocks:
+            exec(compile(block, "README.md", "exec", dont_inherit=True), shared)
+        assert shared[result].isfinite().all() if result == "x_adv" else shared[result].finite
 
 
-def test_objective_of_the_readme_is_taken_by_the_command_line(
+def test_objective_of_the_guide_is_taken_by_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class Config" in b)
+    block = next(b for b in re.findall(r"```python\n(.*?)```", EXTEND, re.DOTALL) if "class Config" in b)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "smoothed.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
