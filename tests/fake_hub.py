@@ -39,7 +39,10 @@ class Hub:
             name = f"{asked['organization']}/{asked['name']}"
             there = name in self.repositories
             if not there:
-                self.repositories[name], self.private[name] = {}, asked["visibility"] == "private"
+                self.repositories[name], self.private[name] = (
+                    {},
+                    bool(asked.get("private", asked.get("visibility") == "private")),
+                )
             return 409 if there else 200, {"url": f"{self.address}/{name}", "name": name}, {}
         if path == "/api/validate-yaml":
             assert json.loads(body)["content"].startswith("---\n")

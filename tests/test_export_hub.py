@@ -31,6 +31,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
         # read once from the environment, at the import; hf_xet speaks to servers of its own
         constants = importlib.import_module("huggingface_hub.constants")
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
         monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
@@ -72,7 +73,7 @@ def test_file_and_card_are_one_commit(
 
 @NEEDED
 def test_a_repository_of_the_other_kind_and_somebodys_card_are_left_alone(
-    hub: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     made(tmp_path, "smallresnet-4", size=8)
     hub.repositories["lab/digits"], hub.private["lab/digits"] = {"README.md": b"# Mine\n"}, False
@@ -80,6 +81,14 @@ def test_a_repository_of_the_other_kind_and_somebodys_card_are_left_alone(
     assert "lab/digits: is there, and public" in capfd.readouterr().err
     assert push(tmp_path, "--public") == 2
     assert "its README.md is not of this command" in capfd.readouterr().err
+    errors = importlib.import_module("huggingface_hub.errors")
+
+    def unheard(*words: object, **options: object) -> str:
+        raise errors.LocalEntryNotFoundError("cannot reach the hub")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", unheard)
+    assert push(tmp_path) == 1
+    assert "not pushed: cannot reach the hub" in capfd.readouterr().err
     assert hub.repositories["lab/digits"] == {"README.md": b"# Mine\n"}
 
 

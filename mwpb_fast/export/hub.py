@@ -64,6 +64,10 @@ def _keep_theirs(hub: Any, api: Any, repository: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             card = Path(api.hf_hub_download(repository, CARD, local_dir=folder))
+        except (
+            hub.errors.LocalEntryNotFoundError
+        ):  # the hub could not be asked, which does not say that there is none
+            raise
         except hub.errors.EntryNotFoundError:
             return
         if MARK not in card.read_text(encoding="utf-8", errors="replace"):
