@@ -4,6 +4,8 @@
 #             on a processor without AVX-512)
 # make torture: kills, signals, damage, full disks and hostile input at length, with a table of what failed; the same
 #             command goes on after any stop
+# make wheels: wheels and source distributions of both packages in dist/, checked, installed and tried in empty
+#             environments; PYTHONS names Pythons with a PyTorch to try them with (the default is .venv's)
 # make docs:  the documentation as a site, in site/
 # make golden BASE=REV: whether this checkout computes to the bit what the revision REV does
 
@@ -11,12 +13,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-SLOW := mwpb-fast: no native CPU ops, so they run as plain PyTorch, several times slower:
+SLOW := mwpb-kernels: no native CPU ops, so they run as plain PyTorch, several times slower:
 # a process for each core (tests/conftest.py counts them); what the tests of a file share is made once
 PARALLEL := -n auto --dist loadfile
-BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
+BUILD_FILES := setup.py pyproject.toml $(wildcard kernels/setup.py kernels/*.t* kernels/csrc/*)
 
-.PHONY: train test test-slow test-avx2 torture lint bench docs golden setup setup-dev clean FORCE
+.PHONY: train test test-slow test-avx2 torture lint bench docs golden wheels setup setup-dev clean FORCE
 .DELETE_ON_ERROR:
 
 train: setup
@@ -45,6 +47,9 @@ bench: setup-dev
 
 docs: setup-dev $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+wheels: setup-dev
+	$(BIN)/python install/wheels.py $(PYTHONS)
 
 golden: setup-dev
 	$(BIN)/python bench/golden.py $(BASE)
@@ -75,9 +80,10 @@ $(VENV)/.docs: $(VENV)/.dev requirements/docs.lock
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.run $(BUILD_FILES)
+	$(PIP) --no-build-isolation --no-deps --editable ./kernels
 	$(PIP) --no-build-isolation --no-deps --editable .
 	@$(BIN)/python -c 'import mwpb_kernels as k; k.native_library or print("$(SLOW)", k.native_problem)'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info kernels/mwpb_kernels/*.so kernels/mwpb_kernels/no_native.txt
+	rm -rf $(VENV) build dist *.egg-info kernels/build kernels/*.egg-info kernels/mwpb_kernels/*.so kernels/mwpb_kernels/no_native.txt

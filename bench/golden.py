@@ -80,7 +80,8 @@ def export(revision: str, folder: Path, root: Path = ROOT) -> None:
     if not built:  # both sides then run the reference
         return
     package = folder / "kernels" / "mwpb_kernels"
-    if not git("diff", "--quiet", revision, "--", "kernels/csrc", "CMakeLists.txt", root=root).returncode:
+    made_of = ("kernels/csrc", "kernels/CMakeLists.txt", "CMakeLists.txt")
+    if not git("diff", "--quiet", revision, "--", *made_of, root=root).returncode:
         for library in built:
             shutil.copy(library, package)
         return

@@ -3,16 +3,21 @@
     python bench/loaders.py --shared ../shared/data --json bench/results/loaders-cpu.json
     python bench/loaders.py --data-dir data --sets cifar10 tinyimagenet --json ...
 
-Sets are random images of CIFAR-10's size and number, and those of --sets that are prepared in --data-dir, or
-whose archives lie in --shared. The resident loader holds decoded images on the device; DALI is fed pixels, or
-image files where they were kept, which it decodes. `default` marks what `data.loader=auto` takes on this device.
-In training, the wait is the time inside the loader's next(), as metrics.jsonl gives it; beside it stands the
-loader's own time for a batch as a share of the step's, which on a GPU includes what the host does not wait for.
+Sets are random images of SVHN's size and number, which are fed as its recipes do, and those of --sets that are
+prepared in --data-dir, or whose archives lie in --shared. folder:64 is a folder of JPEGs of 64x64, which are Tiny
+ImageNet's own; folder:224 is one of 224x224, made from them by Pillow, so that a file is smaller, and decoded a
+little sooner, than a photograph of that size. The resident loader holds decoded images on the device; DALI is fed
+pixels, or image files where they were kept, which it decodes. `default` marks what `data.loader=auto` takes on
+this device. In training, the wait is the time inside the loader's next(), as metrics.jsonl gives it; beside it
+stands the loader's own time for a batch as a share of the step's, which on a GPU includes what the host does not
+wait for.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import io
 import itertools
 import os
 import statistics
@@ -26,12 +31,15 @@ import mwpb_kernels as ops
 import torch
 from ceilings import emulated
 from measure import SkippedError, command_line, ratios, settled, spread
+from PIL import Image
 from record import Results, leave_at_sigterm
 from steps import Variant, make_model, make_step
 
 from mwpb_fast import data
 from mwpb_fast.config import recipe
 from mwpb_fast.data.dataset import Config, Images, Loader
+from mwpb_fast.data.fit import Fit
+from mwpb_fast.data.prepared import set_folder, split_name
 from mwpb_fast.data.resident import ResidentLoader
 from mwpb_fast.method import Method
 from mwpb_fast.runs.log import Waits
@@ -49,23 +57,50 @@ COLUMNS = (
 KINDS = ("resident", "dali, pixels", "dali, files")
 
 
+SETS = ("cifar10", "tinyimagenet", "folder:64", "folder:224")
+SVHN = 73_257  # its training images
+
+
 def random_images(count: int, size: int) -> Images:
     pixels = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
     return Images(pixels, torch.arange(count) % 10, tuple("0123456789"), origin="random images")
 
 
 def prepared(name: str, o: argparse.Namespace, folder: Path) -> tuple[Config, Images]:
-    """A data set with its configuration."""
+    """A data set with its configuration; images larger than 64x64 go in batches of a quarter of the size."""
     if name == "random":
-        return Config(name=name, batch_size=o.batch), random_images(o.random, 32)
+        config = Config(name="random, as SVHN", batch_size=o.batch, pad=0, flip=False)
+        return config, random_images(o.random, 32)
     where = Path(o.data_dir)
-    if not (where / name / "meta.json").exists():
+    if not (set_folder(where, name) / "meta.json").exists():
         if o.shared is None:
             raise SkippedError(f"not prepared in {where}, and no --shared")
-        where = folder
-        data.prepare(name, source=archive(name, o.shared), dir=folder, encoded=True)
+        where, kind, size = folder, *split_name(name)
+        source = archive(name, o.shared) if kind != "folder" else jpegs(int(size), o, folder / "jpegs")
+        data.prepare(name, source=source, dir=folder, encoded=True)
     config = Config(name=name, dir=str(where), batch_size=o.batch)
-    return config, data.load_split(config, "train")
+    images = data.load_split(config, "train")
+    large = images.images.shape[-1] > 64
+    return dataclasses.replace(config, batch_size=max(1, o.batch // 4)) if large else config, images
+
+
+def jpegs(size: int, o: argparse.Namespace, target: Path) -> Path:
+    """A folder with a folder of JPEGs for each class of Tiny-ImageNet: its files, or so many made from them."""
+    from mwpb_fast.data.archive import open_tree
+
+    with open_tree(archive("tinyimagenet", o.shared)) as tree:
+        raw = data.find_set("tinyimagenet").read(tree, "tinyimagenet")
+    for split, encoded in (("train", raw.train), ("test", raw.test)):
+        every = 1 if size == 64 else max(1, len(encoded.contents) // o.jpegs)
+        for i in range(0, len(encoded.contents), every):
+            path = target / split / str(encoded.labels[i]) / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if size == 64:
+                path.write_bytes(encoded.contents[i])
+            else:
+                image = Image.open(io.BytesIO(encoded.contents[i])).convert("RGB")
+                Fit(resize=(size,)).apply(image).save(path, quality=90)
+    return target
 
 
 def archive(name: str, shared: Path) -> Path:
@@ -159,15 +194,19 @@ def measure(config: Config, images: Images, o: argparse.Namespace, results: Resu
             seconds, share = in_training(loader, step, method, o)
             steps[kind].append(seconds)
             waits[kind].append(share)
+    files = None if images.origin == "random images" else data.load_encoded(config)
     rows = []
     for kind, taken in rates.items():
         faster = ratios(taken, next(iter(rates.values())))
-        own = [o.batch / rate / s for rate, s in zip(taken, steps[kind], strict=True)]
+        own = [config.batch_size / rate / s for rate, s in zip(taken, steps[kind], strict=True)]
         row = {
             "set": f"{config.name}, {images.images.shape[2]}x{images.images.shape[3]}",
             "loader": kind,
             "default": kind.startswith(default(config, images, o.device)),
             "images": len(images),
+            "batch": config.batch_size,
+            "image_bytes": images.images[0].nbytes,
+            "file_bytes": files and files.data.nbytes / len(files),
             "faster": faster["median"],
             "images_per_second": statistics.median(taken),
             "step_ms": statistics.median(steps[kind]) * 1e3,
@@ -189,10 +228,11 @@ def measure(config: Config, images: Images, o: argparse.Namespace, results: Resu
 
 def main(arguments: list[str] | None = None) -> None:
     parser = command_line(__doc__)
-    parser.add_argument("--sets", nargs="*", default=["cifar10", "tinyimagenet"])
+    parser.add_argument("--sets", nargs="*", default=list(SETS))
     parser.add_argument("--data-dir", default="data", help="folder of prepared data sets")
     parser.add_argument("--shared", type=Path, help="folder of archives, NAME*.tar*, for sets not prepared")
-    parser.add_argument("--random", type=int, default=50_000, help="number of random images")
+    parser.add_argument("--random", type=int, default=SVHN, help="number of random images")
+    parser.add_argument("--jpegs", type=int, default=2000, help="number of those of folder:224")
     parser.add_argument("--model", default="", help="of the training step; resnet-18, on the CPU smallresnet-8")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=0, help="of training; 0: 50 on CUDA, else 3")

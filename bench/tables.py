@@ -7,7 +7,7 @@ columns that differ by the rows' kind are chosen by kind=. A file that lists wha
 gives the rows that it has, and says so; where what it is of has changed since its commit, that is said, too. An
 optional table whose file is not there says that it was not yet measured. `<!-- text: NAME -->` encloses
 bench/results/NAME.md, as `mwpb-fast reproduce` wrote it, without its title; `<!-- standing -->` the table of
-standing.py.
+standing.py, and `<!-- crossover: NAME -->` what crossover.py reckons from bench/results/NAME.json.
 
     python bench/tables.py           rewrite the documents
     python bench/tables.py --check   exit with 1 if that would change it
@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import crossover
 import standing
 
 from mwpb_fast.system.text_tables import markdown
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table: (?P<name>\S+)(?P<filters>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TEXT = re.compile(r"(<!-- text: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CROSSOVER = re.compile(r"(<!-- crossover: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STANDING = re.compile(r"(<!-- standing -->\n).*?(<!-- end -->)", re.DOTALL)
 OLDER = "older than the code"
 # What a benchmark measures, by its name; the others measure what a step is made of.
@@ -97,10 +99,14 @@ def table(content: dict[str, Any], filters: dict[str, str], before: str) -> str:
     cells = [[cell(row.get(key), form) for key, _, form in columns] for row in rows]
     numbers = [i for i, (_, _, form) in enumerate(columns) if form]
     lines = markdown([title for _, title, _ in columns], cells, right=numbers)
+    return "\n".join((*lines, "", (f"Incomplete ({missing}). " if missing else "") + measured(content, before)))
+
+
+def measured(content: dict[str, Any], before: str) -> str:
+    """Where and how a result file was measured, and whether it is older than the code."""
     source = "; ".join(str(content[k]) for k in ("device", "versions", "date") if content.get(k))
-    source = f"Incomplete ({missing}). {source}" if missing else source
     past = f"; {OLDER}, which has changed since that commit" if older(content, before) else ""
-    return "\n".join((*lines, "", f"{source}; commit {content['commit']}; `{content['command']}`{past}."))
+    return f"{source}; commit {content['commit']}; `{content['command']}`{past}."
 
 
 def rendered(text: str, results: Path) -> str:
@@ -120,9 +126,8 @@ def rendered(text: str, results: Path) -> str:
         if "optional" in words and not path.exists():
             return f"{match[1]}Not yet measured.\n{match[4]}"
         try:
-            content = json.loads(path.read_bytes())
             filters = dict(word.split("=", 1) for word in words if word != "optional")
-            return f"{match[1]}{table(content, filters, match[0])}\n{match[4]}"
+            return f"{match[1]}{table(json.loads(path.read_bytes()), filters, match[0])}\n{match[4]}"
         except (OSError, ValueError, KeyError) as error:
             raise SystemExit(f"{path}: {error}") from None
 
@@ -136,7 +141,12 @@ def rendered(text: str, results: Path) -> str:
         lines = markdown(standing.COLUMNS, standing.rows(results, past))
         return "\n".join((match[1].rstrip(), *lines, match[2]))
 
-    return STANDING.sub(stands, TEXT.sub(included, TABLE.sub(replacement, text)))
+    def crosses(match: re.Match[str]) -> str:
+        content = json.loads((results / f"{match['name']}.json").read_bytes())
+        lines = markdown(crossover.COLUMNS, crossover.rows(content), right=range(1, len(crossover.COLUMNS)))
+        return "\n".join((match[1].rstrip(), *lines, "", measured(content, match[0]), match[3]))
+
+    return STANDING.sub(stands, CROSSOVER.sub(crosses, TEXT.sub(included, TABLE.sub(replacement, text))))
 
 
 def main() -> None:

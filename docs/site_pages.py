@@ -12,16 +12,18 @@ import json
 import posixpath
 import re
 import sys
-import textwrap
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = tuple(str(ROOT / folder) for folder in (".", "kernels", "bench"))
+OURS = tuple(str(ROOT / folder) for folder in (".", "kernels", "bench", "docs"))
 TEXT = ("CONTRIBUTING.md", "CHANGELOG.md")  # of the repository's root, and pages of the site
-LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
+ARROWS = "; those that follow from others are left out above"
+LEFT_OUT = ("op", "quartiles_us", "implementation")  # of the benchmark's columns; performance.md has them
+DIAGRAM = re.compile(r"```mermaid\n.*?```\n", re.DOTALL)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -31,6 +33,25 @@ def on_files(files: Any, config: Any) -> Any:
     for name, content in pages().items():
         files.append(File.generated(config, name, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, **of: Any) -> str:
+    """A page of docs/ as the site has it (an event of mkdocs): documents of the repository's root are pages beside
+    it, and the one diagram, for which a browser would need a program from elsewhere, is drawn without arrows."""
+    for name in TEXT:
+        markdown = markdown.replace(f"](../{name}", f"]({name}")
+    return DIAGRAM.sub(lambda _: "\n".join(house()) + "\n", markdown.replace(ARROWS, ""))
+
+
+def house() -> Iterator[str]:
+    """The floors and their rooms, from the top."""
+    import floors
+
+    yield '<div class="house">'
+    for number, rooms in reversed(list(enumerate(floors.FLOORS))):
+        names = "".join(f"<b>{room}</b>" for room in rooms if room != "package")
+        yield f"<div><span>floor {number}</span>{names}</div>"
+    yield "</div>"
 
 
 def pages() -> dict[str, str]:
@@ -51,10 +72,10 @@ def moved(text: str, folder: str) -> str:
     the site is named without a link."""
 
     def link(match: re.Match[str]) -> str:
-        target, anchor = match[1], match[2] or ""
+        words, target, anchor = match[1], match[2], match[3] or ""
         if target.startswith("docs/") or target in TEXT:
-            return f"]({posixpath.relpath(target.removeprefix('docs/'), folder or '.')}{anchor})"
-        return match[0] if (ROOT / "docs" / target).exists() else "](#)"
+            return f"[{words}]({posixpath.relpath(target.removeprefix('docs/'), folder or '.')}{anchor})"
+        return match[0] if (ROOT / "docs" / target).exists() else words
 
     return LINK.sub(link, text)
 
@@ -89,9 +110,9 @@ def options() -> Iterator[str]:
         yield from _group(name, *_class_and_fields(type(value)), f"{name}.")
     for folder in dict.fromkeys(AXES.values()):
         axes = [axis for axis, of in AXES.items() if of == folder]
-        yield f"\n# {' and '.join(f'`--{axis}`' for axis in axes)}"
+        yield f"\n## {' and '.join(f'`--{axis}`' for axis in axes)}"
         for name in names(folder):
-            yield from _group(name, *_class_and_fields(load(folder, name).Config), f"{axes[-1]}.")
+            yield from _group(name, *_class_and_fields(load(folder, name).Config), f"{axes[-1]}.", level="###")
 
 
 def ops() -> Iterator[str]:
@@ -108,16 +129,34 @@ def ops() -> Iterator[str]:
         function = getattr(mwpb_kernels, name)
         if not inspect.isfunction(function):
             continue
-        yield f"\n## {name}\n\n```python\n{name}{inspect.signature(function)}\n```\n"
-        yield f"```text\n{inspect.cleandoc(function.__doc__ or '')}\n```\n"
+        yield f"\n## {name}\n\n```python\n{_call(name, function)}\n```\n"
+        yield f"```text\n{_flowing(function)}\n```\n"
         yield from _bench_rows(found, [row for row in found["rows"] if row["op"] == name])
+
+
+def _call(name: str, function: Any) -> str:
+    """Name and arguments, one a line where a line would be long."""
+    signature = inspect.signature(function)
+    line = f"{name}{signature}".replace("'", "")
+    if len(line) <= 88:
+        return line
+    arguments: list[str] = []
+    kinds = [p.kind for p in signature.parameters.values()]
+    for i, parameter in enumerate(signature.parameters.values()):
+        if parameter.kind == parameter.KEYWORD_ONLY and parameter.KEYWORD_ONLY not in kinds[:i]:
+            arguments.append("*")
+        arguments.append(str(parameter))
+    returned = inspect.formatannotation(signature.return_annotation)
+    lines = "".join(f"\n    {argument}," for argument in arguments)
+    return f"{name}({lines}\n) -> {returned}".replace("'", "")
 
 
 def _bench_rows(found: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
     columns = found["columns"]["large"] if isinstance(found["columns"], dict) else found["columns"]
-    kept = [c for c in columns if rows and rows[0].get(c[0]) is not None and c[0] != "op"]
+    kept = [c for c in columns if rows and rows[0].get(c[0]) is not None and c[0] not in LEFT_OUT]
     if rows:
-        yield "| " + " | ".join(title for _, title, _ in kept) + " |\n" + "|---" * len(kept) + "|"
+        rule = "".join("|--:" if form else "|---" for _, _, form in kept)
+        yield f"| {' | '.join(title for _, title, _ in kept)} |\n{rule}|"
     for row in rows:
         yield "| " + " | ".join(_cell(row.get(key), form) for key, _, form in kept) + " |"
 
@@ -130,8 +169,8 @@ def _class_and_fields(holder: type) -> tuple[type, list[Any]]:
     return holder, list(dataclasses.fields(holder))
 
 
-def _group(title: str, holder: type, fields: list[Any], prefix: str) -> Iterator[str]:
-    yield f"\n## {title}\n\n```text\n{textwrap.dedent(inspect.cleandoc(holder.__doc__ or ''))}\n```\n"
+def _group(title: str, holder: type, fields: list[Any], prefix: str, level: str = "##") -> Iterator[str]:
+    yield f"\n{level} {title}\n\n```text\n{_flowing(holder)}\n```\n"
     if fields:
         yield "| option | default |\n|---|---|"
     for field in fields:
@@ -142,9 +181,24 @@ def _default(field: Any) -> str:
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if value is dataclasses.MISSING:
         return "the recipe's"
+    if value is None or isinstance(value, bool):
+        return f"`{json.dumps(value)}`"  # as the command line and YAML have it
     if isinstance(value, tuple):
         return f"`{','.join(map(str, value)) or '[]'}`"
     return f"`{value}`" if isinstance(value, Fraction | str) and value != "" else f"`{value!r}`"
+
+
+def _flowing(documented: Any) -> str:
+    """A docstring whose full lines go on in the next one, so that a browser breaks them where it likes."""
+    lines: list[str] = []
+    before = ""
+    for line in inspect.cleandoc(documented.__doc__ or "").splitlines():
+        if len(before) > 80 and line[:1].strip(" *-"):
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+        before = line
+    return "\n".join(lines)
 
 
 def _first_line(documented: Any) -> str:

@@ -266,6 +266,6 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _drop_gradients(step: Step) -> None:
-    step.optimizer.zero_grad(set_to_none=True)
+    step.optimizer.zero_grad()
     if hasattr(step.optimizer, "found_inf"):
         del step.optimizer.found_inf

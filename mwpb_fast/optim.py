@@ -5,13 +5,19 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import mwpb_kernels  # noqa: F401  # before PyTorch's optimizers import Triton, which may be broken
 import torch
+from mwpb_kernels.op import triton_problem
 
 from mwpb_fast.config import ConfigError, OptimConfig
-from mwpb_fast.system.optional import attempt
+from mwpb_fast.system.optional import Attempt, attempt
+
+APEX_DEVICES = ("cuda",)  # those that apex's kernels run on
+APEX_DTYPES = (torch.float32, torch.float16)  # its FusedSGD leaves weights of any other type as they are, silently
+BUILD_APEX = "build NVIDIA's from its repository, with --cpp_ext and --cuda_ext"
 
 
 def learning_rate(config: OptimConfig, epoch: int) -> float:
@@ -28,10 +34,11 @@ def make_optimizer(model: torch.nn.Module, config: OptimConfig) -> torch.optim.O
     PyTorch's has its learning rate as a tensor on the weights' device and its momentum allocated, so that steps
     can be captured in a graph, and the first one left out, too.
     """
+    triton_problem()  # PyTorch's optimisers import Triton, and fail where it is broken and nobody has found out
     parameters = list(model.parameters())
     arguments: dict[str, Any] = dict(lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     if config.fused == "apex":
-        return _guarded(apex_fused_sgd())(parameters, **arguments)
+        return _guarded(apex_fused_sgd(parameters))(parameters, **arguments)
     optimizer = torch.optim.SGD(parameters, fused=True, **arguments)
     set_learning_rate(optimizer, config.lr)
     if config.momentum:
@@ -90,18 +97,47 @@ def _copy(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         torch._foreach_copy_(mine, its)
 
 
-def apex_fused_sgd() -> Any:
-    """NVIDIA apex's FusedSGD class. Raises ConfigError where it is missing, or another package of that name
-    is installed."""
-    found = attempt("apex.optimizers")
-    if found.module is not None and hasattr(found.module, "FusedSGD"):
-        return found.module.FusedSGD
-    if not found.broken and attempt("apex").module is not None:
-        raise ConfigError(
-            "optim.fused=apex: the installed package 'apex' is not NVIDIA's (the one of that name on the "
-            "package index is a Pyramid toolkit); build NVIDIA's from its sources, or take optim.fused=torch"
-        )
-    raise ConfigError(f"optim.fused=apex: NVIDIA apex {found.why}; take optim.fused=torch")
+def apex_fused_sgd(parameters: list[torch.nn.Parameter]) -> Any:
+    """NVIDIA apex's FusedSGD class, for these parameters. Raises ConfigError where it is missing or broken, where
+    another package of that name is installed, and where it cannot step them."""
+    found, cure = find_apex()
+    if found.module is None:
+        raise ConfigError(f"optim.fused=apex: {found.why}; {cure}, or take optim.fused=torch")
+    for parameter in parameters:
+        if parameter.device.type not in APEX_DEVICES or parameter.dtype not in APEX_DTYPES:
+            have = f"{parameter.dtype} on the {parameter.device.type}".removeprefix("torch.")
+            raise ConfigError(
+                f"optim.fused=apex: its FusedSGD steps weights of float32 and float16 on CUDA, not of {have}; "
+                "take optim.fused=torch"
+            )
+    return found.module.FusedSGD
+
+
+def find_apex() -> tuple[Attempt, str]:
+    """NVIDIA's `apex.optimizers`, or a clause that says why its FusedSGD is not to be had; and the cure."""
+    found, kernels = attempt("apex.optimizers"), attempt("amp_C")
+    if found.module is None and _other_apex():
+        why = "the installed package 'apex' is not NVIDIA's (that of the package index is a Pyramid toolkit)"
+        return Attempt(None, why), f"pip uninstall apex, and {BUILD_APEX}"
+    if found.module is None:
+        return Attempt(None, f"NVIDIA apex {found.why}", found.broken), BUILD_APEX
+    if not hasattr(found.module, "FusedSGD"):
+        return Attempt(None, "NVIDIA apex has no FusedSGD in this version", broken=True), BUILD_APEX
+    if kernels.module is None:
+        why = f"NVIDIA apex has no CUDA kernels: amp_C, its extension, {kernels.why}"
+        return Attempt(None, why, broken=True), BUILD_APEX
+    return found, ""
+
+
+def _other_apex() -> bool:
+    """Whether a package `apex` is there that has no optimizers; it need not import for that."""
+    try:
+        spec = find_spec("apex")
+    except (Exception, SystemExit):  # what finds packages is broken itself
+        return False
+    if spec is None or spec.origin is None:  # none, or a mere folder of that name
+        return False
+    return not any((Path(place) / "optimizers").is_dir() for place in spec.submodule_search_locations or ())
 
 
 def _guarded(base: Any) -> Any:

@@ -93,7 +93,7 @@ class Step:
                 trained(x)
         with method.perturb(model, outer):
             loss = outer()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             self.scaler.scale(loss).backward()
             loss = ranks.mean(loss.detach())
             finite, norm = self.update(loss)

@@ -236,3 +236,19 @@ def test_waiting_of_a_loader_is_measured_in_a_step(bench: Any, monkeypatch: pyte
     assert seconds == pytest.approx(0.04)
     assert share == pytest.approx(0.75)
     assert math.isclose(loaders.alone(Slow(), 1, 9.0, CPU), 2 / 0.03, rel_tol=1e-6)
+
+
+def test_folders_of_jpegs_for_the_loaders(bench: Any, tmp_path: Path) -> None:
+    """At 64 Tiny-ImageNet's own files, byte for byte, at another size so many of them, made larger."""
+    from test_data_sets import tiny_files, write
+
+    loaders, files = bench("loaders"), tiny_files()
+    write(tmp_path / "tinyimagenet.tar", files)
+    for size, each in ((64, 2), (96, 1)):
+        o = argparse.Namespace(shared=tmp_path, jpegs=3, data_dir=str(tmp_path), batch=8)
+        config, images = loaders.prepared(f"folder:{size}", o, tmp_path / str(size))
+        assert tuple(images.images.shape) == (3 * each, 3, size, size)
+        assert config.batch_size == (8 if size == 64 else 2)
+        kept = loaders.data.load_encoded(config)
+        theirs = [content for name, content in files.items() if name.startswith("t/train/") and name.endswith("G")]
+        assert ({bytes(kept[i]) for i in range(len(kept))} == set(theirs)) == (size == 64)

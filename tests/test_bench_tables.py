@@ -226,3 +226,29 @@ def test_the_documentation_is_up_to_date() -> None:
         pytest.skip("no docs/performance.md")
     done = subprocess.run([sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_where_dali_begins_is_reckoned_from_the_loaders_figures(repository: Any, tmp_path: Path) -> None:
+    """Of 80 and 16 GiB that are free the resident loader has half; a step's rate is without what it waited."""
+    tables, _ = repository
+    of = {
+        "set": "b, 224x224",
+        "wait_share": 0.0,
+        "image_bytes": 150_528,
+        "file_bytes": 20_480.0,
+        "batch": 32,
+        "step_ms": 4e3,
+    }
+    rates = {"resident": 9e4, "dali, pixels": 2e4, "dali, files": 1e3}
+    rows = [
+        {"set": "a, 32x32", "loader": "resident", "images_per_second": 1e6, "step_ms": 80.0, "wait_share": 0.2},
+        *({**of, "loader": k, "images_per_second": v} for k, v in rates.items()),
+    ]
+    content = {**RESULT, "batch": 128, "columns": [], "rows": rows}
+    (tmp_path / "loaders-cpu.json").write_text(json.dumps(content), encoding="utf-8")
+    text = tables.rendered("<!-- crossover: loaders-cpu -->\nold\n<!-- end -->\nafter", tmp_path)
+    lines = text.splitlines()
+    assert "| a, 32x32 | 3.0 | - | 2,796,202 | 13,981,013 | 1,000,000 | - | 2,000 | - |" in lines
+    assert "| b, 224x224 | 147.0 | 20.0 | 57,065 | 285,326 | 90,000 | 1,000 | 8 | 125 |" in lines
+    assert lines[-3:] == [tables.measured(content, ""), "<!-- end -->", "after"]
+    assert text == tables.rendered(text, tmp_path)

@@ -122,9 +122,6 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch)
     assert "mwpb-fast[cudnn]" in found["cudnn"].cost
     names = ("pyautoattack", "matplotlib", "dali", "cudnn", "apex")
     assert {found[name].detail for name in names} == {"not installed"}
-    pyramid = {"apex": Attempt(doctor), "apex.optimizers": Attempt(None, "is not installed")}
-    monkeypatch.setattr(doctor, "attempt", pyramid.__getitem__)
-    assert "Pyramid" in doctor._apex().cost
 
 
 def test_doctor_tells_cudnn_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,17 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages of this checkout, in a repository of their own."""
     folder = tmp_path_factory.mktemp("golden")
     archive = subprocess.run(
-        ["tar", "-C", str(ROOT), "--exclude=__pycache__", "-c", "mwpb_fast", "kernels", "CMakeLists.txt"],
+        [
+            "tar",
+            "-C",
+            str(ROOT),
+            "--exclude=__pycache__",
+            "--exclude=build",
+            "-c",
+            "mwpb_fast",
+            "kernels",
+            "CMakeLists.txt",
+        ],
         capture_output=True,
         check=True,
     )

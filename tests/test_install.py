@@ -1,4 +1,4 @@
-"""Installing: what is missing is said in one line, a slow install with its cause, and an sdist is whole."""
+"""Installing: what is missing is said in one line, a slow install with its cause."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ import pty
 import shutil
 import subprocess
 import sys
-import sysconfig
-import tarfile
-import venv
-import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SITE = sysconfig.get_paths()["purelib"]
+KERNELS = ROOT / "kernels"
 WITHOUT_TOOLS = "import sys; sys.executable = '/nowhere/python'; "
 RUN = "import runpy, sys; sys.argv[0] = 'setup.py'; runpy.run_path('setup.py', run_name='__main__')"
 pytest.importorskip("setuptools")
 
 
-def python(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(*words: str, cwd: Path = KERNELS, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k not in ("CXX", "PYTHONPATH")} | environment
     return subprocess.run(
         [sys.executable, *words],
@@ -35,15 +31,13 @@ def python(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Comp
     )
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copy_sources(folder: Path) -> Path:
     """The files of the repository, and nothing that a build has left."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
     if listed.returncode:
         pytest.skip("not a git checkout")
-    folder = tmp_path_factory.mktemp("sources with a space")
     for name in listed.stdout.splitlines():
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -68,16 +62,18 @@ def test_old_or_absent_setuptools_is_one_line(version: str, tmp_path: Path) -> N
 def test_the_readme_installs_what_the_backend_asks_for() -> None:
     words = "pip install 'setuptools>=77' cmake ninja"
     assert words in (ROOT / "README.md").read_text()
-    assert 'requires = ["setuptools>=77",' in (ROOT / "pyproject.toml").read_text()
+    for folder in (ROOT, KERNELS):
+        assert 'requires = ["setuptools>=77"' in (folder / "pyproject.toml").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["python3.11", "python3.12", "python3.13"])
-def test_a_fresh_environment_is_told_what_to_install(name: str, sources: Path, tmp_path: Path) -> None:
+def test_a_fresh_environment_is_told_what_to_install(name: str, tmp_path: Path) -> None:
     interpreter = shutil.which(name)
     if interpreter is None or subprocess.run([interpreter, "-V"], capture_output=True).returncode:
         pytest.skip(f"no {name} here")
     subprocess.run([interpreter, "-m", "venv", tmp_path / "new"], check=True)
+    sources = copy_sources(tmp_path / "sources")
     words = ["-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "."]
     done = subprocess.run(
         [tmp_path / "new" / "bin" / "python", *words], cwd=sources, capture_output=True, text=True
@@ -99,7 +95,7 @@ def build(tmp_path: Path, prelude: str = "", **environment: str) -> tuple[str, s
     assert done.returncode == 0, done.stderr
     assert not list(package.glob("*.so"))
     (cause,) = (package / "no_native.txt").read_text().splitlines()
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("mwpb-fast: no native CPU ops: ")]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("mwpb-kernels: no native CPU ops: ")]
     assert cause in line
     return cause, line
 
@@ -137,13 +133,13 @@ def test_a_compilation_that_fails_names_its_first_error(tmp_path: Path) -> None:
         tmp_path / "c++", 'case "$*" in *csrc*) echo "linf.cpp:1: error: planted"; exit 1;; esac; exec c++ "$@"'
     )
     cause, _ = build(tmp_path, CXX=fails)
-    assert cause == "the compilation failed when mwpb-fast was installed: linf.cpp:1: error: planted"
+    assert cause == "the compilation failed when mwpb-kernels was installed: linf.cpp:1: error: planted"
 
 
 @pytest.mark.skipif(not shutil.which("cmake"), reason="no CMake")
 def test_a_compiler_that_does_not_work(tmp_path: Path) -> None:
     cause, _ = build(tmp_path, CXX=script(tmp_path / "c++", "exit 1"))
-    assert cause.startswith("CMake failed when mwpb-fast was installed: ")
+    assert cause.startswith("CMake failed when mwpb-kernels was installed: ")
 
 
 def test_a_slow_install_is_said_on_the_terminal_that_pip_hides_output_from(tmp_path: Path) -> None:
@@ -154,7 +150,7 @@ def test_a_slow_install_is_said_on_the_terminal_that_pip_hides_output_from(tmp_p
         os.dup2(output, 2)
         os.environ["CXX"] = "/nowhere/g++"
         words = ["-q", "build_ext", "--build-lib", f"{tmp_path}/lib", "--build-temp", f"{tmp_path}/temp"]
-        os.chdir(ROOT)
+        os.chdir(KERNELS)
         os.execv(sys.executable, [sys.executable, "-c", RUN, *words])
     shown = b""
     try:
@@ -163,69 +159,4 @@ def test_a_slow_install_is_said_on_the_terminal_that_pip_hides_output_from(tmp_p
     except OSError:  # the other end is closed
         pass
     assert os.waitpid(child, 0)[1] == 0, (tmp_path / "kept").read_text()
-    assert shown.count(b"mwpb-fast: no native CPU ops: the environment names CXX=/nowhere/g++") == 1
-
-
-# what is in a distribution ------------------------------------------------------------------------------------
-def backend(call: str, sources: Path, **environment: str) -> None:
-    done = python("-c", f"import backend; backend.{call}", cwd=sources, PYTHONPATH="install", **environment)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="module")
-def sdist(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for leftover in ("libmwpb_avx2.so", "no_native.txt"):
-        (sources / "kernels" / "mwpb_kernels" / leftover).touch()
-    folder = tmp_path_factory.mktemp("sdist")
-    backend(f"build_sdist({str(folder)!r})", sources)
-    (found,) = folder.glob("*.tar.gz")
-    return found
-
-
-def test_an_sdist_holds_the_repository(sdist: Path, sources: Path) -> None:
-    with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = {str(path.relative_to(sources)) for path in sources.rglob("*") if path.is_file()}
-    wanted = {
-        name
-        for name in wanted
-        if not name.startswith((".ci/", ".gitignore", "build/"))
-        and ".egg-info" not in name
-        and "__pycache__" not in name  # the build imports its own backend
-    }
-    leftovers = {f"kernels/mwpb_kernels/{name}" for name in ("libmwpb_avx2.so", "no_native.txt")}
-    assert wanted - names == leftovers
-    assert not leftovers & names
-
-
-def test_a_second_wheel_has_nothing_of_the_first(sources: Path, tmp_path: Path) -> None:
-    gone = sources / "mwpb_fast" / "gone.py"
-    for number, there in enumerate([True, False]):
-        gone.write_text("") if there else gone.unlink()
-        backend(f"build_wheel({str(tmp_path / str(number))!r})", sources, CXX="/nowhere/g++")
-        (wheel,) = (tmp_path / str(number)).glob("*.whl")
-        names = set(zipfile.ZipFile(wheel).namelist())
-        assert ("mwpb_fast/gone.py" in names) == there
-        assert {"mwpb_kernels/py.typed", "mwpb_fast/py.typed", "mwpb_fast/__main__.py"} <= names
-        assert "mwpb_kernels/no_native.txt" in names
-        assert not [name for name in names if name.endswith(".so")]
-        assert any(name.endswith("licenses/LICENSE") for name in names)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)  # it compiles everything, however busy the machine
-@pytest.mark.skipif(not shutil.which("c++"), reason="no compiler")
-def test_an_install_from_the_sdist_is_native(sdist: Path, tmp_path: Path) -> None:
-    venv.create(tmp_path / "new", with_pip=True)
-    interpreter = tmp_path / "new" / "bin" / "python"
-    where = sysconfig.get_path("purelib", "venv", vars={"base": str(tmp_path / "new")})
-    (Path(where) / "outer.pth").write_text(SITE)  # PyTorch and the tools, from here
-    words = ["-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", str(sdist)]
-    subprocess.run([interpreter, "-m", "pip", "uninstall", "-yq", "setuptools"], check=True)  # 3.11's is too old
-    env = {k: v for k, v in os.environ.items() if k not in ("CXX", "PYTHONPATH")}
-    subprocess.run([interpreter, *words], check=True, cwd=tmp_path, env=env)
-    code = "import mwpb_kernels as k; print(k.__file__, k.native_library, k.native_problem)"
-    done = subprocess.run([interpreter, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
-    file, library, *problem = done.stdout.split()
-    assert Path(file).is_relative_to(tmp_path), file
-    assert (library.startswith("libmwpb_"), problem) == (True, []), done.stderr
+    assert shown.count(b"mwpb-kernels: no native CPU ops: the environment names CXX=/nowhere/g++") == 1

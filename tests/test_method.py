@@ -124,6 +124,14 @@ def test_options_without_build_are_refused(tmp_path: Path, monkeypatch: pytest.M
         axis_config("objectives", outside(tmp_path, monkeypatch, text))
 
 
+def test_options_that_are_all_inherited_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from mwpb_fast.objectives import trades\nclass Config(trades.Config): pass\n"
+    path = outside(tmp_path, monkeypatch, text)
+    found = resolve(recipe("digits.at"), [], [f"--objective={path}", "--objective.beta=2.5"])
+    assert type(found.objective) is type(axis_config("objectives", path))
+    assert found.objective.beta == 2.5
+
+
 def test_an_axis_that_lacks_a_part_is_refused_by_name() -> None:
     class Bare:
         inner = staticmethod(at.AT.inner)

@@ -102,7 +102,7 @@ told("doctor", cli.main, ["doctor", "--json"])
 for kind in KINDS:
     told("pyautoattack", autoattack.package_version)
     told("NVIDIA DALI", dali._require_dali)
-    told("NVIDIA apex", optim.apex_fused_sgd)
+    told("NVIDIA apex", optim.apex_fused_sgd, [])
     told("matplotlib", plots.require_matplotlib)
     told("TensorBoard", RunLog, pathlib.Path("run"), 1)
 """

@@ -15,6 +15,7 @@ from ranks_cases import apart, at_once, final, tiny, trained
 from torch import nn
 
 from mwpb_fast import cli
+from mwpb_fast.attacks.pgd import PGD
 from mwpb_fast.budgets._share import shared
 from mwpb_fast.config import Config, ConfigError, DistributedConfig, PrecisionConfig, from_dict, recipe, to_dict
 from mwpb_fast.data import DataError, ResidentLoader, load_split
@@ -216,11 +217,40 @@ def test_a_guard_sends_all_processes_back_to_the_state_of_the_first(
     assert capfd.readouterr().err.count("going back to last-00002-0000000.pt") == 1
 
 
+def attacked_in_silence(config: Config, folder: Path) -> tuple[int, int]:
+    """Train in this process's part; what was sent in the attacks, and besides."""
+    sent, attack = [0, 0], PGD.__call__
+    attacking = False
+
+    def counted(function: Any) -> Any:
+        def send(*arguments: Any, **more: Any) -> Any:
+            sent[not attacking] += 1
+            return function(*arguments, **more)
+
+        return send
+
+    def noted(*arguments: Any) -> Any:
+        nonlocal attacking
+        attacking = True
+        try:
+            return attack(*arguments)
+        finally:
+            attacking = False
+
+    for name in ("all_reduce", "all_gather", "broadcast"):
+        setattr(torch.distributed, name, counted(getattr(torch.distributed, name)))
+    PGD.__call__ = noted  # type: ignore[method-assign]
+    trained(config, folder)
+    return sent[0], sent[1]
+
+
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """The same images with the same noise; weights but for the order in which sums are rounded."""
+    """The same images with the same noise; weights but for the order in which sums are rounded. The attacks send
+    nothing."""
     config: Config = tiny("at", "--data.subset=32", "--data.validation=0.01")
     trained(config, tmp_path / "one")
-    at_once(2, trained, config, tmp_path / "two")
+    for in_attacks, besides in at_once(2, attacked_in_silence, config, tmp_path / "two"):
+        assert (in_attacks, besides > 0) == (0, True)
     assert apart(tmp_path / "one", tmp_path / "two") < 1e-4
     one, two = final(tmp_path / "one"), final(tmp_path / "two")
     assert one["trace"].shape == two["trace"].shape

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from ranks_cases import METHODS, apart, at_once, final, stopped, tiny, trained
+from test_reproduce_runs import DIGITS
 from test_train import assert_same
 
 from mwpb_fast import train
@@ -113,6 +114,40 @@ def test_weights_that_differ_end_a_run_before_they_are_saved(tmp_path: Path) -> 
         r"epoch 2: rank 1 has other values than rank 0 in model\..* the checkpoints before it", said[0]
     )
     assert final(tmp_path)["epoch"] == 2
+
+
+class Clock:
+    """Each look at it is two seconds after the one before."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 2.0
+        return self.now
+
+
+def astray_within(config: Config, folder: Path) -> str:
+    """What a run says where one of its processes goes astray within its first epoch."""
+    train.time = Clock()  # type: ignore[assignment]
+    step = train.Step.__call__
+
+    def astray(self: Any, batch: Any, *arguments: Any) -> Any:
+        taken = step(self, batch, *arguments)
+        if not ranks.leads():
+            next(self.model.parameters()).data.view(-1)[0] += 1e-6
+        return taken
+
+    train.Step.__call__ = astray  # type: ignore[method-assign]
+    with pytest.raises(train.TrainingError) as caught:
+        train.run(config, folder, quiet=True)
+    return str(caught.value)
+
+
+def test_nor_is_what_differs_saved_within_an_epoch(tmp_path: Path) -> None:
+    said = at_once(2, astray_within, tiny("at", "--keep.minutes=1e-9"), tmp_path)
+    assert said[0] == said[1]
+    assert re.match("epoch 1: rank 1 has other values than rank 0 in model", said[0])
+    assert not list((tmp_path / "checkpoints").glob("*.pt"))
 
 
 def collapsing(config: Config, folder: Path) -> int:
@@ -219,3 +254,17 @@ def test_the_processes_share_the_evaluation(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "mwpb_fast", "evaluate", "run"], cwd=tmp_path, check=True)
     again = json.loads((tmp_path / "run/evaluation-best.json").read_text())
     assert again["attacks"]["square"]["flags"] == result["attacks"]["square"]["flags"]
+
+
+def test_the_processes_share_a_trust_report_and_the_runs_of_a_table(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, *COMMAND, "--epochs=1", "--out=run"], cwd=tmp_path, check=True)
+    command, left_out = ["-m", "mwpb_fast"], "--without=aa,square"
+    out, err = (process := started(*command, "trust", "run", "--subset=20", left_out, cwd=tmp_path)).communicate()
+    assert process.returncode == 0, err
+    assert out.count("# Trust report") == 1
+    assert (tmp_path / "run/trust-best-preview.json").exists()
+    process = started(*command, "reproduce", "table1", *DIGITS, "--attacks=natural", "--out=out", cwd=tmp_path)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert out.count("2 of 2 runs are complete.") == 1
+    assert out.count(": training in ") == 2

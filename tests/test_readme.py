@@ -1,10 +1,12 @@
-"""The README's Python runs as it is written, and its commands are commands that there are."""
+"""The Python of the README and of the pages that go on from it runs as it is written, and their commands are
+commands that there are."""
 
 from __future__ import annotations
 
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,28 +18,32 @@ from mwpb_fast.options import configure
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ("--out", "--config", "--no-resume", "--no-evaluate", "--quiet", "--json", "--track", "--help")
+README = (ROOT / "README.md").read_text()
+EXTEND = (ROOT / "docs" / "extend.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WRITTEN = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-README, TEXTS = WRITTEN["README.md"], "\n".join(WRITTEN.values())
+TEXTS = "\n".join(WRITTEN.values())
 # of a line `    mwpb-fast train RECIPE ...   # comment`, or of the same in backquotes
-LINES = re.findall(r"(?:^ {4}|^ {4}torchrun .*-m |`)mwpb[-_]fast ([^`#\n|]*)", TEXTS, re.MULTILINE)
-# what else a line of a block may begin with: programs that are not ours, and YAML, which has a test below
+LINES = re.findall(r"(?:^ {4}(?:[A-Z_]+=\S+ )*(?:torchrun .*-m )?|`)mwpb[-_]fast ([^`#&\n]*)", TEXTS, re.MULTILINE)
+
+# what else a line of a block may begin with: programs that are not ours
 OTHERS = ("make", "pip", "cd", "python", "torchrun", "srun", "#SBATCH")
 
 
 def test_python_blocks_run() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
-    shared: dict[str, object] = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec", dont_inherit=True), shared)
-    assert shared["result"].finite  # type: ignore[attr-defined]
+    for text, count, result in ((README, 1, "x_adv"), (EXTEND, 2, "result")):
+        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        assert len(blocks) == count
+        shared: dict[str, Any] = {"__name__": "readme"}
+        for block in blocks:
+            exec(compile(block, "README.md", "exec", dont_inherit=True), shared)
+        assert shared[result].isfinite().all() if result == "x_adv" else shared[result].finite
 
 
-def test_objective_of_the_readme_is_taken_by_the_command_line(
+def test_objective_of_the_guide_is_taken_by_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class Config" in b)
+    block = next(b for b in re.findall(r"```python\n(.*?)```", EXTEND, re.DOTALL) if "class Config" in b)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "smoothed.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
@@ -55,10 +61,10 @@ def test_every_block_is_one_that_a_test_runs(name: str) -> None:
     assert set(re.findall(r"^```(\w+)", text, re.MULTILINE)) <= {"python", "mermaid"}
     bare = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     for block in re.findall(r"(?<=\n\n)(?: {4}\S.*\n)+", bare):
-        if "In YAML, the same:\n\n" + block in bare:
+        if "In YAML, the same:\n\n" + block in bare:  # a test below has it
             continue
         for line in block.splitlines():
-            program, *words = line.split()
+            program, *words = re.sub(r"^ *(?:[A-Z_]+=\S+ )*", "", line).split()
             assert program in ("mwpb-fast", *OTHERS), f"{name}: {line}"
             if program == "make":
                 assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)

@@ -6,7 +6,9 @@ import dataclasses
 import re
 from pathlib import Path
 
+import floors
 import mwpb_kernels
+import pictures
 import pytest
 import site_pages
 import yaml
@@ -16,7 +18,7 @@ from mwpb_fast.config import AXES, Config, all_recipes, load, names
 ROOT = Path(__file__).resolve().parents[1]
 GENERATED = site_pages.pages()
 WRITTEN = {str(path.relative_to(ROOT / "docs")): path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
-PAGES = WRITTEN | GENERATED
+PAGES = {name: site_pages.on_page_markdown(text) for name, text in (WRITTEN | GENERATED).items()}
 
 
 def test_every_recipe_option_and_op_has_its_place() -> None:
@@ -41,6 +43,7 @@ def test_links_lead_to_pages() -> None:
         for target in re.findall(r"\]\(([^)#:\s]+)", text):
             path = (Path(name).parent / target).as_posix()
             assert path in PAGES or (ROOT / "docs" / path).exists(), f"{name}: {target}"
+            assert ".." not in path, f"{name}: {target} is no page of the site"
 
 
 def test_anchors_are_headings() -> None:
@@ -66,7 +69,16 @@ def test_python_of_the_pages_runs(name: str, tmp_path: Path, monkeypatch: pytest
         exec(compile(block, name, "exec", dont_inherit=True), shared)
 
 
-def test_the_picture_is_of_the_formula() -> None:
-    import pictures
+def test_nothing_of_a_page_is_drawn_by_a_program_from_elsewhere() -> None:
+    assert "```mermaid" in WRITTEN["architecture.md"]
+    for name, text in PAGES.items():
+        assert "```mermaid" not in text, name
+    assert site_pages.ARROWS in WRITTEN["architecture.md"]
+    assert site_pages.ARROWS not in PAGES["architecture.md"]
+    for room in floors.FLOOR:
+        assert room == "package" or f"<b>{room}</b>" in PAGES["architecture.md"]
 
-    assert (ROOT / "docs" / "images" / "radius.svg").read_text() == pictures.picture()
+
+def test_the_pictures_are_those_that_are_drawn() -> None:
+    for name, draw in pictures.PICTURES.items():
+        assert (ROOT / "docs" / "images" / name).read_text() == draw()

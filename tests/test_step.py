@@ -226,10 +226,3 @@ def test_noise_depends_on_seed_epoch_and_sample_alone() -> None:
 )
 def test_the_learning_rate_drops_in_the_named_epochs(epoch: int, expected: float) -> None:
     assert learning_rate(OptimConfig(), epoch) == pytest.approx(expected)
-
-
-def test_the_wrong_apex_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mwpb_fast.config import ConfigError
-
-    with pytest.raises(ConfigError, match="apex"):
-        make_optimizer(torch.nn.Linear(1, 1), OptimConfig(fused="apex"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,9 +95,27 @@ def test_the_result_file_is_gone_on_with_and_names_what_was_not_run(
         ["", None, None, "not run"],
     ]
     about["commit"] = "d"
+    monkeypatch.setattr("sys.argv", ["torture.py", f"--json={path}", "--parts", "a", "b:x", "--keep"])
+    assert torture.main() == 1
+    assert calls[3:] == ["b:x"]  # what failed is tried again
+    first, second, _ = json.loads(path.read_bytes())["rows"]
+    assert first["notes"] == "said; at commit c"
+    assert second["notes"] == "said; not run: 1 of 2 parts; it broke"
     monkeypatch.setattr("sys.argv", ["torture.py", f"--json={path}", "--parts", "a"])
-    assert torture.main() == 0
-    assert calls[3:] == ["a"]
+    assert torture.main() == 1
+    assert calls[4:] == ["a"]
+
+
+def test_the_processors_time_is_that_of_all_processes(bench: Bench) -> None:
+    spin = "import time\nwhile time.process_time() < 0.2: pass"
+    before = bench("torture_child").processor_seconds()
+    subprocess.run([sys.executable, "-c", spin], check=True)
+    with subprocess.Popen([sys.executable, "-c", f"{spin}\nprint(1, flush=True)\ninput()"],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:  # fmt: skip
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert bench("torture_child").processor_seconds() - before > 0.35
+        other.kill()
 
 
 def test_the_parts_are_of_this_checkout(bench: Bench) -> None:

@@ -8,7 +8,7 @@ namespace mwpb {
 namespace {
 
 constexpr int64_t kBlock = 16384;  // elements of a block of rows
-constexpr int64_t kMostRows = 256, kMostBlocks = 4096;  // sums of more rows in float32 lose digits
+constexpr int64_t kFewRows = 32, kMostRows = 256, kMostBlocks = 4096;  // sums of more rows in float32 lose digits
 
 // The rows (positions) of (B, C, ...) in blocks, whose sums are added up afterwards. The cut depends on sizes alone,
 // and never on the number of threads.
@@ -43,33 +43,46 @@ template <class T> void moments(const Tensor& x, std::vector<double>& mean, std:
   const Blocks blocks(x);
   const Positions at_row(x, 1);
   const int64_t n = blocks.channels, step = at_row.step;
-  // of each block: where it measures from, which is its first row, the sum of the distances, and of their squares
-  std::vector<A> parts(size_t(3 * n * blocks.count));
+  // of each block: where it measures from, which is the mean of its first rows, the sum of the distances, and of their
+  // squares, which few rows at a time are added up in float32
+  std::vector<double> parts(size_t(3 * n * blocks.count));
   blocks.run([&](int64_t b, int64_t begin, int64_t end) {
-    A *pivot = parts.data() + 3 * n * b, *sum = pivot + n, *square = sum + n;
+    double* part = parts.data() + 3 * n * b;
+    std::vector<A> few(size_t(3 * n));
+    A *pivot = few.data(), *sum = pivot + n, *square = sum + n;
     const T* values = data<T>(x);
-    channels(n, step == 1, [=, v = values + at_row(begin)](int64_t c, auto d) { pivot[c] = widen(v[at(c, step, d)]); });
-    int64_t p = begin;
-    for (; p + 4 <= end; p += 4) {  // by fours, since the sums are loaded and stored for each
-      const T *v0 = values + at_row(p), *v1 = values + at_row(p + 1), *v2 = values + at_row(p + 2), *v3 = values + at_row(p + 3);
-      channels(n, step == 1, [=](int64_t c, auto d) {
-        const int64_t i = at(c, step, d);
-        const A k = pivot[c], a0 = widen(v0[i]) - k, a1 = widen(v1[i]) - k, a2 = widen(v2[i]) - k, a3 = widen(v3[i]) - k;
-        sum[c] += (a0 + a1) + (a2 + a3);
-        square[c] += (a0 * a0 + a1 * a1) + (a2 * a2 + a3 * a3);
-      });
-    }
-    for (; p < end; ++p) {
-      channels(n, step == 1, [=, v = values + at_row(p)](int64_t c, auto d) {
-        const A a = widen(v[at(c, step, d)]) - pivot[c];
-        sum[c] += a, square[c] += a * a;
-      });
+    const auto first = [&](int64_t i) { return values + at_row(end - begin < 4 ? begin : begin + i); };
+    channels(n, step == 1, [=, v0 = first(0), v1 = first(1), v2 = first(2), v3 = first(3)](int64_t c, auto d) {
+      const auto quarter = [=](const T* v) { return A(0.25) * widen(v[at(c, step, d)]); };
+      pivot[c] = (quarter(v0) + quarter(v1)) + (quarter(v2) + quarter(v3));  // of equal values that value
+    });
+    for (int64_t c = 0; c < n; ++c) part[c] = pivot[c];
+    for (int64_t from = begin; from < end; from += kFewRows) {
+      const int64_t to = std::min(end, from + kFewRows);
+      std::fill(sum, sum + 2 * n, A(0));
+      int64_t p = from;
+      for (; p + 4 <= to; p += 4) {  // by fours, since the sums are loaded and stored for each
+        const T *v0 = values + at_row(p), *v1 = values + at_row(p + 1), *v2 = values + at_row(p + 2), *v3 = values + at_row(p + 3);
+        channels(n, step == 1, [=](int64_t c, auto d) {
+          const int64_t i = at(c, step, d);
+          const A k = pivot[c], a0 = widen(v0[i]) - k, a1 = widen(v1[i]) - k, a2 = widen(v2[i]) - k, a3 = widen(v3[i]) - k;
+          sum[c] += (a0 + a1) + (a2 + a3);
+          square[c] += (a0 * a0 + a1 * a1) + (a2 * a2 + a3 * a3);
+        });
+      }
+      for (; p < to; ++p) {
+        channels(n, step == 1, [=, v = values + at_row(p)](int64_t c, auto d) {
+          const A a = widen(v[at(c, step, d)]) - pivot[c];
+          sum[c] += a, square[c] += a * a;
+        });
+      }
+      for (int64_t i = 0; i < 2 * n; ++i) part[n + i] += sum[i];
     }
   });
   mean.assign(size_t(n), 0), squares.assign(size_t(n), 0);
   const auto own = [&](int64_t b, int64_t c) {
-    const A* part = parts.data() + 3 * n * b + c;
-    return double(part[0]) + double(part[n]) / double(blocks.length(b));
+    const double* part = parts.data() + 3 * n * b + c;
+    return part[0] + part[n] / double(blocks.length(b));
   };
   for (int64_t b = 0; b < blocks.count; ++b)
     for (int64_t c = 0; c < n; ++c) mean[size_t(c)] += double(blocks.length(b)) * own(b, c);
@@ -79,9 +92,9 @@ template <class T> void moments(const Tensor& x, std::vector<double>& mean, std:
   }
   for (int64_t b = 0; b < blocks.count; ++b) {
     for (int64_t c = 0; c < n; ++c) {
-      const A* part = parts.data() + 3 * n * b + c;
+      const double* part = parts.data() + 3 * n * b + c;
       const double length = double(blocks.length(b)), sum = part[n], apart = own(b, c) - mean[size_t(c)];
-      squares[size_t(c)] += std::max(0.0, double(part[2 * n]) - sum * sum / length) + length * apart * apart;
+      squares[size_t(c)] += std::max(0.0, part[2 * n] - sum * sum / length) + length * apart * apart;
     }
   }
 }
@@ -190,10 +203,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_relu_backward(
         });
       }
     };
-    std::vector<A> parts(size_t(2 * n * blocks.count));
+    std::vector<double> parts(size_t(2 * n * blocks.count));
     blocks.run([&](int64_t b, int64_t begin, int64_t end) {
-      A *sum = parts.data() + 2 * n * b, *moment = sum + n;
-      std::vector<A> passed(static_cast<size_t>(n));
+      std::vector<A> few(size_t(2 * n)), passed(static_cast<size_t>(n));
+      A *sum = few.data(), *moment = sum + n;
       const A *m = means.data(), *row = passed.data();
       for (int64_t p = begin; p < end; ++p) {
         pass(p, passed.data());
@@ -201,6 +214,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_relu_backward(
           sum[c] += row[c];
           moment[c] += row[c] * (widen(v[at(c, i, d)]) - m[c]);
         });
+        if ((p + 1 - begin) % kFewRows != 0 && p + 1 < end) continue;
+        for (int64_t i = 0; i < 2 * n; ++i) parts[size_t(2 * n * b + i)] += few[size_t(i)];
+        std::fill(few.begin(), few.end(), A(0));
       }
     });
     std::vector<A> shares(size_t(2 * n)), scales(static_cast<size_t>(n));

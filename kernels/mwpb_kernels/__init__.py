@@ -12,6 +12,9 @@ the functions of this package; torch.ops.mwpb are its insides.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from mwpb_kernels import op
 from mwpb_kernels.augment import crop_flip
 from mwpb_kernels.awp import awp_perturb_, awp_restore_
 from mwpb_kernels.batch_norm_relu import batch_norm_relu
@@ -27,7 +30,7 @@ from mwpb_kernels.logit_grads import ce_grad, cw_grad, dlr_grad, kl_grad
 from mwpb_kernels.losses import kl_div
 from mwpb_kernels.margin import deviation_radius, margin, margin_radius, standardised_radius
 from mwpb_kernels.native import load_native
-from mwpb_kernels.op import OPS, force_reference, implementation, triton_problem, unsaid
+from mwpb_kernels.op import OPS, force_reference, implementation, unsaid
 from mwpb_kernels.philox import derive_seed, philox_words
 from mwpb_kernels.scale_bias_relu import scale_bias_relu
 from mwpb_kernels.start import gaussian_start, uniform_start
@@ -36,6 +39,15 @@ from mwpb_kernels.stem import stem_conv, stem_step_
 native_library, native_problem = load_native()
 if native_problem:
     unsaid["cpu"] = native_problem
+if TYPE_CHECKING:
+    triton_problem: str
+
+
+def __getattr__(name: str) -> Any:
+    if name == "triton_problem":  # who wants to know waits for Triton's import
+        return op.triton_problem()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "OPS",

@@ -12,42 +12,24 @@ import logging
 import numbers
 import operator
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mwpb_kernels.native import one_line
+from mwpb_kernels import late
+from mwpb_kernels.late import HAS_TRITON
+from mwpb_kernels.late import tl as tl
+from mwpb_kernels.late import triton as triton
 from mwpb_kernels.transforms import carries_derivative, transformed
-
-try:
-    import triton
-    import triton.language as tl
-except (Exception, SystemExit) as error:  # It is absent or broken: the decorated kernels are never launched.
-    absent = isinstance(error, ModuleNotFoundError) and error.name == "triton"
-    reason = "is not installed" if absent else f"does not import ({type(error).__name__}: {one_line(error)})"
-    triton_problem = f"Triton {reason}"
-    if not absent:
-        # PyTorch imports it as well: it goes on without where Triton is missing, and fails where it is broken
-        for name in [name for name in sys.modules if name.split(".")[0] == "triton"]:
-            del sys.modules[name]
-        sys.modules["triton"] = None  # type: ignore[assignment]  # missing, from now on
-    triton = SimpleNamespace(
-        jit=lambda f: f, cdiv=lambda a, b: -(-a // b), next_power_of_2=lambda n: 1 << max(n - 1, 0).bit_length()
-    )
-    tl = SimpleNamespace(constexpr=None)
-else:
-    triton_problem = ""
-HAS_TRITON = not triton_problem
 
 LIBRARY = torch.library.Library("mwpb", "DEF")
 OPS: dict[str, Op] = {}
 # By kind of device, why its ops run as the reference; an entry goes once that was said, at the first of them.
-unsaid: dict[str, str] = {"cuda": triton_problem} if triton_problem else {}
+unsaid: dict[str, str] = {"cuda": late.problem} if late.problem else {}
+late.NAMESPACES.append(globals())  # from which the ops' files take `triton` and `tl`
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 IMAGE_DTYPES = (torch.float32, torch.float64)
 
@@ -67,6 +49,9 @@ class Compile:
     constants: dict[str, Any]
     num_warps: int = 4
     max_registers: int = 128
+
+    def __post_init__(self) -> None:
+        late.NAMESPACES.append(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +146,8 @@ class Op:
         assert self.triton is not None
         if has_float64(args):
             return self.reference(*args)
+        if triton_problem():
+            return self.on_any(*args)
         first = next(tensors_in(args), None)
         # Triton launches on the current device
         with contextlib.nullcontext() if first is None else torch.cuda.device_of(first):
@@ -214,11 +201,18 @@ def implementation(name: str, device: torch.device | str = "cpu") -> str:
     device = torch.device(device)
     if _forced_reference:
         return "reference"
-    if device.type == "cuda" and HAS_TRITON and OPS[name].triton is not None:
+    if device.type == "cuda" and OPS[name].triton is not None and not triton_problem():
         return "triton"
     if device.type == "cpu" and torch._C._dispatch_has_kernel_for_dispatch_key(f"mwpb::{name}", "CPU"):
         return "native"
     return "reference"
+
+
+def triton_problem() -> str:
+    """Why Triton is of no use, in one line, or an empty text. Imports it, if nothing has yet."""
+    if late.asleep and late.wake():
+        unsaid["cuda"] = late.problem
+    return late.problem
 
 
 def in_layout_of(x: Tensor, values: Tensor) -> Tensor:

@@ -226,7 +226,7 @@ def row_compile(kernel: Any, constants: dict[str, Any] | None = None, **types: s
     common = {name: "*{t}" for name in ("logits_ptr", "p_ptr", "q_ptr")} | {"labels_ptr": "*i64"}
     common |= dict.fromkeys(("batch", "classes", "stride_b", "stride_c", "label_stride", "grad_stride"), "i32")
     common |= dict.fromkeys(("p_stride_b", "p_stride_c", "q_stride_b", "q_stride_c"), "i32")
-    names = getattr(kernel, "arg_names", ())  # Where Triton is missing, the kernel is a plain function.
+    names = kernel.arg_names
     signature = {name: type_ for name, type_ in (common | types).items() if name in names}
     return tuple(
         Compile(

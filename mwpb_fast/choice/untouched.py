@@ -41,7 +41,7 @@ def untouched(step: Step, method: Method) -> Iterator[None]:
             kept = step.optimizer.state.get(parameter, {})
             for name in set(kept) - names:  # an optimiser that begins with its first step is to begin later
                 del kept[name]
-        step.optimizer.zero_grad(set_to_none=True)
+        step.optimizer.zero_grad()
         if hasattr(step.optimizer, "found_inf"):
             del step.optimizer.found_inf
         if step.scaler.is_enabled():

@@ -18,7 +18,7 @@ from mwpb_fast.system.optional import Attempt, attempt, version_of
 
 OK, MISSING, BROKEN, NOTE = "ok", "missing", "broken", "note"
 SLOW = "CPU ops run as plain PyTorch, several times slower; mend that, then "
-AGAIN = "install the checkout anew, as the README says: pip install --no-build-isolation ."
+AGAIN = "install the checkout anew, as the README says: pip install --no-build-isolation ./kernels"
 
 
 @dataclass(frozen=True)
@@ -212,12 +212,11 @@ def _cudnn() -> Finding:
 
 
 def _apex() -> Finding:
-    found = attempt("apex.optimizers")
+    from mwpb_fast.optim import find_apex
+
+    found, cure = find_apex()
     if found.module is not None:
         return Finding("apex", OK, "NVIDIA's; --optim.fused apex uses its FusedSGD")
-    if found.broken:
-        return Finding("apex", BROKEN, found.why, "not needed: PyTorch's own fused SGD is the default")
-    if attempt("apex").module is None:
-        return Finding("apex", NOTE, "not installed", "not needed: PyTorch's own fused SGD is the default")
-    cost = "not needed; the package of that name on the package index is a Pyramid toolkit: pip uninstall apex"
-    return Finding("apex", NOTE, "an `apex` that is not NVIDIA's", cost)
+    detail = found.why.removeprefix("NVIDIA apex ").removeprefix("is ")
+    cost = f"not needed: PyTorch's own fused SGD is the default; for apex's, {cure}"
+    return Finding("apex", BROKEN if found.broken else NOTE, detail, cost)

@@ -22,7 +22,8 @@ from mwpb_fast.system.memory import none_left
 from mwpb_fast.system.signals import Interrupted, raised
 from mwpb_fast.system.streams import Lasting, lasting
 
-SHARED = ("train", "evaluate")  # what the processes of torchrun do together
+SHARED = ("train", "evaluate", "trust")  # what the processes of torchrun do together
+APART = ("reproduce",)  # of which each of them does a part by itself
 # by name, since the modules that raise them are imported only where they are needed
 STATUS = {
     "mwpb_fast.config.schema.ConfigError": 2,
@@ -32,6 +33,7 @@ STATUS = {
     "mwpb_fast.runs.checkpoint.CheckpointWriteError": 1,
     "mwpb_fast.export.formats.ExportError": 1,
     "mwpb_fast.runs.guards.TrainingError": 1,
+    "mwpb_fast.reproduce.launch.LaunchError": 1,
     "mwpb_fast.system.ranks.RanksError": 1,
 }
 
@@ -87,13 +89,18 @@ def _dispatch(words: Sequence[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise ConfigError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-    if ranks.launched() > 1 and words[0] not in SHARED:
+    if ranks.launched() > 1 and words[0] not in (*SHARED, *APART):
         raise ConfigError(f"{words[0]} is the work of one process: call mwpb-fast {words[0]} without torchrun")
     threads.prepare()
     if os.getcwd() not in sys.path:  # a dotted path may name a module of the user's own; last, so it hides nothing
         sys.path.append(os.getcwd())
+    apart = words[0] in APART
     # what all processes of a launch have to say, rank 0 says
-    with contextlib.nullcontext() if ranks.leads() else contextlib.redirect_stdout(io.StringIO()):
+    silent = not (apart or ranks.leads())
+    with (
+        contextlib.redirect_stdout(io.StringIO()) if silent else contextlib.nullcontext(),
+        ranks.apart() if apart else contextlib.nullcontext(),
+    ):
         return COMMANDS[words[0]][1](words[1:])
 
 

@@ -132,6 +132,7 @@ def _parse(start: Config, overrides: list[dict[str, Any]], arguments: list[str])
 def _evaluate_annotations(cls: type) -> None:
     # left as strings, jsonargparse evaluates them by running the module's TYPE_CHECKING imports: torch among them
     hints = typing.get_type_hints(cls)
-    vars(cls)["__init__"].__annotations__.update(hints)
+    maker = next(vars(c)["__init__"] for c in cls.__mro__ if "__init__" in vars(c))  # a class may inherit it
+    maker.__annotations__.update(hints)
     for field in dataclasses.fields(cls):
         field.type = hints[field.name]

@@ -45,7 +45,8 @@ class OptimConfig:
 
     ema: decay of an averaged copy of the weights, which is then validated and kept; 0 for none.
     clip_norm: the whole gradient is shortened to this norm where it is longer, before each step; 0 for never.
-    fused: "apex" asks for NVIDIA apex's FusedSGD, "torch" for PyTorch's own fused SGD.
+    fused: "torch" is PyTorch's own fused SGD, "apex" NVIDIA apex's FusedSGD: on CUDA alone, never captured, and
+    each of its steps waits for the device.
     """
 
     lr: float = 0.1

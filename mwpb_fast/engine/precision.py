@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -171,7 +170,7 @@ def check_dtype(option: str, name: str, device: torch.device) -> None:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        if ranks.launched() == 1:
+        if ranks.local() is None:
             return torch.device(name)
     try:
         device = torch.device(name)
@@ -181,8 +180,8 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"precision.device {name!r} is not supported: write auto, cpu, cuda or cuda:0")
     if device.index is not None and device.type == "cuda" and ranks.count() > 1:
         raise ConfigError(f"precision.device {name} is one device for {ranks.count()} processes: take cuda")
-    if device.index is None and device.type == "cuda" and ranks.launched() > 1:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.index is None and device.type == "cuda" and ranks.local() is not None:
+        device = torch.device("cuda", ranks.local())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"precision.device {device}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")
     if device.type == "cuda" and device.index is not None:

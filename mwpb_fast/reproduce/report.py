@@ -11,6 +11,7 @@ from mwpb_fast.reproduce.gather import gather
 from mwpb_fast.reproduce.layout import Table
 from mwpb_fast.reproduce.plan import PlannedRun, changes
 from mwpb_fast.system import text_tables
+from mwpb_fast.system.lock import turn
 
 
 def publish(
@@ -22,16 +23,18 @@ def publish(
     pictures: bool = True,
 ) -> tuple[dict[str, Any], list[Path], str]:
     """Write table.json, table.md, table.csv and the pictures; returns the table, the files, and why there are no
-    pictures, if so."""
-    result = gather(table, runs, failures)
-    written, reason = render.write(result, folder), ""
-    if pictures:
-        radii: dict[str, list[Path]] = {}
-        for run in runs:
-            if run.row.figure and not run.foreign() and (run.folder / "radii.json").exists():
-                radii.setdefault(f"figure{run.row.figure}", []).append(run.folder)
-        drawn, reason = render.draw(result, folder, radii, _logs(table, runs))
-        written += drawn
+    pictures, if so. Of several processes one does so after another, so that what is newer stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with turn(folder / "table.lock"):
+        result = gather(table, runs, failures)
+        written, reason = render.write(result, folder), ""
+        if pictures:
+            radii: dict[str, list[Path]] = {}
+            for run in runs:
+                if run.row.figure and not run.foreign() and (run.folder / "radii.json").exists():
+                    radii.setdefault(f"figure{run.row.figure}", []).append(run.folder)
+            drawn, reason = render.draw(result, folder, radii, _logs(table, runs))
+            written += drawn
     return result, written, reason
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,12 @@ def collapsed(record: dict[str, Any], earlier: Sequence[dict[str, Any]], guard: 
         f"{record['robust']:.1f} %, down from {best['robust']:.1f} % in epoch {best['epoch']}, while FGSM "
         f"accuracy rose from {best['fgsm']:.1f} % to {record['fgsm']:.1f} %"
     )
+
+
+def compare(state: Mapping[str, torch.Tensor], epoch: int) -> None:
+    """Raises TrainingError where the processes of a run do not have the same of everything; before it is saved."""
+    if wrong := ranks.different(state):
+        raise TrainingError(f"epoch {epoch}: {wrong}; the checkpoints before it are whole")
 
 
 class Guards:

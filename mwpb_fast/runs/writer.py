@@ -38,11 +38,15 @@ class Writer:
         self._error: BaseException | None = None
         self._told = False
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a state within an epoch."""
+        return 0 < self.keep.minutes < (time.monotonic() - self._last) / 60
+
     def within(self, state: Callable[[Any], dict[str, Any]], at: Any) -> None:
-        """Write in the background the state at a place within an epoch, where one is due."""
-        if 0 < self.keep.minutes < (time.monotonic() - self._last) / 60:
-            self.take(state(at), "last")
-            self.begin()
+        """Write in the background the state at a place within an epoch."""
+        self.take(state(at), "last")
+        self.begin()
 
     def take(self, state: dict[str, Any], *kinds: str) -> float:
         """Copy a state, of which `begin` writes checkpoints of these kinds. Waits for those before; returns the

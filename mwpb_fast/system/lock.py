@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 _PRESENT = 1 << 40  # of the bytes that processes lock, the one that all of them share
 
@@ -41,14 +42,36 @@ def claims(path: Path) -> Iterator[Claim]:
     """For processes, also of machines that share the folder, that are at the same work: claim(n) is a block that
     says whether the n-th part, from 0, is this process's alone. As `exclusive`; two threads of one process are not
     kept apart. `path` is there as long as somebody is at the work."""
-    with path.open("a+b") as file:
-        descriptor = file.fileno()
-        _ask(descriptor, fcntl.LOCK_SH, _PRESENT)
+    with contextlib.closing(_present(path)) as file:
         try:
-            yield partial(_claim, descriptor)
+            yield partial(_claim, file.fileno())
         finally:
-            if _ask(descriptor, fcntl.LOCK_EX, 0, length=0):
+            if _ask(file.fileno(), fcntl.LOCK_EX, 0, length=0):
                 path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """A block that processes do one after another. `path` is there as long as one is in it or waits."""
+    with claims(path) as claim:
+        while True:
+            with claim(0) as mine:
+                if mine:
+                    yield
+                    return
+            time.sleep(0.05)
+
+
+def _present(path: Path) -> BinaryIO:
+    """The file, with the others who are at the work; not one that the last of them is just taking away."""
+    while True:
+        file = path.open("a+b")
+        with contextlib.suppress(FileNotFoundError):
+            present = _ask(file.fileno(), fcntl.LOCK_SH, _PRESENT)
+            if present and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager

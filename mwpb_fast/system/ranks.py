@@ -38,23 +38,33 @@ class Place(NamedTuple):
 
 _place = Place()
 _joins = 0
+_apart = False
 
 
 # who is there ----------------------------------------------------------------------------------------------------
 def launched() -> int:
-    """How many processes torchrun has started for this command; 1 without it."""
-    given = all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-    return int(os.environ["WORLD_SIZE"]) if given else 1
+    """How many processes torchrun has started to work on one thing; 1 without it, and in `apart`."""
+    return 1 if _apart else _started()
 
 
 def number() -> int:
-    """This process's rank in that launch."""
+    """This process's rank among them."""
     return int(os.environ["RANK"]) if launched() > 1 else 0
 
 
 def leads() -> bool:
     """Whether this is the process that writes files and speaks for the others."""
     return number() == 0
+
+
+def first() -> bool:
+    """Whether this is torchrun's first process, in `apart` too."""
+    return _started() == 1 or os.environ["RANK"] == "0"
+
+
+def local() -> int | None:
+    """Which of torchrun's processes on this machine this one is; None without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if _started() > 1 else None
 
 
 def restarted() -> bool:
@@ -64,7 +74,23 @@ def restarted() -> bool:
 
 def label() -> str:
     """What a message of this process begins with, so that it is known whose it is: empty for rank 0."""
-    return "" if leads() else f"rank {number()}: "
+    return "" if first() else f"rank {os.environ['RANK']}: "
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Inside the block each process that torchrun has started works for itself, on a device of its own."""
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+def _started() -> int:
+    given = all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    return int(os.environ["WORLD_SIZE"]) if given else 1
 
 
 def place() -> Place:

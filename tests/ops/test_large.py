@@ -149,3 +149,28 @@ def test_more_than_2_31_elements(name: str) -> None:
         for i in op.mutates:
             reference += tensors(small[i])
         compare(op, [t[start : start + 5].cpu() for t in actual], reference, f"rows from {start}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_batch_norm_of_more_than_2_31_elements() -> None:
+    """Of one image over and over: the same statistics and gradients, and sums that are the count times its own."""
+    one = torch.randn(1, 8, 64, 64, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    count = BEYOND // one.numel() + 2
+    if available() < 1.15 * 2 * (2 * count * one.numel()):
+        pytest.skip(f"needs {4 * count * one.numel() / 2**30:.1f} GiB, {available() / 2**30:.1f} are free")
+    weight, bias, mean, var = torch.rand(8) + 0.5, torch.rand(8), torch.zeros(8), torch.ones(8)
+    forward, backward = OPS["batch_norm_relu"].dispatched, OPS["batch_norm_relu_backward"].dispatched
+    grad, found = torch.randn_like(one), []
+    for n in (2, count):
+        x = one.to(TRITON_DEVICE).expand(n, -1, -1, -1)
+        vectors = [t.to(TRITON_DEVICE) for t in (weight, bias, mean, var)]
+        out, batch_mean, invstd, gate, *_ = forward(x, *vectors, None, 0.1, 1e-3)
+        kept, out = out[[0, -1]].cpu(), None
+        of_x, of_weight, of_bias, _ = backward(
+            grad.to(TRITON_DEVICE).expand_as(x), x, vectors[0], batch_mean, invstd, gate, False
+        )
+        found.append((kept, of_x[[0, -1]].cpu(), of_weight.cpu() / n, of_bias.cpu() / n))
+        del of_x, gate
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=2.0**-7, atol=2e-3 if a.dim() == 4 else 2e-2)
