@@ -262,7 +262,7 @@ def test_the_processes_share_a_trust_report_and_the_runs_of_a_table(tmp_path: Pa
     out, err = (process := started(*command, "trust", "run", "--subset=20", left_out, cwd=tmp_path)).communicate()
     assert process.returncode == 0, err
     assert out.count("# Trust report") == 1
-    assert (tmp_path / "run/trust-best-preview.json").exists()
+    assert (tmp_path / "run/trust-best.json").exists()
     process = started(*command, "reproduce", "table1", *DIGITS, "--attacks=natural", "--out=out", cwd=tmp_path)
     out, err = process.communicate()
     assert process.returncode == 0, err
