@@ -41,6 +41,7 @@ FIGURES = (
     Figure("what the fast paths change", "CPU", "equivalence-cpu"),
     Figure("AutoAttack's parts against other packages", "CPU", "autoattack-cpu"),
     Figure("AutoAttack's flags against pyautoattack's", "CPU", "verdicts-cpu"),
+    Figure("how much sooner AutoAttack's verdict is there", "CPU", "sooner-cpu"),
     Figure(
         "operations and bytes of an attack step", "GPU", "", "counted, on fake tensors", "tests/test_fake_cuda.py"
     ),

@@ -53,3 +53,37 @@ def test_adv_lib_is_a_peer_without_its_dependencies(bench: Any, part: str) -> No
         module.EPS = eps
         attack = module.of_adv_lib(model, part, Namespace(counts={part: 5}))
         assert attack(x, y).tolist() == [found] * 4
+
+
+def test_how_much_sooner(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each program once a round, with nothing kept, and its flags beside pyautoattack's."""
+    module = bench("sooner")
+    kept: set[Path] = set()
+
+    class Model:
+        def __init__(self, target: Path, images: int, o: Namespace) -> None:
+            self.name, self.o = target.name, o
+
+        def theirs(self, attack: str, layout: torch.memory_format) -> str:
+            assert (attack, layout) == ("aa", torch.contiguous_format)
+            assert not [*self.o.kept_in.iterdir()]
+            kept.add(self.o.kept_in)
+            return "1100"
+
+        def ours(self, attack: str) -> dict[str, str]:
+            kept.add(self.o.kept_in)
+            return {"flags": {"aa": "1100", "aa-fast": "1000"}[attack]}
+
+    monkeypatch.setattr(module, "Model", Model)
+    path = tmp_path / "sooner.json"
+    module.main(["runs/a", "--rounds", "3", "--json", str(path)])
+    assert len(kept) == 9
+    found = bench("record").read_content(path)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert {name: (row["robust"], row["differ"]) for name, row in rows.items()} == {
+        "pyautoattack": (50, 0),
+        "mwpb-fast, aa": (50, 0),
+        "mwpb-fast, aa-fast": (25, 1),
+    }
+    assert rows["pyautoattack"]["times"] == rows["pyautoattack"]["low"] == 1
+    assert all(len(row["seconds"]) == 3 for row in rows.values())
