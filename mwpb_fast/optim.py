@@ -47,6 +47,13 @@ def make_optimizer(model: torch.nn.Module, config: OptimConfig) -> torch.optim.O
     return optimizer
 
 
+def heeds_found_inf(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step leaves the weights alone where `optimizer.found_inf` is 1: PyTorch's fused ones do, and
+    those that say so by an attribute of this name."""
+    # what torch.amp's own scaler asks
+    return any(getattr(optimizer, name, False) for name in ("_step_supports_amp_scaling", "heeds_found_inf"))
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The learning rate of the next steps: written into its tensor where PyTorch's optimiser reads one."""
     for group in optimizer.param_groups:
@@ -142,6 +149,8 @@ def _other_apex() -> bool:
 
 def _guarded(base: Any) -> Any:
     class Guarded(base):  # apex knows nothing of found_inf, so here the host has to look
+        heeds_found_inf = True
+
         def step(self, closure: Any = None) -> Any:
             return None if bool(getattr(self, "found_inf", 0)) else super().step(closure)
 

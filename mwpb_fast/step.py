@@ -19,7 +19,7 @@ from mwpb_fast.engine.onednn_fault import protect
 from mwpb_fast.engine.precision import Precision
 from mwpb_fast.engine.rollback import Rollback
 from mwpb_fast.method import Batch, Method, Net, Notes
-from mwpb_fast.optim import Average
+from mwpb_fast.optim import Average, heeds_found_inf
 from mwpb_fast.system import ranks
 
 
@@ -42,7 +42,8 @@ class Step:
 
     natural_pass, clip_norm: as `mwpb_fast.config.Config` and `OptimConfig` have them. merge_statistics: each rank
     moves running statistics of its own, and they become their mean. trained: what the training pass runs, with the
-    model's own parameters and buffers; the model itself by default.
+    model's own parameters and buffers; the model itself by default. Raises ValueError for an optimizer that has to
+    leave steps out, as there is no scaler, and cannot.
     """
 
     model: torch.nn.Module
@@ -59,6 +60,11 @@ class Step:
     def __post_init__(self) -> None:
         protect(self.model)
         self.scaler = self.precision.scaler()
+        if not self.scaler.is_enabled() and not heeds_found_inf(self.optimizer):
+            raise ValueError(
+                f"the optimizer {type(self.optimizer).__name__} cannot leave a step out where the gradient is not "
+                "finite: make it with fused=True, where it has that, or as mwpb_fast.optim.make_optimizer does"
+            )
         self.buffers = [b for b in self.model.buffers() if b.is_floating_point()]
         self.statistics = Rollback(self.buffers)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]

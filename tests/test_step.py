@@ -226,3 +226,17 @@ def test_noise_depends_on_seed_epoch_and_sample_alone() -> None:
 )
 def test_the_learning_rate_drops_in_the_named_epochs(epoch: int, expected: float) -> None:
     assert learning_rate(OptimConfig(), epoch) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop"])
+def test_an_optimizer_that_cannot_leave_a_step_out_is_refused(name: str) -> None:
+    model = build_model("smallresnet-4", num_classes=10, channels=3)
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=f"optimizer {name} cannot leave a step out.*with fused=True"):
+        Step(model=model, net=EagerNet(model, CPU), optimizer=optimizer, precision=CPU)
+    Step(
+        model=model,
+        net=EagerNet(model, CPU),
+        optimizer=torch.optim.AdamW(model.parameters(), fused=True),
+        precision=CPU,
+    )
