@@ -20,6 +20,7 @@ from mwpb_fast import cli, models, train
 from mwpb_fast.cli import commands
 from mwpb_fast.data import store
 from mwpb_fast.reproduce import execute
+from mwpb_fast.reproduce.failures import Failures
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.system.signals import STOPS, Interrupted, raised, stop_requests
 
@@ -145,11 +146,12 @@ def test_a_signal_in_a_row_of_a_table_is_no_failure_of_the_row(
     class Planned:
         folder, name = tmp_path, "row"
 
-    failures: dict[str, str] = {}
+    run: Any = Planned()
+    failures = Failures([run])
     monkeypatch.setattr(execute, "exclusive", interrupted)
     with raised(), pytest.raises(Interrupted):
-        execute._attempt(Planned(), "", True, failures, wait=False)  # type: ignore[arg-type]
-    assert not failures
+        execute._attempt(run, "", True, failures, set())
+    assert not failures.all()
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
