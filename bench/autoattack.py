@@ -103,12 +103,13 @@ def of_torchattacks(model: nn.Module, part: str, o: argparse.Namespace) -> Attac
 
 
 def of_adv_lib(model: nn.Module, part: str, o: argparse.Namespace) -> Attack:
-    """Its APGD. It imports packages for plots and for a distance, of which nothing is used here."""
-    idle = {n: mock.MagicMock() for n in ("torchvision", "visdom") if find_spec(n) is None}
+    """Its APGD. It imports packages for plots and for a distance, of which nothing is used here, and which
+    requirements/peers.lock leaves out."""
+    idle = {n: mock.MagicMock() for n in ("torchvision", "visdom", "tqdm") if find_spec(n) is None}
     with mock.patch.dict(sys.modules, idle) if idle else contextlib.nullcontext():
         module, count = package("adv_lib.attacks"), o.counts[part]
     call = {"apgd-ce": module.apgd, "apgd-t": module.apgd_targeted}[part]
-    own = {"num_targets": 9} if part == "apgd-t" else {}
+    own: dict[str, Any] = {"num_targets": 9} if part == "apgd-t" else {"loss_function": "ce"}
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
         found: Tensor = model(call(model, x, y, eps=EPS, norm=float("inf"), n_iter=count, **own)).argmax(1) == y

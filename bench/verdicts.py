@@ -2,6 +2,7 @@
 
     python bench/verdicts.py runs/a runs/b --json bench/results/verdicts-cpu.json
 
+The models of the committed result are trained by bench/verdict_models.py, which has the whole command, too.
 For each model and attack (aa, aa-l2, and each part alone) pyautoattack attacks the model itself, in full float32,
 and mwpb-fast's evaluation does what it does: it searches on the folded twin, and the model judges. Both draw from
 the same seeds. A row has the number of images whose flags differ and, of each, its number in the test set and who

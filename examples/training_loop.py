@@ -1,57 +1,59 @@
-"""Adversarial training in a loop of one's own: margin radii, TRADES and AWP are the project's."""
+"""A training loop of one's own: margin radii, attack, TRADES and AWP are the project's; beside plain PyTorch."""
 
-import sys
 from fractions import Fraction
 
+import plain
 import torch
-from sklearn.datasets import load_digits
-from torch import nn
+from beside import DEVICE, SMALL, beside, digits, same
+from torch import Tensor, nn
 
 from mwpb_fast.attacks import pgd
 from mwpb_fast.budgets import margin
 from mwpb_fast.config import PrecisionConfig
-from mwpb_fast.engine.net import EagerNet, crafting
+from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.method import Batch
 from mwpb_fast.objectives import trades
 from mwpb_fast.perturbations import awp
 
-EPOCHS, COUNT = (2, 256) if "--small" in sys.argv else (12, 1536)
-
-pixels, labels = load_digits(return_X_y=True)
-images = torch.tensor(pixels / 16, dtype=torch.float32).view(-1, 1, 8, 8)[:COUNT]
-target = torch.tensor(labels)[:COUNT]
-
-torch.manual_seed(0)
-model = nn.Sequential(
-    nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)
-)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-net = EagerNet(model, make_precision(PrecisionConfig(device="cpu")))  # the model as attacks see it
-
+COUNT, BETA, GAMMA = 64 if SMALL else 1536, 6.0, 0.005
 budget = margin.Config(eps=Fraction(16, 255), alpha=0.42).build()
-attack = pgd.Config(steps=5).build()
-objective = trades.Config(beta=6.0).build()
-perturb = awp.Config(gamma=0.005).build()
+attack = pgd.Config(steps=5, start="none").build()
+objective, perturb = trades.Config(beta=BETA).build(), awp.Config(gamma=GAMMA).build()
 
-means = []
-for epoch in range(1, EPOCHS + 1):
-    losses = []
-    for index in torch.randperm(COUNT).split(64):
-        x, y = images[index], target[index]
-        key = torch.tensor([epoch])  # the seed of the attack's noise, which is a function of it and of each index
-        with crafting(model, "eval"):
-            clean = net.logits(x)
-            radius = budget(clean, y)
-            x_adv = attack(net, Batch(x, y, index), clean, radius, objective.inner, key)
-        model.train()
-        with perturb(model, lambda: objective.outer(model, x, x_adv, y)):  # noqa: B023, called before the next
-            loss = objective.outer(model, x, x_adv, y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        losses.append(loss.detach())
-    means.append(torch.stack(losses).mean().item())
-    spread = f"radii {255 * radius.min():.1f} to {255 * radius.max():.1f} of 255"
-    print(f"epoch {epoch}: loss {means[-1]:.3f}, {spread}")
-assert means[-1] < means[0]
+
+def ours(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, index: Tensor) -> None:
+    net = EagerNet(model, make_precision(PrecisionConfig(device=DEVICE)))  # the model as attacks see it
+    clean, key = net.logits(x), torch.tensor([0], device=DEVICE)  # the seed of an attack's noise, here none
+    x_adv = attack(net, Batch(x, y, index), clean, budget(clean, y), objective.inner, key)
+    with perturb(model, lambda: objective.outer(model, x, x_adv, y)):  # in it the weights stand elsewhere
+        optimizer.zero_grad()
+        objective.outer(model, x, x_adv, y).backward()
+        optimizer.step()
+
+
+def by_hand(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, index: Tensor) -> None:
+    clean, x_adv = model(x).detach(), x.clone()
+    radius = plain.margin_radius(clean, y, 16 / 255, 0.42)
+    for _ in range(5):
+        (gradient,) = torch.autograd.grad(plain.kl_div(clean, model(x_adv.requires_grad_())), x_adv)
+        x_adv = plain.linf_step(x_adv.detach(), gradient, x, radius)
+
+    with plain.awp(model, lambda: plain.trades(model, x, x_adv, y, BETA), GAMMA):
+        optimizer.zero_grad()
+        plain.trades(model, x, x_adv, y, BETA).backward()
+        optimizer.step()
+
+
+def trained(plainly: bool) -> Tensor:
+    torch.manual_seed(0)
+    x, y = digits(COUNT)
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10)).to(DEVICE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for index in torch.randperm(COUNT).to(DEVICE).split(32):
+        (by_hand if plainly else ours)(model, optimizer, x[index], y[index], index)
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+one, other = beside({"plain": lambda: trained(True), "with ours": lambda: trained(False)}, rounds=5)
+same(one, other, within=1e-3, share=0.99)

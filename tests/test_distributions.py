@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tarfile
 import venv
@@ -132,7 +133,8 @@ def test_a_second_wheel_has_nothing_of_the_first(sources: Path, tmp_path: Path) 
 @pytest.mark.skipif(not shutil.which("c++"), reason="no compiler")
 def test_the_wheels_work_where_nothing_else_is(tmp_path: Path) -> None:
     pytest.importorskip("auditwheel", reason="auditwheel is of requirements/dev.lock")
-    done = python("install/wheels.py", "--out", str(tmp_path), cwd=ROOT)
+    words = [sys.executable, "install/wheels.py", "--out", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("results as the reference's") >= 1
     assert done.stdout.splitlines()[-1].endswith("help, training, evaluation, report, export")

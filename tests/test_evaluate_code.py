@@ -75,6 +75,151 @@ def test_every_part_of_the_code_counts(what: str) -> None:
     assert hash_code(made(**{what: CHANGED[what]})) != hash_code(made())
 
 
+HELPERS = """
+import functools
+import numpy as np
+import torch
+LIMIT, NOISE, ARRAY = {v}, torch.ones(2) * {v}, np.ones(2) * {v}
+TABLE = {{"f": lambda x: x * {v}}}
+def unused(x):
+    return x * {other}
+def f(x):
+    return x * {v}
+def keyword(x, *, by={v}):
+    return x * by
+def positional(x, by={v}):
+    return x * by
+@functools.lru_cache
+def cached(by):
+    return by * {v}
+@torch.no_grad()
+def decorated(x):
+    return x * {v}
+class Thing:
+    by, with_tensor, made = {v}, torch.ones(2) * {v}, functools.partial(f)
+    def method(self, x):
+        return x * self.by
+    @functools.cached_property
+    def late(self):
+        return {v}
+    @classmethod
+    def of(cls, x):
+        return x * {v}
+thing, made = Thing(), functools.partial(torch.mul, {v})
+class Slotted:
+    __slots__ = ("by",)
+    def __init__(self):
+        self.by = {v}
+slotted = Slotted()
+def tried(x):
+    try:
+        y = x * 2
+    except ValueError:
+        y = x
+    return y * {v}
+"""
+USES = {
+    "a module's function": "helpers.f(x)",
+    "a package's module's": "pack.helpers.f(x)",
+    "imported by its name": "f(x)",
+    "a number of a module": "x * helpers.LIMIT",
+    "a tensor of a module": "x * helpers.NOISE",
+    "an array of a module": "x * torch.from_numpy(helpers.ARRAY)",
+    "by getattr": "getattr(helpers, 'f')(x)",
+    "in a dictionary": "helpers.TABLE['f'](x)",
+    "a keyword's default": "helpers.keyword(x)",
+    "a default": "helpers.positional(x)",
+    "cached": "x * helpers.cached(1)",
+    "decorated": "helpers.decorated(x)",
+    "a bound method": "helpers.thing.method(x)",
+    "a class method": "helpers.Thing.of(x)",
+    "a class's tensor": "x * helpers.Thing.with_tensor",
+    "a cached property": "x * helpers.thing.late",
+    "a partial of a class": "helpers.Thing.made(x)",
+    "a partial": "helpers.made(x)",
+    "slots": "x * helpers.slotted.by",
+    "imported inside": "__import__('their_helpers').f(x)",
+    "an object's attribute": "self.thing.method(x)",
+    "a list's": "self.listed[0](x)",
+    "a closure": "self.closed(x)",
+    "a module held": "self.module.f(x)",
+    "a hook": "self.hooked(x)",
+}
+NETS = """
+import torch, their_helpers as helpers
+from their_helpers import f
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.thing, self.listed, self.module = helpers.Thing(), [helpers.f], helpers
+        self.hooked = torch.nn.Identity()
+        self.hooked.register_forward_hook(lambda module, x, y: helpers.f(y))
+        def close(held):
+            return lambda x: held(x)
+        self.closed = close(helpers.f)
+        for name in ("thing", "listed", "module", "hooked", "closed"):
+            if name not in {use!r}:
+                delattr(self, name)
+    def forward(self, x):
+        return {use}
+"""
+
+
+@pytest.fixture
+def helped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
+    """A model whose forward pass is that expression, of helpers of a module of their own."""
+
+    def make(use: str, v: float = 2.0, other: float = 2.0) -> nn.Module:
+        made = {name: types.ModuleType(name) for name in ("their_helpers", "pack", "their_nets")}
+        for name in made:
+            monkeypatch.setitem(sys.modules, name, made[name])
+        exec(compile(HELPERS.format(v=v, other=other), "their_helpers.py", "exec"), made["their_helpers"].__dict__)
+        made["pack"].helpers = made["their_helpers"]  # type: ignore[attr-defined]
+        made["their_nets"].pack = made["pack"]  # type: ignore[attr-defined]
+        exec(compile(NETS.format(use=use), "their_nets.py", "exec"), made["their_nets"].__dict__)
+        net: nn.Module = made["their_nets"].Net()
+        return net
+
+    return make
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_the_code_reaches_counts(use: str, helped: Callable[..., nn.Module]) -> None:
+    first = hash_code(helped(USES[use]))
+    assert hash_code(helped(USES[use])) == first
+    assert hash_code(helped(USES[use], v=3.0)) != first
+    if use not in ("a module held", "an object's attribute"):
+        assert hash_code(helped(USES[use], other=3.0)) == first, "what is not used does not count"
+
+
+def test_installed_code_counts_by_its_name(helped: Callable[..., nn.Module]) -> None:
+    """Whose version is in a key already; one function of it is not another."""
+    relu, gelu = (helped(f"torch.nn.functional.{name}(x)") for name in ("relu", "gelu"))
+    assert hash_code(relu) != hash_code(gelu)
+    assert hash_code(Called(torch.relu)) == hash_code(Called(torch.tanh)) == ""
+    one, two = (functools.partial(torch.mul, by) for by in (2.0, 3.0))
+    assert hash_code(Called(one)) != hash_code(Called(two))
+
+
+def test_models_that_hold_each_other_end() -> None:
+    one, two = Called(lambda x: x), Called(lambda x: x)
+    vars(one)["other"], vars(two)["other"] = [two], [one]
+    assert hash_code(one) == hash_code(one) != ""
+
+
+def test_the_code_of_a_program_counts() -> None:
+    class Net(nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            self.by = by
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.by
+
+    one, two = (torch.jit.trace(Net(by), torch.ones(1)) for by in (2.0, 3.0))
+    assert hash_code(one) != hash_code(two)
+
+
 def test_closures_count_and_what_they_hold() -> None:
     inner = linear()
 
@@ -103,7 +248,10 @@ def test_what_has_a_version_has_no_code() -> None:
 def test_it_is_the_same_in_every_process(tmp_path: Path) -> None:
     """The sets in the code have an order of their own in each."""
     (tmp_path / "their_nets.py").write_text(SOURCE.format(**VALUES), encoding="utf-8")
-    code = "import their_nets; from mwpb_fast.evaluation.code import hash_code; print(hash_code(their_nets.Net()))"
+    code = (
+        "from mwpb_fast.evaluation.code import hash_code, hash_attributes; import their_nets\n"
+        "net = their_nets.Net(); net.kinds = {1: [{'x', 'y', 'z'}]}; print(hash_code(net), hash_attributes(net))"
+    )
     found = {
         subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,

@@ -19,11 +19,12 @@ from reproduce_cases import fake_evaluation, fake_training, runs_of
 from mwpb_fast.config import PrecisionConfig, recipe, to_dict
 from mwpb_fast.engine.net import EagerNet
 from mwpb_fast.engine.precision import make_precision
+from mwpb_fast.evaluation.score import interval, statistics
 from mwpb_fast.method import Batch, Method
 from mwpb_fast.models import build_model
 from mwpb_fast.optim import learning_rate, make_optimizer
 from mwpb_fast.reproduce import render
-from mwpb_fast.reproduce.gather import gather, interval, statistics
+from mwpb_fast.reproduce.gather import gather
 from mwpb_fast.reproduce.report import publish
 from mwpb_fast.reproduce.tables import TABLES, find_table
 from mwpb_fast.step import Step

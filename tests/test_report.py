@@ -140,7 +140,8 @@ def test_levels(tmp_path: Path) -> None:
     assert level(verdicts=verdicts("ok", "doubt"))[0] == "doubt"
     assert "check 1: text 1" in level(verdicts=verdicts("ok", "doubt"))[1]
     assert level(verdicts=verdicts("ok", "not run")) == (
-        "open", "not run in the trust report: check 1 | 1 of 2 checks of the trust report are ok | "
+        "open", f"not run in the trust report: check 1: mwpb-fast trust {run} | "
+        "1 of 2 checks of the trust report are ok | "
         "the result is of the checkpoint that the run has now, by its SHA-256")  # fmt: skip
     write(run / "evaluation-best.json", result(warnings={"batch": {"message": "logits depend"}}))
     assert level()[1].startswith("warning (batch): logits depend")
@@ -154,7 +155,8 @@ def test_levels(tmp_path: Path) -> None:
     without = result()
     del without["attacks"]["aa"]
     write(run / "evaluation-best.json", without)
-    assert any("upper bound, from pgd20" in reason for _, reason in judge(read(run)).reasons)
+    told = f"upper bound, from pgd20: mwpb-fast evaluate {run} --attacks natural,pgd20,aa"
+    assert any(told in reason for _, reason in judge(read(run)).reasons)
     write(run / "trust-best.json", result(verdicts=verdicts("ok")))
     next((run / "checkpoints").iterdir()).unlink()
     assert judge(read(run)).reasons[0] == (

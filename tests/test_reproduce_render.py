@@ -15,8 +15,9 @@ import yaml
 from reproduce_cases import fake_evaluation, fake_training, natural, runs_of
 
 from mwpb_fast.config import recipe, to_dict
+from mwpb_fast.evaluation.score import statistics
 from mwpb_fast.reproduce import render
-from mwpb_fast.reproduce.gather import gather, statistics
+from mwpb_fast.reproduce.gather import gather
 from mwpb_fast.reproduce.report import publish
 from mwpb_fast.reproduce.tables import find_table
 

@@ -40,7 +40,7 @@ def test_every_recipe_option_and_op_has_its_place() -> None:
 
 def test_links_lead_to_pages() -> None:
     for name, text in PAGES.items():
-        for target in re.findall(r"\]\(([^)#:\s]+)", text):
+        for target in re.findall(r"\]\(([^)#:\s]+)[)#]", text):
             path = (Path(name).parent / target).as_posix()
             assert path in PAGES or (ROOT / "docs" / path).exists(), f"{name}: {target}"
             assert ".." not in path, f"{name}: {target} is no page of the site"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,17 +25,21 @@ class Scaled(nn.Module):
         self.register_buffer("shift", torch.zeros(8, 1, 1))
         self.plain = torch.ones(8, 1, 1)
         self.temperature, self.options, self.calls = 1.0, {"slope": 0.5}, 0
+        self.settings = SimpleNamespace(gain=1.0, inner=SimpleNamespace(gain=1.0))
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         x = self.body(F.leaky_relu(self.norm(self.stem(x)), self.options["slope"]))
         x = F.relu(x) * self.gain * self.plain + self.shift
-        return self.temperature * self.head(x.mean((2, 3)))
+        gain = self.settings.gain * self.settings.inner.gain
+        return gain * self.temperature * self.head(x.mean((2, 3)))
 
 
 CHANGES: dict[str, Callable[[Scaled], object]] = {
     "a number": lambda m: setattr(m, "temperature", 5.0),
+    "an object's attribute": lambda m: setattr(m.settings, "gain", 5.0),
+    "an object's object's": lambda m: setattr(m.settings.inner, "gain", 5.0),
     "a dictionary in place": lambda m: m.options.update(slope=0.1),
     "the head": lambda m: setattr(m, "head", nn.Linear(8, 7)),
     "a layer of a Sequential": lambda m: m.body.__setitem__(0, nn.Conv2d(8, 8, 1)),

@@ -18,7 +18,7 @@ from mwpb_fast import cli, train
 from mwpb_fast.config import ConfigError
 from mwpb_fast.runs.log import Progress, RunLog, progress, read_records
 from mwpb_fast.runs.tracker import Tracker, require
-from mwpb_fast.runs.view import View, duration
+from mwpb_fast.runs.view import View, duration, memory
 
 WORDS = ["train", "digits.mwpb_at", "--data.subset=128", "--epochs=2", "--warmup_epochs=1", "--attack.steps=1",
          "--model.name=smallresnet-8", "--precision.device=cpu", "--evaluation.attacks=natural,fgsm",
@@ -147,7 +147,9 @@ def test_progress_in_each_form(
         assert "more" not in err
 
 
-def test_the_live_view_says_what_a_step_is_like(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_live_view_says_what_a_step_is_like(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stderr", terminal)
@@ -156,15 +158,16 @@ def test_the_live_view_says_what_a_step_is_like(monkeypatch: pytest.MonkeyPatch)
     view = View()
     record = {
         "phase": "main",
-        "radius_min": 0,
-        "radius_mean": 0,
-        "radius_max": 0,
+        "radius_min": 3 / 255,
+        "radius_mean": 5.5 / 255,
+        "radius_max": 8 / 255,
         "learning_rate": 0.1,
         "loss": 1.0,
     }
     view.epoch(
         {**record, "epoch": 1, "natural": 81.24, "robust": 48.0, "images_per_second": 1.0, "checkpoint": 0.0}, 9
     )
+    assert " radius 5.5 (3.0 to 8.0)/255 lr 0.1 " in capsys.readouterr().out  # as the view says it
     with progress(1000, "epoch 2/9 [red]") as bar:
         note, status = view.step(bar, torch.tensor([1.5, 4 / 255, 6 / 255, 9 / 255, 1.0]), 7)
         bar.advance(100, note, status)
@@ -174,6 +177,16 @@ def test_the_live_view_says_what_a_step_is_like(monkeypatch: pytest.MonkeyPatch)
     shown = terminal.getvalue()
     for part in ("epoch 2/9 [red]", "10%", "images/s", "radius 6.0 (4.0 to 9.0)/255", "robust 48.0 %"):
         assert part in shown
+
+
+def test_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PyTorch holds of it: asked without waiting for the device, and nothing on a CPU."""
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 * 2**29)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(total_memory=80 * 2**30)
+    )
+    assert memory(torch.device("cuda", 1)) == "GPU 2.5 of 80 GiB"
+    assert memory(torch.device("cpu")) == ""
 
 
 def test_time_left_of_the_run() -> None:

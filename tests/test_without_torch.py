@@ -15,9 +15,8 @@ import pytest
 import yaml
 from test_plots import make_run
 
-from mwpb_fast import cli
 from mwpb_fast.cli.commands import COMMANDS
-from mwpb_fast.cli.parser import Parser
+from mwpb_fast.cli.parser import parser_of
 from mwpb_fast.config import AXES, axis_config, load, names, recipe, recipes_of, to_dict
 from mwpb_fast.options import show, values_of
 
@@ -37,6 +36,7 @@ QUICK = {
     "recipes": "x",
     "doctor": "x",
     "bench": "nope",
+    "completion": "x",
 }
 HIDDEN = """
 import contextlib, io, json, sys
@@ -80,19 +80,10 @@ def answers(lines: list[list[str]], folder: Path) -> list[tuple[int, str, str]]:
     return [(status, out, err) for status, out, err, _ in found]
 
 
-def own_options(command: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def own_options(command: str) -> list[Any]:
     """The options of a command that are not the configuration's."""
-    made: list[Parser] = []
-    start = Parser.__init__
-
-    def keep(self: Parser, *rest: Any) -> None:
-        made.append(self)
-        start(self, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Parser, "__init__", keep)
-        assert cli.main([command, "--help"]) == 0
-    return [action for action in made[0]._actions if action.option_strings and action.dest != "help"]
+    actions = parser_of(COMMANDS[command][1])._actions
+    return [action for action in actions if action.option_strings and action.dest != "help"]
 
 
 def test_every_command_tells_what_it_takes(tmp_path: Path) -> None:
@@ -105,12 +96,10 @@ def test_every_command_tells_what_it_takes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_of_a_command(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_option_of_a_command(command: str, tmp_path: Path) -> None:
     quick = [command, *QUICK[command].split()]
     lines = [quick]
-    for action in own_options(command, monkeypatch):
+    for action in own_options(command):
         name = action.option_strings[0]
         good = [name] if action.nargs == 0 else [name, *map(str, list(action.choices or [1])[:1])]
         lines += [[*quick, *good], [*quick, name, *(["?"] if action.nargs != 0 else [])]]

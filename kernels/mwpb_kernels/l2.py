@@ -26,6 +26,7 @@ from mwpb_kernels.strided import (
     rows,
     tile_of,
     tile_shape,
+    widened,
 )
 
 
@@ -230,6 +231,7 @@ def l2_step_(
     with a NaN radius or step_size, becomes NaN as a whole. Source: Madry et al., 2018 (PGD in the l2 ball).
     """
     check_step(x_adv, grad, x)
+    x = widened(x)
     lo, hi = pixel_range(lo, hi)
     L2_STEP(x_adv, grad, x, per_sample(radius, x, "radius"), per_sample(step_size, x, "step_size"), lo, hi)
     return x_adv

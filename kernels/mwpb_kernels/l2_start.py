@@ -36,6 +36,7 @@ from mwpb_kernels.strided import (
     rows,
     tile_of,
     tile_shape,
+    widened,
 )
 
 
@@ -158,11 +159,11 @@ def l2_start(
     The direction is that of n standard normals, the length radius * u**(1 / n) with u uniform in (0, 1], n the
     number of elements of a sample. The clamp moves every pixel towards x where x lies in [lo, hi], so the result
     stays in the ball (up to a few float roundings), but is no longer uniform there.
-    x: (B, ...) float32 or float64, any strides. radius: (B,) tensor, one l2 length a sample (not negative), or a
-    number. seed: one-element int64 tensor. index: (B,) int64. Determinism, result and errors: as `uniform_start`.
-    NaN in x stays NaN; a NaN radius makes its sample NaN. Source: Muller, "A note on a method for generating
-    points uniformly on n-dimensional spheres", 1959.
+    x, seed, index: as `gaussian_start` takes them. radius: (B,) tensor, one l2 length a sample (not negative), or
+    a number. Determinism, result and errors: as `uniform_start`. NaN in x stays NaN; a NaN radius makes its sample
+    NaN. Source: Muller, "A note on a method for generating points uniformly on n-dimensional spheres", 1959.
     """
     check_start(x, seed, index)
+    x = widened(x)
     lo, hi = pixel_range(lo, hi)
     return L2_START(x, per_sample(radius, x, "radius"), seed, index, lo, hi)

@@ -24,6 +24,7 @@ from mwpb_kernels.strided import (
     per_sample,
     pixel_range,
     tile_of,
+    widened,
 )
 
 
@@ -172,7 +173,8 @@ def linf_step_(
     """One ascending l_inf step in place: clamp(clamp(x_adv + step_size * sign(grad), x ± radius), lo, hi).
 
     x_adv: (B, ...) float32 or float64, any strides without overlap; written and returned. x: the clean images,
-    same shape and type, any strides. grad: same shape, float32, bfloat16, float16 or float64, any strides.
+    same shape and type, any strides; beside a float32 x_adv also bfloat16 or float16, which costs a pass
+    (`x.float()`, made once, saves it). grad: same shape, float32, bfloat16, float16 or float64, any strides.
     radius, step_size: (B,) tensors, one value a sample (not negative; not checked, to avoid synchronisation), or
     numbers; in the images' units. lo, hi: the pixel range, which applies last. Neither grad nor x may share
     memory with x_adv, unless it is the same tensor.
@@ -184,6 +186,7 @@ def linf_step_(
     x_adv that is expanded or that requires grad while grad mode is on. Source: MWPB, Algorithm 1.
     """
     check_step(x_adv, grad, x)
+    x = widened(x)
     lo, hi = pixel_range(lo, hi)
     LINF_STEP(x_adv, grad, x, per_sample(radius, x, "radius"), per_sample(step_size, x, "step_size"), lo, hi)
     return x_adv

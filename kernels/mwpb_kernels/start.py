@@ -19,7 +19,16 @@ from mwpb_kernels.noise import (
 )
 from mwpb_kernels.op import Compile, Op, in_layout_of, number, tl, triton
 from mwpb_kernels.philox import STREAM_GAUSSIAN, STREAM_UNIFORM, normal_words, uniform_words
-from mwpb_kernels.strided import clamp_between, column, loop_arguments, offset_of, per_sample, pixel_range, tile_of
+from mwpb_kernels.strided import (
+    clamp_between,
+    column,
+    loop_arguments,
+    offset_of,
+    per_sample,
+    pixel_range,
+    tile_of,
+    widened,
+)
 
 
 # reference ---------------------------------------------------------------------------------------------------
@@ -139,16 +148,18 @@ def gaussian_start(
 ) -> Tensor:
     """clamp(x + sigma * N(0, 1), lo, hi): the start of TRADES, MART and MWPB.
 
-    x: (B, ...) float32 or float64, any strides. sigma: standard deviation in the images' units, not negative.
-    seed: one-element int64 tensor on x's device; read there, so a captured CUDA graph sees its changes. index:
-    (B,) int64, each sample's index in its data set. lo, hi: the pixel range.
-    Returns a new tensor with x's layout and type; no gradient flows through it. The noise of an element depends
+    x: (B, ...) float32, bfloat16, float16 or float64, any strides. sigma: standard deviation in the images' units,
+    not negative. seed: one-element int64 tensor on x's device; read there, so a captured CUDA graph sees its
+    changes. index: (B,) int64, each sample's index in its data set. lo, hi: the pixel range.
+    Returns a new tensor with x's layout and type, float32 where that is a half type, which would round the noise
+    away; no gradient flows through it. The noise of an element depends
     on seed, index and the element's row-major place in its sample alone: its bits come from the same Philox
     words everywhere, the normals are equal up to the rounding of log, sine and cosine, and lie within ±5.77.
     NaN in x stays NaN. Raises ValueError or TypeError for other shapes, types or devices, a negative sigma and
     lo > hi. Source: Zhang et al., "Theoretically principled trade-off between robustness and accuracy", 2019.
     """
     check_start(x, seed, index)
+    x = widened(x)
     lo, hi = pixel_range(lo, hi)
     sigma = number(sigma, "sigma")
     if not sigma >= 0:
@@ -167,5 +178,6 @@ def uniform_start(
     gives NaN. Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018.
     """
     check_start(x, seed, index)
+    x = widened(x)
     lo, hi = pixel_range(lo, hi)
     return UNIFORM_START(x, per_sample(radius, x, "radius"), seed, index, lo, hi)

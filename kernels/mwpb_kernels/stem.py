@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mwpb_kernels.conv_reference import size_after
-from mwpb_kernels.op import Compile, Op, check_device, check_tensors, whole, writes_in_place
+from mwpb_kernels.op import IMAGE_DTYPES, Compile, Op, check_device, check_tensors, whole, writes_in_place
 from mwpb_kernels.stem_kernels import (
     BLOCK_M,
     DEEPEST,
@@ -184,6 +184,8 @@ def stem_step_(
 def _check_weight(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int) -> tuple[int, int]:
     if x.dim() != 4:
         raise ValueError(f"x must be (B, C, H, W), not {tuple(x.shape)}")
+    if x.dtype not in IMAGE_DTYPES:
+        raise TypeError(f"x must be float32 or float64, not {x.dtype}: pass x.float()")
     channels = weight.shape[1:2]
     if (
         weight.dim() != 4

@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mwpb_kernels.op import IMAGE_DTYPES, check_device, check_tensors, number, tl, triton
+from mwpb_kernels.op import (
+    LOGIT_DTYPES,
+    check_device,
+    check_tensors,
+    compute_dtype,
+    number,
+    tl,
+    triton,
+)
 
 MAX_DIMS = 3
 # One program holds at most so many elements, 8 a thread: with more the strided kernels would spill registers.
@@ -25,8 +33,17 @@ def check_images(x: Tensor) -> None:
     check_tensors(x=x)
     if x.dim() < 1:
         raise ValueError("x must be (B, ...), not a scalar")
-    if x.dtype not in IMAGE_DTYPES:
-        raise TypeError(f"x must be float32 or float64, not {x.dtype}")
+    if x.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"x must be float32, bfloat16, float16 or float64, not {x.dtype}")
+
+
+def widened(x: Tensor) -> Tensor:
+    """Images of a half type as float32, without loss; others as they are.
+
+    What an attack moves is never of a half type: near 1 its values are 1/256 or 1/2048 apart, so noise and
+    small steps would be rounded away and a ball's surface be crossed, in silence.
+    """
+    return x.to(compute_dtype(x.dtype))
 
 
 def pixel_range(lo: float, hi: float) -> tuple[float, float]:
@@ -44,8 +61,11 @@ def check_step(x_adv: Tensor, grad: Tensor, x: Tensor) -> None:
     for name, other in (("x_adv", x_adv), ("grad", grad)):
         if other.shape != x.shape:
             raise ValueError(f"{name} is {tuple(other.shape)}, but x is {tuple(x.shape)}")
-    if x_adv.dtype != x.dtype:
-        raise TypeError(f"x_adv is {x_adv.dtype}, but x is {x.dtype}")
+    if x_adv.dtype != compute_dtype(x.dtype):
+        cure = (
+            "" if x_adv.dtype.itemsize > 2 else f": pass {compute_dtype(x.dtype)}, a half type rounds steps away"
+        )
+        raise TypeError(f"x_adv is {x_adv.dtype}, but x is {x.dtype}{cure}")
     if not grad.dtype.is_floating_point or grad.dtype.itemsize < 2:
         raise TypeError(f"grad must be float32, bfloat16, float16 or float64, not {grad.dtype}")
     check_device(x_adv, grad, x)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mwpb_fast import options
-from mwpb_fast.cli import attack_commands, export, reproduce
+from mwpb_fast.cli import attack_commands, completion, export, reproduce
 from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import ConfigError, all_recipes, axis_name, load
 from mwpb_fast.config.option_values import path
@@ -185,9 +185,7 @@ def report(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="a run's folder")
     parser.add_argument("--out", type=path, metavar="FILE", help="(default: report.html in a single run's folder)")
-    parser.add_argument(
-        "--no-images", action="store_true", help="leave out what needs the checkpoint and the data"
-    )
+    parser.add_argument("--no-images", action="store_true", help="leave out what needs checkpoint and data")
     given = parser.parse_intermixed_args(arguments)
     if given.out is None and len(given.runs) > 1:
         parser.error("several runs: say where to with --out FILE.html")
@@ -226,9 +224,10 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "recipes": ("", recipes),
     "doctor": ("", doctor),
     "bench": ("[NAME]", bench),
+    "completion": ("SHELL", completion.completion),
 }
 
-PRINTING = ("data list", "recipes", "doctor")  # all that they do is to print
+PRINTING = ("data list", "recipes", "doctor", "completion")  # all that they do is to print
 
 
 def _draw(runs: Sequence[Path], folder: Path, tell: bool = True) -> None:

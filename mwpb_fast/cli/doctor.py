@@ -154,6 +154,8 @@ def packages() -> Iterator[Finding]:
     yield _package("pyautoattack", "no AutoAttack (attack aa)", "eval")
     yield _package("matplotlib", "no learning curves and radius histograms", "plots")
     yield _package("onnx", "no export --format onnx", "export")
+    yield _package("shtab", "no mwpb-fast completion", "completion")
+    yield _package("huggingface_hub", "no export --push-to-hub", "hub")
     yield _package("tensorboard", "metrics go to metrics.jsonl only", also="torch.utils.tensorboard.writer")
     yield _package("scikit-learn", "no data set digits", module="sklearn.datasets")
     yield _package("scipy", "no preparation of SVHN", module="scipy.io")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import NoReturn
 
 from mwpb_fast.config import ConfigError
 from mwpb_fast.options import FIELDS
+
+_made: ContextVar[list[Parser] | None] = ContextVar("_made", default=None)  # where parsers are being collected
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +26,8 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if (made := _made.get()) is not None:
+            made.append(self)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
@@ -32,6 +39,18 @@ class Parser(argparse.ArgumentParser):
         names = [name for action in own for name in action.option_strings]
         words, overrides = split(arguments, [*names, "--help"])
         return self.parse_intermixed_args(words), overrides
+
+
+def parser_of(command: Callable[[Sequence[str]], int]) -> Parser:
+    """The parser that a command makes, which asks it for its help alone."""
+    made: list[Parser] = []
+    token = _made.set(made)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            command(["--help"])
+    finally:
+        _made.reset(token)
+    return made[0]
 
 
 def split(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:

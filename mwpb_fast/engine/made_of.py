@@ -21,8 +21,8 @@ Key = tuple[str, str]
 
 
 class MadeOf:
-    """The modules of `model` and their plain attributes, numbers, text, functions and containers of them, by
-    (module, attribute); a module itself by (module, "")."""
+    """The modules of `model` and their plain attributes, numbers, text, functions, containers of them and objects
+    with such attributes, by (module, attribute); a module itself by (module, "")."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -73,12 +73,17 @@ def _parts(model: nn.Module) -> dict[Key, Any]:
 
 
 def _values(module: nn.Module) -> dict[str, Any]:
-    return plain_values({key: value for key, value in vars(module).items() if key not in _SKIPPED})
+    own = {key: value for key, value in vars(module).items() if key not in _SKIPPED}
+    return plain_values(own) | {key: _shown(value) for key, value in own.items() if _is_record(value)}
 
 
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those that are numbers, text, functions or containers of them, as they are now."""
-    return {key: _shown(v) for key, v in values.items() if isinstance(v, _CODE) or is_plain(v)}
+    return {key: _shown(v) for key, v in values.items() if _is_known(v)}
+
+
+def _is_known(value: Any) -> bool:
+    return isinstance(value, _CODE) or is_plain(value)
 
 
 def different(before: Mapping[Key, Any], now: Mapping[Key, Any]) -> set[Key]:
@@ -87,9 +92,24 @@ def different(before: Mapping[Key, Any], now: Mapping[Key, Any]) -> set[Key]:
     return {key for key in keys if not _equal(now.get(key, _MISSING), before.get(key, _MISSING))}
 
 
-def _shown(value: Any) -> Any:
-    """The contents of a container may change in place, so they are kept as they are now."""
-    return repr(value) if isinstance(value, (list, dict, set)) else value
+def _is_record(value: Any) -> bool:
+    """Whether it is an object with attributes, such as options, of a class that is not PyTorch's."""
+    kinds = (nn.Module, type, types.ModuleType, *_CODE)
+    return hasattr(value, "__dict__") and not isinstance(value, kinds) and _is_foreign(type(value))
+
+
+def _is_foreign(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] not in ("torch", "mwpb_fast", "collections")
+
+
+def _shown(value: Any, depth: int = 3) -> Any:
+    """The contents of a container or of an object may change in place, so they are kept as they are now."""
+    if isinstance(value, (list, dict, set)):
+        return repr(value)
+    if depth and _is_record(value):
+        inside = {key: part for key, part in vars(value).items() if _is_record(part) or _is_known(part)}
+        return {key: _shown(part, depth - 1) for key, part in inside.items()}
+    return value
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -55,11 +55,12 @@ class Subject:
 
     config: of the run that wrote the file, or the request's; there is none where the request names images.
     evaluation: the request's, or the configuration's. results: where they are kept, see `evaluate`'s folder.
-    about: the entries of a result that say what it is of.
+    about: the entries of a result that say what it is of. doubts: what makes it doubtful, as under its "warnings".
     """
 
     def __init__(self, request: Request) -> None:
         self.request, self.results = request, result_path(request.target, request.which)
+        self.doubts: dict[str, Any] = {}
         self.images: TestSet
         self.model: Model
         keep_freed_memory()
@@ -120,7 +121,10 @@ class Subject:
             if own:
                 load_weights(model, state.get("ema") or state["model"])
             else:
-                self.about["weights"] = str(load_weights(model, state, request.weights))
+                loaded = load_weights(model, state, request.weights)
+                self.about["weights"] = str(loaded)
+                if loaded.doubt:
+                    self.doubts["normalisation"] = {"message": loaded.doubt, "shards": []}
         except (
             ValueError,
             TypeError,
@@ -166,6 +170,7 @@ class Subject:
 
             session, show = self.session(probes), self.request.show
             result = attack_all(session, show=show, tick=tick, start_helpers=self._start_helpers)
+        result["warnings"] = self.doubts | result["warnings"]
         return {"format": result["format"]} | self.about | result
 
     def session(self, probes: dict[str, EvaluationAttack] | None = None) -> Session:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mwpb_fast.config import ConfigError
 from mwpb_fast.system.lazy import torch
-from mwpb_fast.system.plain import is_plain
+from mwpb_fast.system.plain import is_plain, ordered
 
 if TYPE_CHECKING:
     from mwpb_fast.engine.precision import Precision
@@ -55,7 +55,7 @@ def hash_attributes(model: torch.nn.Module) -> str:
             if isinstance(value, torch.Tensor):
                 value = (str(value.dtype), tuple(value.shape), tensor_bytes(value))
             if is_plain(value):
-                digest.update(f"{name}.{key}={value!r}\n".encode())
+                digest.update(f"{name}.{key}={ordered(value)!r}\n".encode())
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.evaluation.autoattack import square_warning
@@ -31,6 +32,24 @@ def wilson(successes: int, n: int, z: float = NORMAL_QUANTILE) -> tuple[float, f
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     # the ends are exact; rounding is not
     return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
+
+
+def statistics(values: Sequence[float]) -> dict[str, Any]:
+    """Number, mean and sample standard deviation (n - 1); None where there are too few values for it."""
+    n = len(values)
+    mean = math.fsum(values) / n if n else None
+    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if mean is not None and n > 1 else None
+    return {"n": n, "mean": mean, "std": std}
+
+
+def interval(found: dict[str, Any]) -> list[float] | None:
+    """Student's 95 % interval of the mean of `statistics`; None where there are too few values for it."""
+    if found["std"] is None:
+        return None
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(found["n"] - 1, 0.975)) * found["std"] / math.sqrt(found["n"])
+    return [found["mean"] - half, found["mean"] + half]
 
 
 def summary(attack: ShardedAttack, whole: int) -> dict[str, Any]:

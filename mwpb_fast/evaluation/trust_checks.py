@@ -240,6 +240,11 @@ CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[Results], tuple[bool, str]]]
     ),
     ("weighted radii against uniform", ("pgd20", "weighted"), _weighted),
     ("finite numbers", ("natural",), _free_of(NOT_FINITE, "all logits and gradients are finite")),
+    (
+        "normalisation",
+        ("natural",),
+        _free_of(("normalisation",), "nothing in the file says otherwise"),
+    ),
     ("each image by itself", ("natural",), _free_of(UNSTEADY, "logits depend on no other image, nor on chance")),
 )
 

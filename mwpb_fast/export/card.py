@@ -14,8 +14,8 @@ from mwpb_fast.export.source import Source
 from mwpb_fast.system import text_tables
 
 
-def card(source: Source, file: str, loading: str) -> str:
-    """Markdown. file: of the exported model. loading: Python that loads it."""
+def card(source: Source, file: str, loading: str, repository: str = "") -> str:
+    """Markdown. file: of the exported model. loading: Python that loads it. repository: of the hub, ORG/NAME."""
     config, (height, width) = source.config, source.size
     eps = in_255(str(config.evaluation.eps))
     rows = [
@@ -52,6 +52,7 @@ def card(source: Source, file: str, loading: str) -> str:
         _normalisation(source),
         f"Classes, in this order: {', '.join(source.classes)}.",
         "",
+        *([f"`hf download {repository} --local-dir .` brings the file; then:", ""] if repository else []),
         "```python",
         loading.format(file=file),
         "```",

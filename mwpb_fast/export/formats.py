@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
 import os
 import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +50,7 @@ def export(source: Source, name: str, path: Path) -> Form:
     trial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{FORMATS[name]}")
     try:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch's, of its own insides
+            with _silence():
                 form.write(source, trial)
                 run = form.read(source, trial)
             check(source, run)
@@ -63,6 +64,19 @@ def export(source: Source, name: str, path: Path) -> Form:
         trial.unlink(missing_ok=True)
     sync(path.parent)
     return form
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without PyTorch's warnings of its own insides, and of torchvision, which nothing here needs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 @torch.no_grad()

@@ -58,6 +58,15 @@ class Statistics:
         model.normalize.to(next(model.parameters()).device)
         return mean, std
 
+    def add(self, name: str, mean: list[float], std: list[float]) -> None:
+        """Both of a place that is called `name`."""
+        self.found["mean"][name], self.found["std"][name] = mean, std
+
+    def has(self, mean: list[float], std: list[float]) -> bool:
+        """Whether these are what was found."""
+        pairs = ((values, self.found[kind].values()) for kind, values in (("mean", mean), ("std", std)))
+        return all(_close(one, values) for values, all_of in pairs for one in all_of)
+
     def _one(self, kind: str) -> list[float] | None:
         values = list(self.found[kind].values())
         if any(not _close(values[0], other) for other in values[1:]):
@@ -70,8 +79,6 @@ def find_statistics(
 ) -> Statistics:
     """Of a file's content: beside the weights, which are in the dictionary at `path` under `prefixes`, and beside
     the dictionaries that they are in. Raises ValueError for those of another number of channels."""
-    import torch
-
     channels = next((p.shape[1] for p in model.parameters() if p.dim() == 4), 1)
     found = Statistics(channels)
     inner, own = content, set(model.state_dict())
@@ -82,12 +89,7 @@ def find_statistics(
                 continue
             if beside and any(name.startswith(p) and name.removeprefix(p) in own for p in prefixes):
                 continue
-            if isinstance(value, torch.Tensor):
-                numbers = value.detach().double().flatten().tolist()
-            elif isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
-                numbers = [float(v) for v in value]
-            else:
-                numbers = []
+            numbers = numbers_of(value)
             if not beside and len(numbers) not in (1, channels):
                 continue
             if len(numbers) not in (1, channels):
@@ -98,6 +100,18 @@ def find_statistics(
         if step is not None:
             inner = next(value for key, value in inner.items() if str(key) == step)
     return found
+
+
+def numbers_of(value: Any) -> list[float]:
+    """Those of a tensor or a list; [] for anything else."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        numbers: list[float] = value.detach().double().flatten().tolist()
+        return numbers
+    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
+        return [float(v) for v in value]
+    return []
 
 
 def is_statistic(name: str, prefixes: Sequence[str]) -> bool:

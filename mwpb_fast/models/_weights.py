@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mwpb_fast.models._options import add_options
 from mwpb_fast.models._statistics import find_statistics, is_statistic
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ LOSSES = re.compile(
 @dataclass(frozen=True)
 class Loaded:
     """What was taken from a file. place: dictionary and prefix. left_out: names that no forward pass needs.
-    normalize: mean and standard deviation of each channel, where the file has them: the model now applies them."""
+    normalize: mean and standard deviation of each channel, where the file has them: the model now applies them.
+    doubt: why images may have to be normalised otherwise."""
 
     place: str
     left_out: tuple[str, ...]
     normalize: tuple[list[float], list[float]] | None
+    doubt: str = ""
 
     def __str__(self) -> str:
         text = f"weights from {self.place}" if self.place else "weights"
@@ -66,9 +69,10 @@ def load_weights(model: nn.Module, content: Mapping[str, Any], choice: str = "")
 
     choice: where several sets of weights are in it, which: the beginning of its place, such as state_dict_ema or
     module.teacher; what stands beside it is then left out. Mean and deviation of images, as modules for
-    normalisation keep them, become the model's. BN's `num_batches_tracked` may be absent, as in old files. Raises
-    a one-line ValueError for weights that differ and are not chosen from, for normalisation that cannot be
-    applied, and with the first missing, unexpected and wrongly shaped names; and then leaves the model as it was.
+    normalisation keep them, become the model's; so do those among the file's options that can mean nothing else.
+    BN's `num_batches_tracked` may be absent, as in old files. Raises a one-line ValueError for weights that differ
+    and are not chosen from, for normalisation that cannot be applied, and with the first missing, unexpected and
+    wrongly shaped names; and then leaves the model as it was.
     """
     own: dict[str, Tensor] = model.state_dict()
     needed = [name for name in own if not name.endswith("num_batches_tracked")]
@@ -84,10 +88,11 @@ def load_weights(model: nn.Module, content: Mapping[str, Any], choice: str = "")
         chosen = _Found((), content, {str(name): str(name) for name in content}, "", 0)
     weights, unexpected, left_out = _sort(chosen, whole, own, bool(choice))
     statistics = find_statistics(model, content, chosen.path, [f.prefix for f in whole if f.path == chosen.path])
+    doubt = add_options(statistics, model, content)
     _refuse(weights, unexpected, own, needed)
     normalize = statistics.apply(model)
     model.load_state_dict(weights)
-    return Loaded(chosen.place, tuple(left_out), normalize)
+    return Loaded(chosen.place, tuple(left_out), normalize, doubt)
 
 
 def _dictionaries(

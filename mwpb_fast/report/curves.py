@@ -47,8 +47,8 @@ def accuracy(runs: Sequence[Run]) -> Markup | None:
     _shade_warmup(chart, runs)
     for i, (natural, robust) in enumerate(columns):
         one = len(runs) == 1
-        chart.line(natural, "c1" if one else colour(i), dashed=True)
-        chart.line(robust, "c0" if one else colour(i))
+        chart.line(natural, "c1" if one else runs[i].colour, dashed=True)
+        chart.line(robust, "c0" if one else runs[i].colour)
     if len(runs) == 1:
         chart.legend("c1", "natural", dashed=True)
         chart.legend("c0", "robust (PGD-10)")
@@ -74,8 +74,8 @@ def _over_epochs(
         return None
     chart = Chart(title, _epochs(runs), span((y for column in columns for _, y in column), unit, **how))
     _shade_warmup(chart, runs)
-    for i, column in enumerate(columns):
-        chart.line(column, colour(i), steps=steps)
+    for run, column in zip(runs, columns, strict=True):
+        chart.line(column, run.colour, steps=steps)
     if len(runs) > 1:
         _name(chart, runs)
     return chart.figure()
@@ -86,8 +86,8 @@ def _epochs(runs: Sequence[Run]) -> Axis:
 
 
 def _name(chart: Chart, runs: Sequence[Run]) -> None:
-    for i, run in enumerate(runs):
-        chart.legend(colour(i), run.label)
+    for method, colour in {run.method: run.colour for run in runs}.items():
+        chart.legend(colour, method)
 
 
 def _shade_warmup(chart: Chart, runs: Sequence[Run]) -> None:

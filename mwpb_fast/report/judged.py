@@ -57,17 +57,22 @@ def judge(run: Run) -> Judgement:
     if trust is not None:
         reasons += [("doubt", f"{check}: {text}") for check, verdict, text in trust.verdicts if verdict == "doubt"]
         if skipped := [check for check, verdict, _ in trust.verdicts if verdict not in ("ok", "doubt")]:
-            reasons.append(("open", f"not run in the trust report: {', '.join(skipped)}"))
+            reasons.append(("open", f"not run in the trust report: {', '.join(skipped)}: mwpb-fast trust {place}"))
     else:
         reasons.append(("open", f"no trust report of this checkpoint: mwpb-fast trust {place}"))
     if result.preview:
-        reasons.append(("open", f"a preview: {result.n:,} images, not the whole test set"))
+        reasons.append(
+            ("open", f"a preview: {result.n:,} images, not the whole test set: mwpb-fast evaluate {place}")
+        )
     elif trust is not None and trust.preview:
-        reasons.append(("open", f"the trust report is a preview: {trust.n:,} of {result.n:,} images"))
+        reasons.append(
+            ("open", f"the trust report is a preview: {trust.n:,} of {result.n:,} images: mwpb-fast trust {place}")
+        )
     if not _autoattack(result):
         strongest = [name for name in result.attacks if name not in ("natural", "worst")]
-        attacks = ", ".join(strongest) or "no attack"
-        reasons.append(("open", f"no AutoAttack: the robust accuracy is an upper bound, from {attacks}"))
+        attacks, cure = ", ".join(strongest) or "no attack", ",".join(["natural", *strongest, "aa"])
+        reasons.append(("open", f"no AutoAttack: the robust accuracy is an upper bound, from {attacks}: "
+                                f"mwpb-fast evaluate {place} --attacks {cure}"))  # fmt: skip
     if run.last_epoch < run.count("epochs"):
         reasons.append(("open", f"the run is not finished: {run.last_epoch} of {run.count('epochs')} epochs"))
     if bad := sum(int(value) for _, value in run.column("bad_steps")):
@@ -79,7 +84,7 @@ def judge(run: Run) -> Judgement:
     if result.stale is False:
         reasons.append(("ok", "the result is of the checkpoint that the run has now, by its SHA-256"))
     reasons.sort(key=lambda reason: ("doubt", "open", "ok").index(reason[0]))
-    return Judgement(reasons[0][0], reasons, result, _robust(result), result.attacks.get("natural"))
+    return Judgement(reasons[0][0], reasons, result, robust_of(result), result.attacks.get("natural"))
 
 
 def _trust(run: Run, result: Result) -> Result | None:
@@ -98,7 +103,7 @@ def _autoattack(result: Result) -> bool:
     return any(name.partition("@")[0] == "aa" for name in result.attacks)
 
 
-def _robust(result: Result) -> Attack | None:
+def robust_of(result: Result) -> Attack | None:
     """The point-wise worst case, where an attack is among them."""
     attacked = [name for name in result.attacks if name not in ("natural", "worst")]
     return result.worst if attacked else None

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from mwpb_fast.report import compare, curves, machine, parts, training
 from mwpb_fast.report.images import Looked
 from mwpb_fast.report.judged import WORDS, headline, judge
-from mwpb_fast.report.markup import Markup, element, join, table
+from mwpb_fast.report.markup import Markup, details, element, join, table
 from mwpb_fast.report.read import Run
+from mwpb_fast.report.seeds import Method, grouped, over_seeds, pooled
 from mwpb_fast.report.style import STYLE
 from mwpb_fast.runs.log import own_version
 
@@ -20,9 +21,9 @@ POLICY = (
 
 def page(runs: Sequence[Run], looked: Sequence[Looked | str]) -> str:
     """The whole file. looked: for each run what `images.look` found, or why there is nothing."""
-    runs = labelled(runs)
+    methods = grouped(runs)
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.label for run in runs)}"
-    body = _one(runs[0], looked[0]) if len(runs) == 1 else _several(runs, looked)
+    body = _one(runs[0], looked[0]) if len(runs) == 1 else _several(runs, methods, looked)
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -37,15 +38,6 @@ def page(runs: Sequence[Run], looked: Sequence[Looked | str]) -> str:
     skip = element("a", "to the content", href="#content", class_="skip")
     inner = element("body", skip, body, element("footer", made))
     return "<!DOCTYPE html>\n" + element("html", head, inner, lang="en")
-
-
-def labelled(runs: Sequence[Run]) -> list[Run]:
-    """Runs of the same recipe are told apart by their folders."""
-    names = [run.label for run in runs]
-    for run, name in zip(runs, names, strict=True):
-        if names.count(name) > 1:
-            run.label = f"{name} ({run.folder})"
-    return list(runs)
 
 
 def _navigation(links: Sequence[tuple[str, str]]) -> Markup:
@@ -65,23 +57,22 @@ def _one(run: Run, looked: Looked | str) -> Markup:
     return join(top, element("main", parts.first(run), parts.facts(run), *content, id="content"))
 
 
-def _several(runs: Sequence[Run], looked: Sequence[Looked | str]) -> Markup:
+def _several(runs: Sequence[Run], methods: Sequence[Method], looked: Sequence[Looked | str]) -> Markup:
     links = [("compared", "Compared"), ("learning", "Learning")]
     links += [(f"run{i}", run.label) for i, run in enumerate(runs)]
     top = element("header", element("h1", f"{len(runs)} runs side by side"), _navigation(links))
     learning = element("div", *curves.learning(runs), *curves.speed(runs), class_="charts")
+    inside = (*over_seeds(methods), _overview(runs), *_paired(methods), _differing(methods))
     content = [
-        _section("compared", "Compared", _overview(runs), *_paired(runs), _differing(runs)),
+        _section("compared", "Compared", *inside),
         _section("learning", "Learning", learning),
     ]
     for i, (run, found) in enumerate(zip(runs, looked, strict=True)):
-        inside = [
+        own = [
             _section(f"run{i}-{key}", title, *inner, level="h3")
             for key, title, inner in _sections(run, found, runs)
         ]
-        content.append(
-            _section(f"run{i}", run.label, parts.what(run), parts.first(run), parts.facts(run), *inside)
-        )
+        content.append(_section(f"run{i}", run.label, parts.what(run), parts.first(run), parts.facts(run), *own))
     return join(top, element("main", *content, id="content"))
 
 
@@ -109,7 +100,7 @@ def _overview(runs: Sequence[Run]) -> Markup:
         result = found.headline
         what = f"{result.n:,}{', a preview' if result.preview else ''}" if result else ""
         level = element("span", parts.SIGNS[found.level], " ", WORDS[found.level], class_=f"is-{found.level}")
-        key = element("span", class_=f"key {curves.colour(i)}")
+        key = element("span", class_=f"key {run.colour}")
         name = element("a", run.label, href=f"#run{i}")
         epochs = f"{run.last_epoch} of {run.count('epochs')}"
         rows.append([join(key, name), *cells, level, what, epochs, run.option("seed", "")])
@@ -117,36 +108,46 @@ def _overview(runs: Sequence[Run]) -> Markup:
     return table(header, rows, "best checkpoint of each, with 95 % intervals")
 
 
-def _differing(runs: Sequence[Run]) -> Markup:
-    """The options in which the runs differ, as rows."""
+def _differing(methods: Sequence[Method]) -> Markup:
+    """The options in which the methods differ, as rows."""
+    runs = [next(iter(method.runs.values())) for method in methods]
     options = [compare.options(run.config) for run in runs]
-    names = sorted({name for found in options for name in found} - {"recipe", "data.dir"})
+    apart = {"recipe", "data.dir", *(["seed"] if pooled(methods) else [])}
+    names = sorted({name for found in options for name in found} - apart)
     rows = [[name, *(found.get(name, "-") for found in options)] for name in names]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     if not rows:
-        return element("p", "All runs have the same configuration.")
-    keys = [join(element("span", class_=f"key {curves.colour(i)}"), run.label) for i, run in enumerate(runs)]
+        return element(
+            "p", f"All runs have the same configuration{', but for the seed' if pooled(methods) else ''}."
+        )
+    keys = [join(element("span", class_=f"key {run.colour}"), run.method) for run in runs]
     return join(element("h3", "What differs"), table(["option", *keys], rows, "of the configurations", wide=True))
 
 
-def _paired(runs: Sequence[Run]) -> list[Markup]:
-    """Differences to the first run on the same test images."""
-    base, rows = headline(runs[0]), []
-    for i, run in enumerate(runs[1:], 1):
-        key = element("span", class_=f"key {curves.colour(i)}")
-        for found in compare.differences(base, headline(run)):
+def _paired(methods: Sequence[Method]) -> list[Markup]:
+    """Differences to the first method's run of the same seed, or to its first run, on the same test images."""
+    base, rows = methods[0], []
+    first = next(iter(base.runs.values()))
+    for seed, run in ((seed, run) for method in methods[1:] for seed, run in method.runs.items()):
+        other = base.runs.get(seed, first)
+        key = element("span", class_=f"key {run.colour}")
+        for found in compare.differences(headline(other), headline(run)):
             low, high = found.interval
             said = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
             picture = parts.difference_bar(found)
             rows.append([join(key, run.label), found.attack, f"{found.points:+.2f}", f"{low:+.2f} to {high:+.2f}",
                          picture, said, f"{found.n:,}"])  # fmt: skip
     if not rows:
-        return [element("p", f"No result of another run is on the same test images as one of {runs[0].label}, so "
+        if len(methods) == 1:
+            return []
+        return [element("p", f"No result of another run is on the same test images as one of {base.label}, so "
                              "that there is no paired difference.", class_="soft")]  # fmt: skip
     header = ["run", "attack", "points", "95 % interval", "", "", "images"]
     told = (
         "Image by image on the same test images, at the same radius. The interval is over the choice of test "
         "images alone: another seed of training may move a run by more."
     )
-    return [element("h3", f"Against {runs[0].label}"), table(header, rows, "accuracy, in points"),
-            element("p", told, class_="told")]  # fmt: skip
+    title, shown = f"Against {base.label}, image by image", table(header, rows, "accuracy, in points")
+    if pooled(methods):  # what is said of the seeds says more
+        return [details(title, shown, element("p", told, class_="told"))]
+    return [element("h3", title), shown, element("p", told, class_="told")]

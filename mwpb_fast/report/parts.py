@@ -65,7 +65,8 @@ def first(run: Run) -> Markup:
                  f"{result.which} checkpoint{epoch}."),
         )  # fmt: skip
     reasons = [
-        element("li", element("b", SIGNS[level], class_=f"is-{level}"), reason) for level, reason in found.reasons
+        element("li", element("b", SIGNS[level], class_=f"is-{level}"), _with_command(reason))
+        for level, reason in found.reasons
     ]
     judgement = join(
         element("p", f"{SIGNS[found.level]} {WORDS[found.level]}", class_=f"level is-{found.level}"),
@@ -74,6 +75,12 @@ def first(run: Run) -> Markup:
     left = element("section", element("h2", "How good?"), numbers, class_="card")
     right = element("section", element("h2", "Can it be believed?"), judgement, class_="card")
     return element("div", left, right, class_="first")
+
+
+def _with_command(reason: str) -> Markup:
+    """A reason, whose command can be told from its words."""
+    said, name, rest = reason.partition("mwpb-fast ")
+    return join(said, element("code", name + rest) if name else None)
 
 
 def _big(value: float, name: str, under: str) -> Markup:

@@ -66,7 +66,8 @@ class Result:
 
 @dataclass
 class Run:
-    """A run as its files tell it. problems: what is missing or cannot be read, a line each."""
+    """A run as its files tell it. problems: what is missing or cannot be read, a line each. method: the name that
+    it shares with runs of other seeds. colour: of its lines."""
 
     folder: Path
     label: str
@@ -77,6 +78,8 @@ class Run:
     engine: dict[str, Any] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    method: str = ""
+    colour: str = "c0"
 
     def column(self, name: str) -> list[tuple[float, float]]:
         """(epoch, number) of the records that have it."""

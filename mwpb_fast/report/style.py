@@ -61,12 +61,14 @@ svg text.mark{fill:var(--ink);font-size:11px;paint-order:stroke;stroke:var(--car
 .key{display:inline-block;width:.8rem;height:.8rem;border-radius:3px;margin-right:.45rem;vertical-align:-.05rem}
 .key.c0{background:var(--c0)}.key.c1{background:var(--c1)}.key.c2{background:var(--c2)}
 .key.c3{background:var(--c3)}.key.c4{background:var(--c4)}.key.c5{background:var(--c5)}
+tbody th:has(>.key){position:relative;padding-left:1.25rem}
+tbody th>.key{position:absolute;left:0;top:.65rem}
 .scroll{overflow-x:auto;margin:.2rem 0 .8rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.93rem}
 th,td{padding:.3rem .8rem .3rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 td{white-space:nowrap}
 thead th{color:var(--soft);font-weight:500;white-space:nowrap}
-tbody th{font-weight:600;min-width:6rem}
+tbody th{font-weight:600;min-width:6rem;max-width:14rem;overflow-wrap:break-word}
 .wide td:last-child{white-space:normal;min-width:14rem}
 td svg{display:block;margin-top:.2rem;width:190px;height:18px}
 details{margin:.7rem 0}

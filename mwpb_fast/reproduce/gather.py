@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast.config import to_dict
+from mwpb_fast.evaluation.score import interval, statistics
 from mwpb_fast.reproduce.layout import Column, Row, Table
 from mwpb_fast.reproduce.plan import PlannedRun, changes, read_results, result_key, test_images
 from mwpb_fast.runs.log import read_records
@@ -67,24 +68,6 @@ def gather(table: Table, runs: Sequence[PlannedRun], failures: dict[str, str] | 
             for row in rows
         ],
     }  # fmt: skip
-
-
-def statistics(values: Sequence[float]) -> dict[str, Any]:
-    """Number, mean and sample standard deviation (n - 1); None where there are too few values for it."""
-    n = len(values)
-    mean = math.fsum(values) / n if n else None
-    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if mean is not None and n > 1 else None
-    return {"n": n, "mean": mean, "std": std}
-
-
-def interval(found: dict[str, Any]) -> list[float] | None:
-    """Student's 95 % interval of the mean of `statistics`; None where there are too few values for it."""
-    if found["std"] is None:
-        return None
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(found["n"] - 1, 0.975)) * found["std"] / math.sqrt(found["n"])
-    return [found["mean"] - half, found["mean"] + half]
 
 
 def _cell(

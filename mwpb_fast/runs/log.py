@@ -191,12 +191,17 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def radius_text(low: float, mean: float, high: float) -> str:
+    """The radii of some images as users write radii: such as `radius 6.0 (4.0 to 9.0)/255`."""
+    return f"radius {255 * mean:.1f}" + ("" if low == high else f" ({255 * low:.1f} to {255 * high:.1f})") + "/255"
+
+
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
     """One epoch's record in one line."""
     accuracy = f"natural {record['natural']:5.2f} % robust {record['robust']:5.2f} %" if "robust" in record else ""
+    radii = radius_text(*(record[f"radius_{name}"] for name in ("min", "mean", "max")))
     return (
-        f"epoch {record['epoch']:3d}/{epochs} {record['phase']:6s} loss {record['loss']:.4f} {accuracy} "
-        f"radius {record['radius_min']:.4f} {record['radius_mean']:.4f} {record['radius_max']:.4f} "
+        f"epoch {record['epoch']:3d}/{epochs} {record['phase']:6s} loss {record['loss']:.4f} {accuracy} {radii} "
         f"lr {record['learning_rate']:.2g} {record['images_per_second']:,.0f} images/s "
         f"checkpoint {record['checkpoint']:.2f} s"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mwpb_fast.config import Config, to_dict
-from mwpb_fast.runs.log import Progress, epoch_line, note
+from mwpb_fast.runs.log import Progress, epoch_line, note, radius_text
 from mwpb_fast.runs.tracker import Tracker
 from mwpb_fast.system.files import to_json
 from mwpb_fast.system.lazy import torch
@@ -57,8 +57,7 @@ class View:
         loss, low, mean, high = row[:4].tolist()
         images = bar.total - bar.done + epochs_left * bar.total
         seconds = images / max(bar.rate, 1e-9) + (epochs_left + 1) * self._beside
-        radius = f"{255 * mean:.1f}" if low == high else f"{255 * mean:.1f} ({255 * low:.1f} to {255 * high:.1f})"
-        parts = [f"loss {loss:.3f}", f"radius {radius}/255", self._accuracies, memory(row.device)]
+        parts = [f"loss {loss:.3f}", radius_text(low, mean, high), self._accuracies, memory(row.device)]
         return parts[0], ", ".join([*filter(None, parts), f"run: {duration(seconds)} left"])
 
     def tracker(self, folder: Path, config: Config) -> Tracker | None:

@@ -12,3 +12,14 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(is_plain(item) for pair in value.items() for item in pair)
     return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
+
+
+def ordered(value: Any) -> Any:
+    """A plain value whose repr is the same in every process: a set has another order in each."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(ordered(item)) for item in value)
+    if type(value) in (list, tuple):
+        return type(value)(map(ordered, value))
+    if type(value) is dict:
+        return {key: ordered(item) for key, item in value.items()}
+    return value

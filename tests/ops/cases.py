@@ -149,8 +149,8 @@ def compare(
 
     With `args`, where a result is a difference of nearly equal terms, so that the reference itself is not
     within the tolerance of its float64 value, a value may be four times as far off as the reference is in its
-    row (itself, in a result of one dimension; in any channel, where those are sums over the whole batch, of which
-    by chance little may be left in one).
+    row (itself, in a result of one dimension; in any channel, where that is a sum over the whole batch, whose
+    terms are much larger than what is left of them in one channel by chance).
     """
     assert len(actual) == len(expected), what
     exact = None
