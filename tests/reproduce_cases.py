@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -47,3 +49,12 @@ def natural(run: PlannedRun, best: float, last: float | None = None) -> None:
     fake_evaluation(run, "best", {"natural": best})
     if last is not None:
         fake_evaluation(run, "last", {"natural": last})
+
+
+def until(ready: Callable[[], Any]) -> None:
+    """Wait for what another process does."""
+    for _ in range(20000):
+        if ready():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it took too long")

@@ -6,12 +6,11 @@ import os
 import pickle
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reproduce_cases import natural, runs_of
+from reproduce_cases import natural, runs_of, until
 
 from mwpb_fast import cli
 from mwpb_fast.reproduce import launch
@@ -28,14 +27,6 @@ begun.write_text(begun.read_text() + "x" if begun.exists() else "x")
 while begun.read_text() == "x":
     time.sleep(0.02)
 """
-
-
-def until(ready: Any) -> None:
-    for _ in range(20000):
-        if ready():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it took too long")
 
 
 class Interrupting:

@@ -11,20 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from reproduce_cases import natural
+from reproduce_cases import natural, until
 from test_reproduce_runs import DIGITS, assert_same, reproduce
 
 from mwpb_fast import cli, data, train
 from mwpb_fast.reproduce import execute, render
 from mwpb_fast.runs.log import read_records
-
-
-def until(ready: Any) -> None:
-    for _ in range(20000):
-        if ready():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it took too long")
 
 
 def started(work: Any, *arguments: Any) -> Any:
