@@ -23,6 +23,7 @@ PHASES = {
     "validation": [("mwpb_fast.train", "Trainer.validate")],
     "writing": [("mwpb_fast.runs.checkpoint", "write_atomically")],
     "evaluation": [("mwpb_fast.evaluation.sharded", "ShardedAttack._attack")],
+    "autoattack": [("mwpb_fast.evaluation.watched", "Watched.forward")],
     "preparation": [("mwpb_fast.data.store", "Staging.write"), ("mwpb_fast.data.store", "Staging.commit")],
 }
 OWN = ("cli.entry", "train", "evaluation.checkpoint", "evaluation.autoattack", "data.prepare", "runs.plots")

@@ -30,7 +30,14 @@ TRAIN = ["train", "digits.mwpb_trades", "--data.subset=64", "--data.validation=0
 EPOCHS = 8
 EVALUATE = ["evaluate", "--attacks=natural,pgd5,cw5,pgd5x2", "--eps=16/255", "--batch-size=50"]
 # seconds after the beginning of a phase within which the blow falls: about what one of its calls takes
-SPAN = {"training": 0.15, "validation": 0.1, "writing": 0.02, "evaluation": 0.5, "preparation": 0.05}
+SPAN = {
+    "training": 0.15,
+    "validation": 0.1,
+    "writing": 0.02,
+    "evaluation": 0.5,
+    "autoattack": 0.1,
+    "preparation": 0.05,
+}
 MOST_SECONDS = 20.0  # from a signal to the end of the command
 
 
@@ -185,14 +192,15 @@ def folders(place: Path) -> Iterator[Path]:
         number += 1
 
 
-def signalled(task: Task, phase: str, folder: Path, seed: int = 0) -> Count:
-    """Each signal that asks to stop, in a phase: the command leaves in time with its status, and goes on."""
+def signalled(task: Task, phase: str, folder: Path, seed: int = 0, calls: int = 2) -> Count:
+    """Each signal that asks to stop, in one of the first `calls` of a phase: the command leaves in time with its
+    status, and goes on."""
     dice, count, expected, slowest = random.Random(seed), Count(), undisturbed(task, folder / "whole"), 0.0
     for number in STOPS:
         place = folder / number.name
         task.begin(place)
         command = Command(task.words(place), place)
-        if not command.wait_for(phase, dice.randrange(1, 3)):
+        if not command.wait_for(phase, dice.randint(1, calls)):
             count.failures.append(f"{number.name}: no {phase} to send it in")
             continue
         time.sleep(SPAN[phase] * dice.random() / 2)

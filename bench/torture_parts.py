@@ -107,9 +107,11 @@ def parts() -> list[Part]:
     def kill(phase: str, count: int, seed: int) -> Callable[[Path], Count]:
         return lambda folder: kills.killed(kills.training(), phase, count, folder, seed)
 
-    def on_evaluation(blow: Callable[..., Count], *more: Any, words: Any = kills.EVALUATE, **seed: int) -> Any:
+    def on_evaluation(
+        blow: Callable[..., Count], *more: Any, words: Any = kills.EVALUATE, phase: str = "evaluation", **of: int
+    ) -> Any:
         def work(run: Path, folder: Path) -> Count:
-            return blow(kills.evaluation(run, words), "evaluation", *more, folder=folder, **seed)
+            return blow(kills.evaluation(run, words), phase, *more, folder=folder, **of)
 
         return with_run(work)
 
@@ -140,7 +142,7 @@ def parts() -> list[Part]:
              lambda folder: kills.signalled(kills.training(), "writing", folder)),
         Part("signals:evaluation", leaves, "the same in PGD", on_evaluation(kills.signalled)),
         Part("signals:autoattack", leaves, "the same in AutoAttack",
-             on_evaluation(kills.signalled, words=AUTOATTACK)),
+             on_evaluation(kills.signalled, words=AUTOATTACK, phase="autoattack", calls=400)),
         Part("signals:preparation", leaves, "the same while a data set is prepared",
              on_preparation(kills.signalled, "preparation")),
         Part("together:training", share, "the second at a random moment: training",
