@@ -1,13 +1,14 @@
 """Renders the tables of the documentation from the result files in bench/results; none is ever typed.
 
-In the document, `<!-- table: NAME [optional] [first=N] [key=value ...] -->` and `<!-- end -->` enclose the table
-of bench/results/NAME.json, of the first N of the rows that have these values; the lines between are replaced. A
-result file holds `columns` (key, title, format) and `rows`, and says where it was measured (see measure.py);
-columns that differ by the rows' kind are chosen by kind=. A file that lists what is unfinished, or why it failed,
-gives the rows that it has, and says so; where what it is of has changed since its commit, that is said, too. An
-optional table whose file is not there says that it was not yet measured. `<!-- text: NAME -->` encloses
-bench/results/NAME.md, as `mwpb-fast reproduce` wrote it, without its title; `<!-- standing -->` the table of
-standing.py, and `<!-- crossover: NAME -->` what crossover.py reckons from bench/results/NAME.json.
+In the document, `<!-- table: NAME [optional] [first=N] [columns=KEY,KEY] [key=value ...] -->` and `<!-- end -->`
+enclose the table of bench/results/NAME.json, of the first N of the rows that have these values, all columns or those; the lines
+between are replaced. A result file holds `columns` (key, title, format) and `rows`, and says where it was measured
+(see measure.py); columns that differ by the rows' kind are chosen by kind=. A file that lists what is unfinished, or
+why it failed, gives the rows that it has, and says so, but for an excerpt that has its N rows; where what it is of
+has changed since its commit, that is said, too. An optional table whose file is not there says that it was not yet
+measured. `<!-- text: NAME -->` encloses bench/results/NAME.md, as `mwpb-fast reproduce` wrote it, without its title;
+`<!-- standing -->` the table of standing.py, and `<!-- crossover: NAME -->` what crossover.py reckons from
+bench/results/NAME.json.
 
     python bench/tables.py           rewrite the documents
     python bench/tables.py --check   exit with 1 if that would change it
@@ -83,19 +84,22 @@ def older(content: dict[str, Any], before: str) -> bool:
 def table(content: dict[str, Any], filters: dict[str, str], before: str) -> str:
     """A result file as a Markdown table, with where and how it was measured below; numbers to the right. before:
     the lines that it replaces."""
-    first = int(filters.pop("first", len(content["rows"])))
+    first, chosen = int(filters.pop("first", len(content["rows"]))), filters.pop("columns", "")
     rows = [r for r in content["rows"] if all(str(r.get(k)) == v for k, v in filters.items())][:first]
     missing = content.get("failed") or ""
     if content.get("unfinished"):
         missing += f"{'; ' if missing else ''}without {', '.join(content['unfinished'])}"
     if missing and not rows:
         return f"Not measured: {missing}."
+    if len(rows) == first < len(content["rows"]):
+        missing = ""
     if not rows:
         raise ValueError(f"no row has {filters}")
     columns = content["columns"]
     if isinstance(columns, dict):
         columns = columns[filters.get("kind", "")]
-    columns = [c for c in columns if c[0] not in filters]
+    named = {c[0]: c for c in columns if chosen or c[0] not in filters}
+    columns = [named[name] for name in chosen.split(",")] if chosen else list(named.values())
     cells = [[cell(row.get(key), form) for key, _, form in columns] for row in rows]
     numbers = [i for i, (_, _, form) in enumerate(columns) if form]
     lines = markdown([title for _, title, _ in columns], cells, right=numbers)

@@ -96,6 +96,23 @@ def test_the_first_rows_alone(document: Path) -> None:
     ]
 
 
+def test_these_columns_alone_in_this_order(document: Path) -> None:
+    document.write_text("<!-- table: some columns=share,op case=large -->\n<!-- end -->\n")
+    assert tables(document).returncode == 0
+    assert "| share | op |" in document.read_text().splitlines()
+    document.write_text("<!-- table: some columns=op,absent case=large -->\n<!-- end -->\n")
+    assert "absent" in tables(document).stderr
+
+
+def test_an_excerpt_says_nothing_of_what_it_leaves_out_anyway(document: Path) -> None:
+    results = document.parent / "some.json"
+    results.write_text(json.dumps({**json.loads(results.read_bytes()), "unfinished": ["c"]}))
+    for first, said in ((1, False), (9, True)):
+        document.write_text(f"<!-- table: some first={first} -->\n<!-- end -->\n")
+        assert tables(document).returncode == 0
+        assert ("Incomplete (without c)" in document.read_text()) == said
+
+
 def test_a_text_is_included_without_its_title(document: Path) -> None:
     (document.parent / "small.md").write_text("# title\n\n| a |\n|---|\n\nsaid\n")
     document.write_text("before\n<!-- text: small -->\nold\n<!-- end -->\nafter\n")

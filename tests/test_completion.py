@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +58,50 @@ def test_bash_completes(script: Path) -> None:
     assert offered(script, "export", "run", "--format", "o") == {"onnx"}
     (script.parent / "runs").mkdir()
     assert offered(script, "report", "ru") == {"runs"}
+
+
+INTERACTIVE = {
+    "zsh": (["-f", "-i"], "fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -D; echo rea''dy"),
+    "tcsh": (["-f", "-i"], "set autolist; source {folder}/_mwpb-fast; echo rea''dy"),
+}
+
+
+def shown_at_tab(shell: str, folder: Path, line: str, wanted: str) -> str:
+    """What a shell's terminal shows after a line and Tab, up to what is wanted, for 20 seconds."""
+    options, beginning = INTERACTIVE[shell]
+    terminal, its = pty.openpty()
+    environment = os.environ | {"TERM": "vt100", "HOME": str(folder)}
+    controlled = ["setsid", "--ctty", shell, *options]  # tcsh edits lines on its controlling terminal alone
+    process = subprocess.Popen(controlled, stdin=its, stdout=its, stderr=its, env=environment)
+    os.close(its)
+    try:
+        shown = ""
+        for typed, awaited in ((beginning.format(folder=folder) + "\n", "ready"), (f"{line}\t\t", wanted)):
+            os.write(terminal, typed.encode())
+            shown, end = "", time.monotonic() + 20
+            while awaited not in shown and time.monotonic() < end:
+                if select.select([terminal], [], [], 0.1)[0]:
+                    shown += os.read(terminal, 65536).decode(errors="replace")
+        return shown
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+
+
+@needs_shtab
+@pytest.mark.parametrize("shell", INTERACTIVE)
+def test_a_terminal_completes_at_tab(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell}")
+    assert cli.main(["completion", shell]) == 0
+    (tmp_path / "_mwpb-fast").write_text(capsys.readouterr().out, encoding="utf-8")
+    for line, wanted in (
+        ("mwpb-fast tr", "trust"),
+        ("mwpb-fast train digits.at --objective ", "trades"),
+        ("mwpb-fast train digits.at --attack.start g", "gaussian"),
+    ):
+        assert wanted in shown_at_tab(shell, tmp_path, line, wanted)
 
 
 @needs_shtab
