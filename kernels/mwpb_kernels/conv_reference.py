@@ -1,6 +1,7 @@
 """conv.py's ops in plain PyTorch, the shapes that they give, and the cases that they are tested with.
 
-One matrix product over all taps, in which padding is multiplied as the zeros that it is.
+One matrix product over all taps, in which padding is multiplied as the zeros that it is, of so many images at once
+that there is room for the columns, which are as many times the images as there are taps.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from mwpb_kernels.bias_add_relu import cycled, pack, unpack
 from mwpb_kernels.op import compute_dtype
 from mwpb_kernels.transforms import transformed
 
+AT_ONCE = 2**28  # elements of columns
+
 
 # reference ---------------------------------------------------------------------------------------------------
 def products(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
@@ -25,13 +28,24 @@ def products(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int) -
     return (weight.to(kind).flatten(1) @ columns).view(x.shape[0], weight.shape[0], height, width)
 
 
+def slices(images: int, each: int) -> list[slice]:
+    """A batch in slices of AT_ONCE elements of columns, of which an image has `each`; none where one is enough."""
+    count = max(1, AT_ONCE // max(1, each))
+    return [slice(first, first + count) for first in range(0, images, count)] if images > count else []
+
+
 @torch.no_grad()
 def conv_relu_reference(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, skip: torch.Tensor | None, stride: int, padding: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    empty, gate = conv_relu_fake(x, weight, bias, skip, stride, padding)
-    if not empty.numel():
-        return empty, gate
+    out, gate = conv_relu_fake(x, weight, bias, skip, stride, padding)
+    if not out.numel():
+        return out, gate
+    if several := slices(x.shape[0], weight[0].numel() * out.shape[2] * out.shape[3]):
+        for s in several:
+            more = None if skip is None else skip[s]
+            out[s], gate[s] = conv_relu_reference(x[s], weight, bias, more, stride, padding)
+        return out, gate
     sums = products(x, weight, stride, padding) + bias[:, None, None]
     out = rounded(torch.relu(sums if skip is None else sums + skip), x.dtype)
     return out, pack(~(out <= 0))
@@ -48,9 +62,14 @@ def conv_input_grad_reference(
     height: int,
     width: int,
 ) -> torch.Tensor:
-    empty = conv_input_grad_fake(grad, weight, other, gate, stride, padding, height, width)
-    if not empty.numel():
-        return empty
+    out = conv_input_grad_fake(grad, weight, other, gate, stride, padding, height, width)
+    if not out.numel():
+        return out
+    if several := slices(grad.shape[0], weight[:, 0].numel() * height * width):
+        for s in several:
+            more, is_open = (None if t is None else t[s] for t in (other, gate))
+            out[s] = conv_input_grad_reference(grad[s], weight, more, is_open, stride, padding, height, width)
+        return out
     # the gradients stand stride apart, in zeros, so that turned weights see each of them
     apart = [n + k - 1 for n, k in zip((height, width), weight.shape[2:], strict=True)]
     spread = grad.new_zeros(*grad.shape[:2], *apart, dtype=compute_dtype(grad.dtype))

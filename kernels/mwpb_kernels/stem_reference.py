@@ -15,6 +15,7 @@ from mwpb_kernels.conv_reference import (
     products,
     rounded,
     size_after,
+    slices,
 )
 from mwpb_kernels.linf import linf_step_reference
 
@@ -36,9 +37,13 @@ def stem_conv_reference(
     padding: int,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    empty, gate = stem_conv_fake(x, weight, bias, relu, stride, padding, dtype)
-    if not empty.numel():
-        return empty, gate
+    out, gate = stem_conv_fake(x, weight, bias, relu, stride, padding, dtype)
+    if not out.numel():
+        return out, gate
+    if several := slices(x.shape[0], 3 * weight[0].numel() * out.shape[2] * out.shape[3]):
+        for s in several:
+            out[s], gate[s] = stem_conv_reference(x[s], weight, bias, relu, stride, padding, dtype)
+        return out, gate
     if x.dtype != torch.float64:
         (high, low), (most, rest) = parts(x, torch.bfloat16), parts(weight, torch.bfloat16)
         x, weight = torch.cat((low, high, high), 1), torch.cat((most, rest, most), 1)
@@ -62,6 +67,11 @@ def stem_step_reference(
     hi: float,
 ) -> None:
     kind, height, width = x.dtype, *x.shape[2:]
+    if several := slices(x.shape[0], weight[:, 0].numel() * height * width):
+        for s in several:
+            of_part = (x_adv[s], grad[s], weight, x[s], radius[s], step_size[s])
+            stem_step_reference(*of_part, stride, padding, lo, hi)
+        return
 
     def input_grad(weight: torch.Tensor) -> torch.Tensor:
         return conv_input_grad_reference(grad.to(kind), weight, None, None, stride, padding, height, width)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from mwpb_kernels import conv_input_grad, conv_relu
+from cases import OPS, compare, plain_copy, samples, tensors
+from mwpb_kernels import conv_input_grad, conv_reference, conv_relu
 from mwpb_kernels.bias_add_relu import pack
 
 
@@ -31,6 +32,18 @@ def test_both_are_pytorchs_convolution(kernel: int, stride: int, padding: int, s
     torch.testing.assert_close(found, torch.where(is_open, gradient + other, 0))
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["conv_relu", "conv_input_grad", "stem_conv", "stem_step_"])
+def test_the_reference_takes_a_large_batch_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    op = OPS[name]
+    for args in samples(op):
+        whole, apart = plain_copy(args), plain_copy(args)
+        expected = [*tensors(op.reference(*whole)), *(whole[i] for i in op.mutates)]
+        with monkeypatch.context() as patch:
+            patch.setattr(conv_reference, "AT_ONCE", 1)
+            found = [*tensors(op.reference(*apart)), *(apart[i] for i in op.mutates)]
+        compare(op, found, expected, "image by image")
 
 
 X, W, BIAS, GRAD = torch.ones(2, 3, 4, 4), torch.ones(5, 3, 3, 3), torch.ones(5), torch.ones(2, 5, 4, 4)
