@@ -1,14 +1,14 @@
 """Renders the tables of the documentation from the result files in bench/results; none is ever typed.
 
 In the document, `<!-- table: NAME [optional] [first=N] [columns=KEY,KEY] [key=value ...] -->` and `<!-- end -->`
-enclose the table of bench/results/NAME.json, of the first N of the rows that have these values, all columns or those; the lines
-between are replaced. A result file holds `columns` (key, title, format) and `rows`, and says where it was measured
-(see measure.py); columns that differ by the rows' kind are chosen by kind=. A file that lists what is unfinished, or
-why it failed, gives the rows that it has, and says so, but for an excerpt that has its N rows; where what it is of
-has changed since its commit, that is said, too. An optional table whose file is not there says that it was not yet
-measured. `<!-- text: NAME -->` encloses bench/results/NAME.md, as `mwpb-fast reproduce` wrote it, without its title;
-`<!-- standing -->` the table of standing.py, and `<!-- crossover: NAME -->` what crossover.py reckons from
-bench/results/NAME.json.
+enclose the table of bench/results/NAME.json, of the first N of the rows that have these values, all columns or
+those; the lines between are replaced. A result file holds `columns` (key, title, format) and `rows`, and says
+where it was measured (see measure.py); columns that differ by the rows' kind are chosen by kind=. A file that
+lists what is unfinished, or why it failed, gives the rows that it has, and says so, but for an excerpt that has
+its N rows; where what it is of has changed since its commit, that is said, too. An optional table whose file is
+not there says that it was not yet measured. `<!-- text: NAME -->` encloses bench/results/NAME.md, as
+`mwpb-fast reproduce` wrote it, without its title; `<!-- standing -->` the table of standing.py, and
+`<!-- crossover: NAME -->` what crossover.py reckons from bench/results/NAME.json.
 
     python bench/tables.py           rewrite the documents
     python bench/tables.py --check   exit with 1 if that would change it

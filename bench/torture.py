@@ -92,7 +92,8 @@ class Results:
                 "notes": "; ".join(" ".join(note.split()) for note in (*notes, *failures[:3])),
             })  # fmt: skip
             before = promise
-        return rows
+        whole = {key: sum(row[key] or 0 for row in rows) for key in ("cases", "failures", "minutes", "computed")}
+        return [*rows, {"promise": "all of it", "tried": "", **whole, "notes": ""}]
 
 
 def attempt(part: Part, results: Results, scratch: Path) -> None:
@@ -137,9 +138,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as scratch:
         for part in left:
             attempt(part, results, Path(scratch))
-    failed = {name: found["failures"] for name, found in results.done.items() if found["failures"]}
-    for name, failures in failed.items():
-        print(f"{name}: {len(failures)} failures, the first: {failures[0]}")
+    failed = {name: found for name, found in results.done.items() if found["failures"] or found["cases"] is None}
+    for name, found in failed.items():
+        wrong = found["failures"]
+        print(f"{name}: {f'{len(wrong)} failures, the first: {wrong[0]}' if wrong else found['notes']}")
     return 1 if failed else 0
 
 

@@ -81,11 +81,13 @@ def test_the_result_file_is_gone_on_with_and_names_what_was_not_run(
     ]
     monkeypatch.setattr(torture, "parts", lambda: every)
     path = tmp_path / "t.json"
-    for words, status in ((["--parts", "a"], 0), (["--parts", "b:x", "a"], 1), (["--parts", "b"], 1)):
+    for words, status in ((["--parts", "a"], 0), (["--parts", "b:y", "a"], 1), (["--parts", "b"], 1)):
         monkeypatch.setattr("sys.argv", ["torture.py", f"--json={path}", *words])
         assert torture.main() == status
-    assert calls == ["a", "b:x", "b:y"]
-    assert "going on with b:y" in capsys.readouterr().out
+    assert calls == ["a", "b:y", "b:x"]
+    out = capsys.readouterr().out
+    assert "going on with b:x" in out
+    assert "\nb:y: not run: no file\n" in out
     content = json.loads(path.read_bytes())
     assert content["unfinished"] == ["c"]
     rows = [[row[key] for key in ("promise", "cases", "failures", "notes")] for row in content["rows"]]
@@ -93,12 +95,13 @@ def test_the_result_file_is_gone_on_with_and_names_what_was_not_run(
         ["one", 1200, 0, "said"],
         ["two", 1200, 1, "said; not run: no file; it broke"],
         ["", None, None, "not run"],
+        ["all of it", 2400, 1, ""],
     ]
     about["commit"] = "d"
     monkeypatch.setattr("sys.argv", ["torture.py", f"--json={path}", "--parts", "a", "b:x", "--keep"])
     assert torture.main() == 1
     assert calls[3:] == ["b:x"]  # what failed is tried again
-    first, second, _ = json.loads(path.read_bytes())["rows"]
+    first, second, *_ = json.loads(path.read_bytes())["rows"]
     assert first["notes"] == "said; at commit c"
     assert second["notes"] == "said; not run: 1 of 2 parts; it broke"
     monkeypatch.setattr("sys.argv", ["torture.py", f"--json={path}", "--parts", "a"])
