@@ -106,7 +106,7 @@ def _overview(runs: Sequence[Run]) -> Markup:
     for i, (run, found) in enumerate(zip(runs, judged, strict=True)):
         result, own = found.headline, parts.percent(found.robust)
         result = result if found.robust else None
-        over = f"{', '.join(compare.attacked(result))} at {result.norm} {result.eps}" if result else ""
+        over = f"{', '.join(compare.attacked(result))} at {parts.ball(result)}" if result else ""
         level = element("span", parts.SIGNS[found.level], " ", WORDS[found.level], class_=f"is-{found.level}")
         natural = parts.percent(found.natural)
         if common:

@@ -63,7 +63,7 @@ svg text.mark{fill:var(--ink);font-size:11px;paint-order:stroke;stroke:var(--car
 .key.c3{background:var(--c3)}.key.c4{background:var(--c4)}.key.c5{background:var(--c5)}
 tbody th:has(>.key){position:relative;padding-left:1.25rem}
 tbody th>.key{position:absolute;left:0;top:.65rem}
-.stack thead th{white-space:normal;vertical-align:bottom}
+.stack thead th{white-space:normal;overflow-wrap:normal;vertical-align:bottom}
 .scroll{overflow-x:auto;margin:.2rem 0 .8rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.93rem}
 th,td{padding:.3rem .8rem .3rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
