@@ -35,8 +35,10 @@ def evaluate(arguments: Sequence[str]) -> int:
         "its own, and any other attack likewise.\n\n"
         "A file of weights from elsewhere needs a recipe that says what model and data set it belongs to:\n"
         "  mwpb-fast evaluate weights.pt --recipe table1.at --model.name resnet-18 --attacks natural,pgd20\n\n"
-        "A model in code is named as module:name: a module, a function from images to logits, or what makes\n"
-        "one when called without arguments; its images likewise, as (x, y) or a loader, or by a recipe:\n"
+        "A model in code is named as MODULE:NAME or FILE.py:NAME: a module, a function from images to logits, or\n"
+        "what makes one when called without arguments. --weights fills it from a file, strictly. Its images are\n"
+        "named likewise, as (x, y) or a loader, or by a recipe:\n"
+        "  mwpb-fast evaluate theirs/model.py:Net --weights cnn.pth --recipe table1.at\n"
         "  mwpb-fast evaluate mine.nets:net --images mine.nets:test_set --attacks natural,pgd20,aa",
     )
     add = parser.add_argument
@@ -138,7 +140,7 @@ def _target(parser: Parser, attacks: bool = True) -> list[argparse.Action]:
         "target",
         type=path,
         metavar="RUN|FILE|MODULE:NAME",
-        help="a run, a checkpoint of one, weights, a model in code",
+        help="a run, a checkpoint of one, weights, a model in code (FILE.py:NAME, too)",
     )
     own = [
         add("--eps", metavar="8/255", help="radius (default: the run's)"),
@@ -146,15 +148,17 @@ def _target(parser: Parser, attacks: bool = True) -> list[argparse.Action]:
         add("--subset", type=whole, metavar="N", help="attack N test images only: a preview"),
         add("--seed", type=whole, default=0, metavar="N", help="of what is random in the attacks (default: 0)"),
     ] * attacks
-    return [
-        *own,
+    own += [
         add("--batch-size", type=whole, metavar="N", help="images at once (default: the run's)"),
         add("--which", choices=["best", "last"], help="of a run's checkpoints (default: best)"),
         add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N (default: the run's)"),
         add("--data-dir", type=path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
         add("--recipe", metavar="RECIPE", help="of a file of weights; changed by options as in train"),
-        add("--weights", metavar="PLACE", default="", help="in such a file, of several sets: state_dict_ema, ..."),
-    ]
+        add("--weights", metavar="FILE|PLACE", default="",
+            help="for a model in code: the FILE that fills it, or FILE:PLACE; for a file of several sets of "
+            "weights: the PLACE of one, such as state_dict_ema"),
+    ]  # fmt: skip
+    return own
 
 
 def _read(
@@ -200,8 +204,8 @@ def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], used: str)
     if given.which and given.target.is_file():
         raise ConfigError(f"--which says which checkpoint of a run's folder; {given.target} is a file")
     if is_name(given.target):
-        if given.which or given.weights:
-            raise ConfigError(f"--{'which' if given.which else 'weights'} is for files; {given.target} is code")
+        if given.which:
+            raise ConfigError(f"--which is for files; {given.target} is code")
         if model := [name for name in names if name.startswith("model.")]:
             raise ConfigError(f"--{model[0]} has no effect here: {given.target} is the model")
         of_data = [name for name in names if name.startswith("data.")] + ["data-dir"] * (
@@ -210,7 +214,7 @@ def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], used: str)
         if of_data and (vars(given).get("images") or not given.recipe):
             raise ConfigError(f"--{of_data[0]} has no effect here: no data set is read")
     idle = [name for name in names if not name.startswith("evaluation.")] + ["weights"] * bool(given.weights)
-    if not idle or not given.target.exists():
+    if not idle or not given.target.exists():  # there is no file of that name, or it is code
         return
     if given.target.is_file():
         from mwpb_fast.evaluation.checkpoint import own_config, read_weights

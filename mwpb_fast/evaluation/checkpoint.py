@@ -22,12 +22,13 @@ from mwpb_fast.engine.trial import channels_last_is_why
 from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.contract import EvaluationAttack
 from mwpb_fast.evaluation.evaluate import attack_all, attack_share, write_result
+from mwpb_fast.evaluation.filled import named_model, read_file, split
 from mwpb_fast.evaluation.layout import faster_layout
 from mwpb_fast.evaluation.model_checks import Model
-from mwpb_fast.evaluation.named import find, find_model, is_name
+from mwpb_fast.evaluation.named import find, is_name
 from mwpb_fast.evaluation.request import Request
 from mwpb_fast.evaluation.session import Session, TestSet
-from mwpb_fast.models import build_model, load_weights, read_checkpoint
+from mwpb_fast.models import build_model, load_weights
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.system import ranks
 from mwpb_fast.system.memory import keep_freed_memory
@@ -59,7 +60,7 @@ class Subject:
     """
 
     def __init__(self, request: Request) -> None:
-        self.request, self.results = request, result_path(request.target, request.which)
+        self.request, self.results = request, result_path(request.target, request.which, weights=request.weights)
         self.doubts: dict[str, Any] = {}
         self.images: TestSet
         self.model: Model
@@ -75,10 +76,11 @@ class Subject:
             raise ConfigError(f"{name}: say which images it is for: --images module:name, or --recipe RECIPE")
         self.evaluation = request.evaluation or (config.evaluation if config else EvaluationConfig())
         self._take_precision(request, config.precision if config else PrecisionConfig())
-        self.model = find_model(name)
+        named = named_model(name, request.weights)
+        self.model, self.doubts = named.model, named.doubts
         if isinstance(self.model, torch.nn.Module):
             self.model.to(self.precision.device)
-        self.about = {"model": name, "split": "test"}
+        self.about = named.about | {"split": "test"}
         if request.images:
             self.images = find(request.images)
             self.about |= {"data": request.images}
@@ -215,30 +217,25 @@ def help_parent() -> None:
     attack_share(Subject(request).session(), part, parts, tick)
 
 
-def result_path(target: Path, which: str, kind: str = "evaluation") -> Path:
+def result_path(target: Path, which: str, kind: str = "evaluation", weights: str = "") -> Path:
     """Where a result of that kind about a run's best or last checkpoint, or a file, is kept; less its suffix. That
-    of a model in code is kept in the current folder."""
+    of a model in code is kept in the current folder, with the name of the file that its `weights` are from."""
     if is_name(target):
-        return Path(f"{kind}-{str(target).replace(':', '.')}")
+        place, _, name = str(target).rpartition(":")
+        place = Path(place).stem if place.endswith(".py") else place
+        return Path(f"{kind}-{place}.{name}{f'-{split(weights)[0].stem}' * bool(weights)}")
     return target / f"{kind}-{which}" if target.is_dir() else target.parent / f"{kind}-{target.stem}"
 
 
 def read_weights(target: Path, which: str) -> tuple[Path, dict[str, Any]]:
-    """The newest undamaged best or last checkpoint of a run's folder, or the file that `target` is: path, content.
-
-    A file with a SHA-256 sidecar, as every checkpoint of a run has one, is held to it. Raises CheckpointError.
-    """
+    """The newest undamaged best or last checkpoint of a run's folder, or the file that `target` is, see
+    `read_file`: path, content. Raises CheckpointError."""
     if target.is_dir():
         found = checkpoint.read_newest(target / "checkpoints", which)
         if found is None:
             raise checkpoint.CheckpointError(f"{target}: no {which} checkpoint in it; train it first")
         return found
-    if target.suffix == ".pt" and target.with_suffix(".pt.sha256").exists():
-        return target, checkpoint.read(target)
-    try:
-        return target, read_checkpoint(target)
-    except ValueError as error:
-        raise checkpoint.CheckpointError(str(error)) from error
+    return target, read_file(target)
 
 
 def own_config(path: Path, state: dict[str, Any]) -> Config | None:

@@ -54,7 +54,8 @@ def trust_run(request: Request, *, without: Sequence[str] = (), control: Path | 
         if split not in (None, result["split_sha256"]):  # None: made by a version that did not write it
             raise ConfigError(f"{beside['path']}: was made on other test images; evaluate the control again")
         report["control"] = beside
-    stem = write_result(result_path(request.target, request.which, "trust"), report)
+    path = result_path(request.target, request.which, "trust", request.weights)
+    stem = write_result(path, report)
     write_atomically(Path(f"{stem}.md"), (markdown(report) + "\n").encode("utf-8", "backslashreplace"))
     return report
 
