@@ -15,6 +15,7 @@ from evaluate_cases import one_thread as one_thread  # an autouse fixture
 from mwpb_fast import cli
 from mwpb_fast.evaluation.checkpoint import Subject
 from mwpb_fast.evaluation.request import Request
+from mwpb_fast.models import build_model
 
 CODE = """
 import torch
@@ -118,6 +119,70 @@ def test_the_files_normalisation_is_left_to_the_code(theirs: Path, capsys: pytes
 def test_what_cannot_be_is_one_line(words: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"conv.weight": torch.zeros(3)}, "other.pth")
     assert evaluate(*words.split()) == 2
+    said = capsys.readouterr().err
+    assert reason in said
+    assert said.count("\n") == 1
+
+
+def test_a_model_that_was_made_anew_is_said_to_be(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, anew in (("Net", True), ("truth", False), ("function", False)):
+        assert evaluate(f"theirs/model.py:{name}") == 0
+        said = capsys.readouterr()
+        result = json.loads((theirs / f"evaluation-model.{name}.json").read_bytes())
+        assert ("made" in result, "NOTE: theirs/model.py:" in said.err) == (anew, anew)
+        assert said.out.endswith(f"written: evaluation-model.{name}.json\n")
+    assert evaluate("theirs/model.py:Net") == 0  # with weights drawn again, which are no other setting
+    assert "kept:" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    torch.save(build_model("smallresnet-16", num_classes=10, channels=1).state_dict(), "w.pt")
+    return tmp_path
+
+
+def test_a_result_of_other_settings_is_kept(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def attack(attacks: str, *more: str) -> tuple[dict[str, Any], list[str]]:
+        words = ["evaluate", "w.pt", "--recipe", "digits.at", "--device", "cpu", "--attacks", attacks, *more]
+        assert cli.main(words) == 0
+        *_, line, last = capsys.readouterr().out.splitlines()
+        result: dict[str, Any] = json.loads(Path(last.removeprefix("written: ")).read_bytes())
+        return result, [line] if line.startswith("kept: ") else []
+
+    result, kept = attack("natural", "--subset", "20")
+    assert result["model_config"] == {"name": "smallresnet-16", "normalize": False}
+    assert (result["normalize"], kept) == (None, [])
+    assert attack("natural,pgd2", "--subset", "20")[1] == []  # all that was known, and more
+    assert attack("natural,pgd2")[1] == []  # on the whole set
+    before = (weights / "evaluation-w.json").read_bytes()
+    assert attack("natural", "--subset", "20")[1] == []
+    assert (weights / "evaluation-w-preview.json").exists()
+    result, (line,) = attack("natural", "--model.normalize", "true")
+    assert result["model_config"]["normalize"] is True
+    assert len(result["normalize"]) == 2
+    assert line.endswith("the new one differs in model, attacks")
+    assert Path(line.removeprefix("kept: ").partition(",")[0]).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["w.pt"], "--recipe table1.at --model.name resnet-18, or for code FILE.py:NAME --weights w.pt"),
+        (
+            ["w.pt", "--recipe", "table1.at", "--data.name", "digits"],
+            "FILE.py:NAME --weights w.pt --recipe table1.at",
+        ),
+        (["model.py"], "as model.py:NAME or MODULE:NAME"),
+        (["model.py", "--recipe", "digits.at"], "as model.py:NAME or MODULE:NAME"),
+        (["theirs/model:Net"], "code is named MODULE:NAME or FILE.py:NAME"),
+    ],
+)
+def test_files_that_say_too_little(
+    words: list[str], reason: str, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (weights / "model.py").write_text("net = None\n", encoding="utf-8")
+    assert cli.main(["evaluate", *words, "--device", "cpu"]) == 2
     said = capsys.readouterr().err
     assert reason in said
     assert said.count("\n") == 1

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mwpb_fast import options
 from mwpb_fast.cli.parser import Parser
@@ -18,6 +18,7 @@ from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.named import is_name
 from mwpb_fast.evaluation.request import Request
+from mwpb_fast.system import ranks
 
 # of a recipe's values, those that a model depends on; the data's that choose the images of statistics, too
 USED = r"model\..*|precision\.(device|channels_last|oracle)|data\.(name|dir|validation|subset)"
@@ -61,10 +62,12 @@ def evaluate(arguments: Sequence[str]) -> int:
     from mwpb_fast.evaluation.per_class import format_classes
     from mwpb_fast.evaluation.score import format_table
 
-    result = evaluate_run(request)
+    lines: list[str] = []
+    result = evaluate_run(request, lines.append)
     print(format_table(result))
     if given.per_class:
         print(f"\n{format_classes(result)}")
+    _close(result, lines)
     if result["warnings"] and not given.accept_warnings:
         print(
             "mwpb-fast: this result is doubtful, see the warnings; --accept-warnings to let it pass",
@@ -100,8 +103,10 @@ def trust(arguments: Sequence[str]) -> int:
     from mwpb_fast.evaluation.trust_report import markdown
 
     without = [name for name in given.without.split(",") if name]
-    report = trust_run(request, without=without, control=given.control)
+    lines: list[str] = []
+    report = trust_run(request, without=without, control=given.control, tell=lines.append)
     print(markdown(report))
+    _close(report, lines, sys.stderr)  # what is printed is the Markdown alone
     return 0
 
 
@@ -124,6 +129,15 @@ def verify(arguments: Sequence[str]) -> int:
     for holds, text in checks:
         print(f"{'note' if holds is None else 'ok' if holds else 'wrong'}: {text}")
     return int(any(holds is False for holds, _ in checks))
+
+
+def _close(result: dict[str, Any], lines: Sequence[str], stream: TextIO | None = None) -> None:
+    """What is said after a result. lines: for the stream, by default stdout; bytes of paths that are no text are
+    shown as numbers."""
+    for line in lines:
+        print(line.encode(errors="backslashreplace").decode(), file=stream)
+    if "made" in result and ranks.leads():
+        print(f"mwpb-fast: NOTE: {result['made']}", file=sys.stderr)
 
 
 def named(text: str) -> str:
@@ -169,6 +183,8 @@ def _read(
     given, overrides = parser.parse_with_overrides(own, arguments)
     if overrides and not given.recipe:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if ":" in given.target.name and not (is_name(given.target) or given.target.exists()):
+        raise ConfigError(f"{given.target}: does not exist; code is named MODULE:NAME or FILE.py:NAME")
     if vars(given).get("images") and not is_name(given.target):
         raise ConfigError(f"--images is for a model in code, MODULE:NAME; {given.target} has images of its own")
     config = options.configure(given.recipe, {}, overrides) if given.recipe else None
