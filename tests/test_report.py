@@ -108,7 +108,7 @@ def test_records_with_nothing_in_them_are_drawn_without(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps({"epoch": e, **odd}) + "\n" for e in (2, 1)))
     told = report(run).text
     assert "Training loss" not in told
-    assert "0 images a second" in told
+    assert "0 images/s" in told
 
 
 def test_what_is_no_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

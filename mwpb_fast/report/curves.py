@@ -12,7 +12,7 @@ from mwpb_fast.evaluation.score import wilson
 from mwpb_fast.report.chart import BOTTOM, Axis, Chart, below_slanted, epochs, number, span
 from mwpb_fast.report.markup import Markup
 from mwpb_fast.report.read import Attack, Result, Run, number_in
-from mwpb_fast.system.text_tables import counted
+from mwpb_fast.system.units import counted
 
 QUANTILES = ("min", "p05", "p25", "p50", "p75", "p95", "max")
 SHARES = (0.05, 0.20, 0.25, 0.25, 0.20, 0.05)  # of the images, between two of them

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from mwpb_fast.report.read import Attack, Result, Run
-from mwpb_fast.system.text_tables import counted
+from mwpb_fast.system.units import counted
 
 WORDS = {
     "ok": "Can be believed",

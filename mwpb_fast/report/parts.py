@@ -11,8 +11,7 @@ from mwpb_fast.report.compare import Difference
 from mwpb_fast.report.judged import WORDS, headline, judge, trust_report
 from mwpb_fast.report.markup import Markup, details, element, join, table
 from mwpb_fast.report.read import Attack, Result, Run
-from mwpb_fast.runs.view import duration
-from mwpb_fast.system.text_tables import counted
+from mwpb_fast.system.units import counted, duration
 
 SIGNS = {"ok": "\u2713", "doubt": "\u2717", "open": "?", "none": "?"}
 

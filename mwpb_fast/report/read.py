@@ -14,7 +14,7 @@ from mwpb_fast.config import ConfigError, yaml_file
 from mwpb_fast.config.changes import changed
 from mwpb_fast.runs.found import require_run
 from mwpb_fast.runs.log import parse_records
-from mwpb_fast.system.text_tables import counted
+from mwpb_fast.system.units import counted
 
 BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, ZeroDivisionError, OverflowError)
 
