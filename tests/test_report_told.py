@@ -74,6 +74,21 @@ def test_worst_cases_over_other_attacks_do_not_stand_beside_one_another(tmp_path
     assert "not to be compared" in report(*runs).text
 
 
+def test_attacks_at_another_radius_make_no_robust_accuracy(tmp_path: Path) -> None:
+    """Nor do they count as AutoAttack at the radius of the evaluation."""
+    run = whole_run(tmp_path / "run")
+    (run / "trust-best.json").unlink()
+    found = result(worst=attack("1" * 90 + "0" * 10) | {"of": ["natural"]})
+    for name in ("pgd20", "aa"):
+        found["attacks"][f"{name}@4/255"] = found["attacks"].pop(name) | {"eps": "4/255"}
+    write(run / "evaluation-best.json", found)
+    judged = judge(read(run))
+    assert judged.robust is None
+    assert judged.natural is not None
+    assert any(reason.startswith("no AutoAttack") for _, reason in judged.reasons)
+    assert "robust at" not in report(run).text
+
+
 def test_a_run_that_departs_from_its_recipe_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert "hanged" not in report(run).text

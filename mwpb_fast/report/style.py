@@ -70,6 +70,7 @@ th,td{padding:.3rem .8rem .3rem 0;text-align:left;border-bottom:1px solid var(--
 td{white-space:nowrap}
 thead th{color:var(--soft);font-weight:500;white-space:nowrap}
 tbody th{font-weight:600;min-width:6rem;max-width:14rem;overflow-wrap:break-word}
+tbody th .told{font-weight:400}
 .wide td:last-child{white-space:normal;min-width:14rem}
 td .wrap{display:inline-block;white-space:normal;min-width:8rem;max-width:18rem}
 td svg{display:block;margin-top:.2rem;width:190px;height:18px}
