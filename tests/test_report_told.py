@@ -174,5 +174,5 @@ def test_words_under_an_image() -> None:
     shown = [Shown(i, "9", ("data:,",) * 3, (0.5, -0.25), seen) for i, seen in enumerate((("9", "1"), ("1", "1")))]
     cells = "".join(training.grid(Looked([], shown, "8/255", "1/255")))
     assert "9: seen as 9, attacked as 1" in cells
-    assert "9: seen as 1, attacked too" in cells
+    assert "9: seen as 1, also when attacked" in cells
     assert "margin +0.50, attacked -0.25" in cells

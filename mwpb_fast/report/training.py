@@ -92,7 +92,7 @@ def grid(looked: Looked | str) -> list[Markup]:
         wrong = [name != shown.label for name in shown.predicted]
         sign = "doubt" if wrong[1] else "ok"
         before, after = shown.predicted
-        fate = f"seen as {before}, {'attacked too' if after == before else f'attacked as {after}'}"
+        fate = f"seen as {before}, {'also when attacked' if after == before else f'attacked as {after}'}"
         margins = "margin {:+.2f}, attacked {:+.2f}".format(*shown.margins)
         line = element("p", element("b", SIGNS[sign], class_=f"is-{sign}"), f" {shown.label}: {fate}",
                        element("br"), element("span", f"{margins}, test image {shown.index}"))  # fmt: skip
