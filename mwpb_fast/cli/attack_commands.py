@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.named import is_name
 from mwpb_fast.evaluation.request import Request
+from mwpb_fast.system import ranks
 
 # of a recipe's values, those that a model depends on; the data's that choose the images of statistics, too
 USED = r"model\..*|precision\.(device|channels_last|oracle)|data\.(name|dir|validation|subset)"
@@ -122,6 +124,17 @@ def verify(arguments: Sequence[str]) -> int:
     for holds, text in checks:
         print(f"{'note' if holds is None else 'ok' if holds else 'wrong'}: {text}")
     return int(any(holds is False for holds, _ in checks))
+
+
+def long_ahead(request: Request) -> None:
+    """Where a run's attacks may take longer than its training, says how to leave them for later."""
+    attacks = request.evaluation.attacks if request.show and request.evaluation and ranks.leads() else ()
+    if long := [name for name in attacks if find_attack(name).long]:
+        print(
+            f"mwpb-fast: {', '.join(long)} may take longer than the training; it can be stopped, and mwpb-fast "
+            f"evaluate {shlex.quote(str(request.target))} goes on; train --no-evaluate leaves it for later",
+            file=sys.stderr,
+        )
 
 
 def named(text: str) -> str:
