@@ -141,7 +141,7 @@ def choices() -> Iterator[Finding]:
     from mwpb_fast.choice import cache
 
     kept = list(cache.kept())
-    yield Finding("engine cache", OK, f"{len(kept)} choices in {cache.folder()}")
+    yield Finding("engine cache", OK, f"{text_tables.counted(len(kept), 'choice')} in {cache.folder()}")
     for record in kept[:3]:
         about = record.circumstances
         model, size = about.get("model", {}).get("name"), about.get("images")

@@ -148,10 +148,15 @@ def _shown(name: str, attack: ShardedAttack, shards: Sequence[int], show: bool) 
 def write_result(path: Path, result: dict[str, Any]) -> Path:
     """Keep a result as `path` with .json after its name; a preview beside a result on the whole set, with
     -preview.json. Returns the path without .json."""
-    if result["preview"] and _is_whole(Path(f"{path}.json")):
-        path = path.with_name(f"{path.name}-preview")
+    path = place(path, result)
     write_atomically(Path(f"{path}.json"), (to_json(result, indent=1) + "\n").encode())
     return path
+
+
+def place(path: Path, result: dict[str, Any]) -> Path:
+    """Where `write_result` keeps it, without .json."""
+    aside = result["preview"] and _is_whole(Path(f"{path}.json"))
+    return path.with_name(f"{path.name}-preview") if aside else path
 
 
 def _add_classes(

@@ -155,16 +155,17 @@ def worst(results: dict[str, dict[str, Any]], images: list[int], setting: Attack
     full = {name: r for name, r in comparable.items() if "images" not in r}
     found: dict[str, Any] = {}
     if full:
-        found["worst"] = _pointwise([r["flags"] for r in full.values()]) | {"of": list(full)}
+        found["worst"] = pointwise([r["flags"] for r in full.values()]) | {"of": list(full)}
     if full.keys() < comparable.keys():
         by_image = [dict(zip(r.get("images", images), r["flags"], strict=True)) for r in comparable.values()]
         common = [image for image in images if all(image in flags for flags in by_image)]
         flags = ["".join(one[image] for image in common) for one in by_image]
-        found["worst_common"] = _pointwise(flags) | {"of": list(comparable), "n": len(common), "images": common}
+        found["worst_common"] = pointwise(flags) | {"of": list(comparable), "n": len(common), "images": common}
     return found
 
 
-def _pointwise(flags: list[str]) -> dict[str, Any]:
+def pointwise(flags: Sequence[str]) -> dict[str, Any]:
+    """The score where an image is right under every attack. flags: of each attack, on the same images."""
     return score("".join(map(min, zip(*flags, strict=True))))
 
 

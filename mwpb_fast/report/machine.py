@@ -21,8 +21,8 @@ def machine(run: Run, alone: bool) -> list[Markup]:
         waits = [value for _, value in run.column("wait_share")]
         waited = f", {100 * sum(waits) / len(waits):.1f} % of it waiting for data" if waits else ""
         found.append(
-            element("p", f"{pace(middle, 'images') or '0 images/s'} (median of the epochs), {duration(seconds)} "
-                         f"in training steps{waited}.")
+            element("p", f"{pace(middle, 'images') or '0 images/s'} (median of the epochs), "
+                         f"{duration(seconds)} in training steps{waited}.")
         )  # fmt: skip
         if alone:
             found.append(element("div", curves.speed([run]), class_="charts"))
