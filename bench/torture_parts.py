@@ -50,8 +50,9 @@ def pytest(*words: str, threads: int = 1) -> Callable[[Path], Count]:
             raise FileNotFoundError(f"no {' '.join(named)}")
         options = [word for word in words if word not in named]
         report = folder / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", f"{2 // threads}", "--dist", "load"]
-        command += [*found, *options, f"--junitxml={report}", f"--basetemp={folder / 'tests'}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--dist", "load"]
+        command += [f"-n{2 // threads}", *found, *options]
+        command += [f"--junitxml={report}", f"--basetemp={folder / 'tests'}"]
         environment = os.environ | {"OMP_NUM_THREADS": f"{threads}"}
         ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
         if not report.exists():
