@@ -139,6 +139,8 @@ def test_levels(tmp_path: Path) -> None:
     assert level()[0] == "ok"
     assert level(verdicts=verdicts("ok", "doubt"))[0] == "doubt"
     assert "check 1: text 1" in level(verdicts=verdicts("ok", "doubt"))[1]
+    assert level(verdicts=verdicts("ok", "note"))[0] == "ok"
+    assert "check 1: text 1" in level(verdicts=verdicts("ok", "note"))[1]
     assert level(verdicts=verdicts("ok", "not run")) == (
         "open", f"not run in the trust report: check 1: mwpb-fast trust {run} | "
         "1 of 2 checks of the trust report ok | "

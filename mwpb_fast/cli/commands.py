@@ -81,6 +81,7 @@ def train(arguments: Sequence[str]) -> int:
 
         where, device = config.data.dir, config.precision.device  # the command's: a checkpoint's may be older
         request = Request(folder, config.evaluation, data_dir=where, device=device, show=view.form == "lines")
+        attack_commands.long_ahead(request)
         view.result(evaluate_run(request), format_table)  # several processes share its shards
     try:
         if ranks.leads():

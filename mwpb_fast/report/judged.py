@@ -58,7 +58,8 @@ def judge(run: Run) -> Judgement:
     reasons += [("doubt", f"warning ({kind}): {message}") for kind, message in result.warnings.items()]
     if trust is not None:
         reasons += [("doubt", f"{check}: {text}") for check, verdict, text in trust.verdicts if verdict == "doubt"]
-        if skipped := [check for check, verdict, _ in trust.verdicts if verdict not in ("ok", "doubt")]:
+        reasons += [("ok", f"{check}: {text}") for check, verdict, text in trust.verdicts if verdict == "note"]
+        if skipped := [check for check, verdict, _ in trust.verdicts if verdict not in ("ok", "doubt", "note")]:
             reasons.append(("open", f"not run in the trust report: {', '.join(skipped)}: mwpb-fast trust {place}"))
     else:
         reasons.append(("open", f"no trust report of this checkpoint: mwpb-fast trust {place}"))

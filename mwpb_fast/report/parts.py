@@ -195,7 +195,7 @@ def difference_bar(found: Difference) -> Markup:
 
 
 def _verdicts(trust: Result) -> Markup:
-    level = {"ok": "ok", "doubt": "doubt"}
+    level = {"ok": "ok", "note": "ok", "doubt": "doubt"}
     rows = []
     for check, verdict, text in trust.verdicts:
         name = level.get(verdict, "open")
