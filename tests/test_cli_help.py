@@ -92,12 +92,25 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"python", "torch", "cpu", "native ops", "triton", "dali", "pyautoattack", "apex"} <= names
     for finding in report["findings"]:
         assert finding["name"] in text
-        assert finding["status"] in ("ok", "missing", "broken", "note")
-        assert finding["cost"] or finding["status"] not in ("missing", "broken")
+        assert finding["status"] in ("ok", "missing", "optional", "broken", "note")
+        assert finding["cost"] or finding["status"] not in ("missing", "optional", "broken")
     import mwpb_kernels as ops
 
     assert report["ops"]["margin"] == {d: ops.implementation("margin", d) for d in ("cpu", "cuda")}
     assert set(report["ops"]) == set(ops.OPS)
+    rows = text.splitlines()
+    (line,) = [row for row in rows if row.startswith("ops: ")]
+    assert f" of {len(ops.OPS)} are " in line or f"all {len(ops.OPS)} are " in line
+    assert len(rows) - rows.index(line) - 1 < len(ops.OPS)
+
+
+def test_doctor_has_rows_of_the_ops_that_differ() -> None:
+    ops = {name: {"cpu": "native", "cuda": "triton"} for name in ("a", "b", "c")}
+    assert doctor._of_ops(ops) == ["ops: all 3 are native on the CPU and triton on CUDA"]
+    ops["b"] = {"cpu": "reference", "cuda": "triton"}
+    line, _, _, row = doctor._of_ops(ops)
+    assert line == "ops: 2 of 3 are native on the CPU and triton on CUDA, the others (reference is plain PyTorch):"
+    assert row.split() == ["b", "reference", "triton"]
 
 
 def test_doctor_shows_the_choices_that_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +120,7 @@ def test_doctor_shows_the_choices_that_are_kept(tmp_path: Path, monkeypatch: pyt
     cache.write(Record(Candidate("twin", "bf16"), "trial", "why", circumstances=about))
     (tmp_path / "engine" / "damaged.json").write_text("{")
     found = [f.detail for f in doctor.choices()]
-    assert found[0].startswith("1 choices")
+    assert found[0].startswith("1 choice in")
     assert found[1] == "twin bf16 for resnet-18 on batches [128, 3, 32, 32], A processor"
 
 
@@ -115,7 +128,8 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor, "version_of", lambda package: None)
     monkeypatch.setattr(doctor, "attempt", lambda *names: Attempt(None, "is not installed"))
     found = {finding.name: finding for finding in doctor.packages()}
-    assert found["pyautoattack"].status == "missing"
+    assert {found[name].status for name in ("pyautoattack", "matplotlib", "dali", "cudnn", "apex")} == {"optional"}
+    assert {found[name].status for name in ("tensorboard", "scikit-learn")} == {"missing"}
     assert "mwpb-fast[eval]" in found["pyautoattack"].cost
     assert "mwpb-fast[plots]" in found["matplotlib"].cost
     assert "mwpb-fast[dali" in found["dali"].cost

@@ -11,11 +11,13 @@ import importlib
 import json
 import pkgutil
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.data.dataset import Config, DataError, Images
 from mwpb_fast.data.store import read_tensors
+from mwpb_fast.meant import meant
 from mwpb_fast.system.files import is_whole
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def find_set(name: str) -> ModuleType:
             if label and hasattr(module, "images"):
                 raise DataError(f"{full!r}: {name} is embedded, and there is one of it")
             return module
-    raise DataError(f"{name!r} is not a known data set; there are {', '.join(known_sets())}")
+    raise DataError(f"{name!r} is not a known data set{meant(name, known_sets())}")
 
 
 def known_sets() -> list[str]:
@@ -114,7 +116,11 @@ def read_meta(folder: Path, name: str) -> dict[str, Any]:
     """The description of a prepared set; DataError where it is not there, damaged, or of a set of another name."""
     path = folder / "meta.json"
     if not path.is_file():
-        raise DataError(f"{path}: missing; run `mwpb-fast data prepare {name}` first")
+        where = "" if folder.parent == Path("data") else f" --dir {shlex.quote(str(folder.parent))}"
+        raise DataError(
+            f"{path}: missing; run `mwpb-fast data prepare {name}{where}` first, or say where it is: "
+            "--data.dir DIR (--data-dir DIR of evaluate, trust, verify and reproduce)"
+        )
     try:
         meta = json.loads(path.read_bytes())
         complete = meta["format"] == FORMAT and all(

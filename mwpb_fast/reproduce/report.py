@@ -50,7 +50,7 @@ def plan_lines(table: Table, runs: Sequence[PlannedRun], out: Path) -> Iterator[
     """What is done and what is left, a line a run."""
     states = [run.state() for run in runs]
     done = states.count("done")
-    yield f"{table.name}: {table.title}; {len(runs)} runs in {out / 'runs'}, {done} done"
+    yield f"{table.name}: {table.title}; {text_tables.counted(len(runs), 'run')} in {out / 'runs'}, {done} done"
     if departures := changes(runs):
         yield f"reduced setting: {'; '.join(departures)}"
     rows = [[run.row.name, str(run.config.seed), state, "/".join(run.folder.parts[-2:])]

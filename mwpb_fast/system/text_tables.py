@@ -1,4 +1,4 @@
-"""Tables as text, for a terminal and in Markdown: rows of cells in, lines out."""
+"""Tables as text, for a terminal and in Markdown: rows of cells in, lines out; and numbers of things."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def markdown(
         if number == 0:
             rule = ("-" * (max(w, 1) + 1) + (":" if i in right else "-") for i, w in enumerate(widths))
             yield f"|{'|'.join(rule)}|"
+
+
+def counted(number: int, word: str) -> str:
+    """Such as 1 run, 2 runs."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _widths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
