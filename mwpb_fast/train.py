@@ -47,6 +47,7 @@ def run(
     SIGUSR1, RanksError where another process of the run is gone.
     """
     keep_freed_memory()
+    data.require_prepared(config.data)  # before there is a folder of a run that cannot be
     with together(config, folder) as config, adaptive_openmp_waits(), stop_requests() as request:
         trainer = Trainer(config, folder, request, quiet)
         trainer.view = (view or trainer.view) if ranks.leads() else View("quiet")

@@ -66,6 +66,7 @@ BAD = {
     "train table1.mwpb_at --no-resum": "no option 'no-resum'; did you mean --no-resume?\n",
     "train table1.mwpb_at --data.name cifar-10": "tinyimagenet; did you mean cifar10?\n",
     "train table1.mwpb_at --data.dir no": "run `mwpb-fast data prepare cifar10 --dir no` first, or say where",
+    "train table1.mwpb_at --no-evaluate": "missing; run `mwpb-fast data prepare cifar10` first",
     "train table1.mwpb_at --budget margn": "the budgets: deviation, fixed, margin; did you mean margin?\n",
     "plot . --ou x": "unrecognized arguments: --ou x; did you mean --out?",
     "reproduce table-1": "no table 'table-1'; did you mean table1?\n",

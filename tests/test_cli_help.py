@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pydoc
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 
+import mwpb_fast
 from mwpb_fast import cli
 from mwpb_fast.choice import cache
 from mwpb_fast.choice.candidates import Candidate
 from mwpb_fast.choice.record import Record
 from mwpb_fast.cli import commands, doctor
 from mwpb_fast.config import all_recipes
+from mwpb_fast.evaluation import catalog
 from mwpb_fast.system.optional import Attempt
 
 
@@ -35,6 +38,24 @@ def test_help_of_a_recipe_lists_its_values(capsys: pytest.CaptureFixture[str]) -
     assert "--budget.alpha 0.3\n" in out
     assert "--objective.beta 6.0\n" in out
     assert "--budget.eps 8/255\n" in out
+
+
+def test_help_of_the_package_names_what_there_is() -> None:
+    """Every name that `help(mwpb_fast)` gives, with the module that it stands behind."""
+    text = mwpb_fast.__doc__ or ""
+    dotted = re.findall(r"`(mwpb_fast(?:\.\w+)+)", text)
+    assert len(dotted) >= 8
+    for name in dotted:
+        assert pydoc.locate(name) is not None, name
+    for name in ("data.load_split", "data.make_loader", "models.load_weights", "attacks", "objectives"):
+        assert name.rpartition(".")[2] in text
+        assert pydoc.locate(f"mwpb_fast.{name}") is not None
+
+
+def test_the_help_of_evaluate_names_every_attack(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "--help"]) == 0
+    words = set(re.findall(r"[\w@/-]+", capsys.readouterr().out))
+    assert {*catalog.NAMED, *(name.replace("-", "20-") for name in catalog.VARIANTS), "pgd20", "cw20"} <= words
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

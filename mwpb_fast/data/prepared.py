@@ -86,6 +86,12 @@ def load_split(config: Config, split: str) -> Images:
     return Images(images.permute(0, 3, 1, 2), labels, tuple(meta["classes"]), origin=str(path), content=content)
 
 
+def require_prepared(config: Config) -> None:
+    """Raises DataError where the configured set is not there; its images are not read."""
+    if not hasattr(find_set(config.name), "images"):
+        read_meta(set_folder(config.dir, config.name), config.name)
+
+
 def load_encoded(config: Config) -> Packed | None:
     """The image files of the training split, in the order of `load_split`, or None if they were not kept."""
     from mwpb_fast.data.decode import Packed
