@@ -6,10 +6,12 @@ command, and must come out as where nobody disturbed it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -198,13 +200,10 @@ def signalled(task: Task, phase: str, folder: Path, seed: int = 0, calls: int = 
     dice, count, expected, slowest = random.Random(seed), Count(), undisturbed(task, folder / "whole"), 0.0
     for number in STOPS:
         place = folder / number.name
-        task.begin(place)
-        command = Command(task.words(place), place)
-        if not command.wait_for(phase, dice.randint(1, calls)):
+        command = sent_to(task, phase, place, number, dice, calls)
+        if command is None:
             count.failures.append(f"{number.name}: no {phase} to send it in")
             continue
-        time.sleep(SPAN[phase] * dice.random() / 2)
-        os.kill(command.process.pid or 0, number)
         sent = time.monotonic()
         status = command.status()
         slowest = max(slowest, time.monotonic() - sent)
@@ -216,6 +215,24 @@ def signalled(task: Task, phase: str, folder: Path, seed: int = 0, calls: int = 
         count.expect(same(task.result(place), expected), f"{number.name} in {phase}: another result")
     count.notes = f"slowest {slowest:.1f} s"
     return count
+
+
+def sent_to(
+    task: Task, phase: str, place: Path, number: signal.Signals, dice: random.Random, calls: int
+) -> Command | None:
+    """The command, to which the signal was sent in one of the first `calls` of a phase; None where it has ended
+    before that ten times."""
+    for _ in range(10):
+        task.begin(place)
+        command = Command(task.words(place), place)
+        if command.wait_for(phase, dice.randint(1, calls)):
+            time.sleep(SPAN[phase] * dice.random() / 2)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(command.process.pid or 0, number)
+                return command
+        command.status()
+        shutil.rmtree(place)
+    return None
 
 
 def together(task: Task, refusal: str, rounds: int, folder: Path) -> Count:

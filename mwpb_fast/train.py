@@ -151,7 +151,7 @@ class Trainer:
         method = self.engine.begin(epoch, self.at.batch, key)
         started, first, stopped = time.monotonic(), self.at.batch, 0
         size = config.data.batch_size
-        whole, label = len(self.loader) * size, f"epoch {epoch}/{config.epochs}"
+        whole, label = min(len(self.loader) * size, len(self.train_index)), f"epoch {epoch}/{config.epochs}"
         with progress(whole, label, done=first * size, form=self.view.form) as bar:
             looked = started
             take_step, feed = self.engine.feed(epoch, first)
@@ -188,7 +188,7 @@ class Trainer:
             "phase": "warmup" if epoch <= config.warmup_epochs else "main",
             **trace.figures(rows, config.optim.clip_norm),
             "learning_rate": rate,
-            **self.at.speed(size),
+            **self.at.speed(min(self.at.batch * size, len(self.train_index))),
             "bad_steps": len(bad),
             "bad_batches": bad,
             **found,

@@ -141,7 +141,7 @@ def test_doctor_shows_the_choices_that_are_kept(tmp_path: Path, monkeypatch: pyt
     cache.write(Record(Candidate("twin", "bf16"), "trial", "why", circumstances=about))
     (tmp_path / "engine" / "damaged.json").write_text("{")
     found = [f.detail for f in doctor.choices()]
-    assert found[0].startswith("1 choice in")
+    assert found[0].startswith("1 choice in ")
     assert found[1] == "twin bf16 for resnet-18 on batches [128, 3, 32, 32], A processor"
 
 

@@ -142,7 +142,7 @@ def test_images_are_a_recipes_where_none_are_named() -> None:
         ("their_nets:net --images their_nets:number", "a loader of batches"),
         ("their_nets:net --images pair", "pair is no MODULE:NAME"),
         ("their_nets:net --images their_nets:pair --which last", "--which is for files"),
-        ("their_nets:net --images their_nets:pair --weights x", "--weights is for files"),
+        ("their_nets:net --images their_nets:pair --weights x", "cannot read checkpoint x"),
         ("their_nets:net --recipe digits.at --model.name resnet-18", "their_nets:net is the model"),
         (". --images their_nets:pair", "--images is for a model in code"),
         ("their_nets:net --images their_nets:pair --batch-size 0", "at least 1"),

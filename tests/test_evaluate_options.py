@@ -66,7 +66,7 @@ def test_seed_is_that_of_the_attacks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     torch.save(untrained_state()["model"], tmp_path / "w.pt")
     seeds = []
     monkeypatch.setattr(
-        "mwpb_fast.evaluation.checkpoint.evaluate_run", lambda r: seeds.append(r.seed) or {"warnings": {}}
+        "mwpb_fast.evaluation.checkpoint.evaluate_run", lambda r, tell: seeds.append(r.seed) or {"warnings": {}}
     )
     monkeypatch.setattr("mwpb_fast.evaluation.score.format_table", lambda result: "")
     for words in ([], ["--seed", "5"]):

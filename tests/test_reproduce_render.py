@@ -96,7 +96,8 @@ def test_both_checkpoints_are_shown(tmp_path: Path) -> None:
     text = render.markdown(gather(find_table("table1"), runs))
     assert "|  | ours, last | 84.50 | - |" in text
     assert "|  | ours - control, last | +3.50 | - |" in text
-    assert "over one seed (0)" in text
+    assert "One seed (0), which says nothing of others; differences" in text
+    assert "deviation" not in text
 
 
 def test_csv_and_json(three_rows: list[Any], tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from mwpb_fast import cli, train
 from mwpb_fast.config import ConfigError
 from mwpb_fast.runs.log import Progress, RunLog, progress, read_records
 from mwpb_fast.runs.tracker import Tracker, require
-from mwpb_fast.runs.view import View, duration, memory
+from mwpb_fast.runs.view import View, memory
+from mwpb_fast.system.units import duration, pace
 
 WORDS = ["train", "digits.mwpb_at", "--data.subset=128", "--epochs=2", "--warmup_epochs=1", "--optim.drops=2",
          "--attack.steps=1", "--model.name=smallresnet-8", "--precision.device=cpu",
@@ -172,8 +173,11 @@ def test_the_live_view_says_what_a_step_is_like(
     )
     assert " radius 5.5 (3.0 to 8.0)/255 lr 0.1 " in capsys.readouterr().out  # as the view says it
     with progress(1000, "epoch 2/9 [red]") as bar:
-        note, status = view.step(bar, torch.tensor([1.5, 4 / 255, 6 / 255, 9 / 255, 1.0]), 7)
-        bar.advance(100, note, status)
+        row = torch.tensor([1.5, 4 / 255, 6 / 255, 9 / 255, 1.0])
+        assert "left" not in view.step(bar, row, 7)[1]  # nothing is done yet
+        bar.advance(50)
+        note, status = view.step(bar, row, 7)
+        bar.advance(50, note, status)
         bar.live.refresh()
     assert note == "loss 1.500"
     assert status.startswith("loss 1.500, radius 6.0 (4.0 to 9.0)/255, natural 81.2 % robust 48.0 %, run: ")
@@ -200,4 +204,31 @@ def test_time_left_of_the_run() -> None:
     _, status = view.step(bar, torch.tensor([1.0, 0.1, 0.1, 0.1]), 3)
     assert status.startswith("loss 1.000, radius 25.5/255, run: ")
     assert status.endswith((f"run: {duration(90)} left", f"run: {duration(89)} left", f"run: {duration(91)} left"))
-    assert [duration(s) for s in (45, 125, 3 * 3600 + 301, 187300)] == ["45 s", "2 min", "3 h 5 min", "2 d 4 h"]
+
+
+def test_times_and_speeds_as_people_read_them() -> None:
+    seconds = (45, 119, 120, 3 * 3600 + 301, 187300)
+    assert [duration(s) for s in seconds] == ["45 s", "119 s", "2 min", "3 h 5 min", "2 d 4 h"]
+    told = ["1,235 images/s", "10 images/s", "4.2 images/s", "1.0 images/s", "3.2 s/image", "100 s/image", ""]
+    assert [pace(rate, "images") for rate in (1234.6, 9.96, 4.2, 1.0, 0.3125, 0.01, 0.0)] == told
+    assert pace(0.5, "training passes") == "2.0 s/training pass"
+
+
+def test_a_time_left_is_told_once_enough_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an attack of 1,000 images, 200 of them done before, 10 s an image."""
+    now = 0.0
+    monkeypatch.setattr("mwpb_fast.runs.log.time", types.SimpleNamespace(monotonic=lambda: now))
+    with progress(1000, "aa", every=-1.0, done=200, sure=0.05) as bar:
+        for n in (0, 1, 38, 1, 748, 12):
+            now += 10.0 * n
+            bar.advance(n, "(square)")
+    assert capsys.readouterr().err.splitlines() == [
+        "aa: 200/1000, (square)",
+        "aa: 201/1000, 10 s/image (square)",
+        "aa: 239/1000, 10 s/image (square)",
+        "aa: 240/1000, 10 s/image (square), 2 h 6 min left",
+        "aa: 988/1000, 10 s/image (square), 2 min left",
+        "aa: 1000/1000, 10 s/image (square), 0 s left",
+    ]

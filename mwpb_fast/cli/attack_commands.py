@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mwpb_fast import options
 from mwpb_fast.cli.parser import Parser
@@ -19,6 +19,7 @@ from mwpb_fast.config.radius import parse_radius
 from mwpb_fast.evaluation.catalog import find_attack, there_are
 from mwpb_fast.evaluation.named import is_name
 from mwpb_fast.evaluation.request import Request
+from mwpb_fast.system import ranks
 
 # of a recipe's values, those that a model depends on; the data's that choose the images of statistics, too
 USED = r"model\..*|precision\.(device|channels_last|oracle)|data\.(name|dir|validation|subset)"
@@ -36,8 +37,10 @@ def evaluate(arguments: Sequence[str]) -> int:
         "are randomised.\n\n"
         "A file of weights from elsewhere needs a recipe that says what model and data set it belongs to:\n"
         "  mwpb-fast evaluate weights.pt --recipe table1.at --model.name resnet-18 --attacks natural,pgd20\n\n"
-        "A model in code is named as module:name: a module, a function from images to logits, or what makes\n"
-        "one when called without arguments; its images likewise, as (x, y) or a loader, or by a recipe:\n"
+        "A model in code is named as MODULE:NAME or FILE.py:NAME: a module, a function from images to logits, or\n"
+        "what makes one when called without arguments. --weights fills it from a file, strictly. Its images are\n"
+        "named likewise, as (x, y) or a loader, or by a recipe:\n"
+        "  mwpb-fast evaluate theirs/model.py:Net --weights cnn.pth --recipe table1.at\n"
         "  mwpb-fast evaluate mine.nets:net --images mine.nets:test_set --attacks natural,pgd20,aa",
     )
     add = parser.add_argument
@@ -60,10 +63,12 @@ def evaluate(arguments: Sequence[str]) -> int:
     from mwpb_fast.evaluation.per_class import format_classes
     from mwpb_fast.evaluation.score import format_table
 
-    result = evaluate_run(request)
+    lines: list[str] = []
+    result = evaluate_run(request, lines.append)
     print(format_table(result))
     if given.per_class:
         print(f"\n{format_classes(result)}")
+    _close(result, lines)
     if result["warnings"] and not given.accept_warnings:
         print(
             "mwpb-fast: this result is doubtful, see the warnings; --accept-warnings to let it pass",
@@ -99,8 +104,10 @@ def trust(arguments: Sequence[str]) -> int:
     from mwpb_fast.evaluation.trust_report import markdown
 
     without = [name for name in given.without.split(",") if name]
-    report = trust_run(request, without=without, control=given.control)
+    lines: list[str] = []
+    report = trust_run(request, without=without, control=given.control, tell=lines.append)
     print(markdown(report))
+    _close(report, lines, sys.stderr)  # what is printed is the Markdown alone
     return 0
 
 
@@ -125,6 +132,15 @@ def verify(arguments: Sequence[str]) -> int:
     return int(any(holds is False for holds, _ in checks))
 
 
+def _close(result: dict[str, Any], lines: Sequence[str], stream: TextIO | None = None) -> None:
+    """What is said after a result. lines: for the stream, by default stdout; bytes of paths that are no text are
+    shown as numbers."""
+    for line in lines:
+        print(line.encode(errors="backslashreplace").decode(), file=stream)
+    if "made" in result and ranks.leads():
+        print(f"mwpb-fast: NOTE: {result['made']}", file=sys.stderr)
+
+
 def named(text: str) -> str:
     """`module:name`, for argparse."""
     if not is_name(text):
@@ -139,7 +155,7 @@ def _target(parser: Parser, attacks: bool = True) -> list[argparse.Action]:
         "target",
         type=path,
         metavar="RUN|FILE|MODULE:NAME",
-        help="a run, a checkpoint of one, weights, a model in code",
+        help="a run, a checkpoint of one, weights, a model in code (FILE.py:NAME, too)",
     )
     own = [
         add("--eps", metavar="8/255", help="radius (default: the run's)"),
@@ -147,15 +163,17 @@ def _target(parser: Parser, attacks: bool = True) -> list[argparse.Action]:
         add("--subset", type=whole, metavar="N", help="attack N test images only: a preview"),
         add("--seed", type=whole, default=0, metavar="N", help="of what is random in the attacks (default: 0)"),
     ] * attacks
-    return [
-        *own,
+    own += [
         add("--batch-size", type=whole, metavar="N", help="images at once (default: the run's)"),
         add("--which", choices=["best", "last"], help="of a run's checkpoints (default: best)"),
         add("--device", metavar="cuda:0", help="auto, cpu, cuda or cuda:N (default: the run's)"),
         add("--data-dir", type=path, metavar="DIR", help="holds the prepared data sets (default: the run's)"),
         add("--recipe", metavar="RECIPE", help="of a file of weights; changed by options as in train"),
-        add("--weights", metavar="PLACE", default="", help="in such a file, of several sets: state_dict_ema, ..."),
-    ]
+        add("--weights", metavar="FILE|PLACE", default="",
+            help="for a model in code: the FILE that fills it, or FILE:PLACE; for a file of several sets of "
+            "weights: the PLACE of one, such as state_dict_ema"),
+    ]  # fmt: skip
+    return own
 
 
 def _read(
@@ -166,6 +184,8 @@ def _read(
     given, overrides = parser.parse_with_overrides(own, arguments)
     if overrides and not given.recipe:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if ":" in given.target.name and not (is_name(given.target) or given.target.exists()):
+        raise ConfigError(f"{given.target}: does not exist; code is named MODULE:NAME or FILE.py:NAME")
     if vars(given).get("images") and not is_name(given.target):
         raise ConfigError(f"--images is for a model in code, MODULE:NAME; {given.target} has images of its own")
     config = options.configure(given.recipe, {}, overrides) if given.recipe else None
@@ -201,8 +221,8 @@ def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], used: str)
     if given.which and given.target.is_file():
         raise ConfigError(f"--which says which checkpoint of a run's folder; {given.target} is a file")
     if is_name(given.target):
-        if given.which or given.weights:
-            raise ConfigError(f"--{'which' if given.which else 'weights'} is for files; {given.target} is code")
+        if given.which:
+            raise ConfigError(f"--which is for files; {given.target} is code")
         if model := [name for name in names if name.startswith("model.")]:
             raise ConfigError(f"--{model[0]} has no effect here: {given.target} is the model")
         of_data = [name for name in names if name.startswith("data.")] + ["data-dir"] * (
@@ -211,7 +231,7 @@ def _refuse_idle(given: argparse.Namespace, overrides: Sequence[str], used: str)
         if of_data and (vars(given).get("images") or not given.recipe):
             raise ConfigError(f"--{of_data[0]} has no effect here: no data set is read")
     idle = [name for name in names if not name.startswith("evaluation.")] + ["weights"] * bool(given.weights)
-    if not idle or not given.target.exists():
+    if not idle or not given.target.exists():  # there is no file of that name, or it is code
         return
     if given.target.is_file():
         from mwpb_fast.evaluation.checkpoint import own_config, read_weights

@@ -18,6 +18,7 @@ from typing import Any
 
 from mwpb_fast.config import ConfigError
 from mwpb_fast.evaluation.accuracy import predicted
+from mwpb_fast.evaluation.course import GRADIENT, Begin
 from mwpb_fast.system.lazy import torch
 from mwpb_fast.system.optional import attempt, version_of
 
@@ -42,6 +43,10 @@ class Component:
     classes: int = 2
     l2_side: int = 1
     passes: int = 1
+
+    @property
+    def each(self) -> int:  # what an image sent through the model costs, as `Course` has it
+        return GRADIENT if self.gradients else 1
 
 
 _APGD = {"n_iter": 100, "n_restarts": 1, "thr_decr": 0.75, "eot_iter": 1}
@@ -132,6 +137,7 @@ def autoattack(
     batch_size: int = 250,
     components: Sequence[str] = STANDARD,
     search: Any = None,
+    begin: Begin | None = None,
 ) -> AutoAttackResult:
     """Attack a batch by the components one after the other, each on what survives. Those of version "rand" go
     together, on all the images, as one stage "rand": the package draws the natural predictions anew for each call,
@@ -141,8 +147,9 @@ def autoattack(
     frozen (FAB would otherwise gather their gradients). x: float32 in [0, 1]. y: (B,) int64. eps: radius in the
     units of x. batch_size: images at once; the random draws depend on it. FAB looks for the nearest adversarial
     image; one farther than eps away does not count, and the natural image then stands in x_adv. search: what the
-    attacks run on in place of the model, see `search.Search`; every flag is the model's own word. Raises
-    ConfigError where pyautoattack is missing, the classes are too few or the images too small.
+    attacks run on in place of the model, see `search.Search`; every flag is the model's own word. begin: called
+    with each stage, see `Course`. Raises ConfigError where pyautoattack is missing, the classes are too few or the
+    images too small.
     """
     package = _package()
     side = max(COMPONENTS[name].l2_side for name in components)
@@ -175,11 +182,15 @@ def autoattack(
             search.under(adversary, model, seen)
         targets = min(TARGETS, logits.shape[1] - 1)
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
+        ahead = cost(components)
         for stage, together in stages.items():
             for component in together:
                 for name, value in COMPONENTS[component].parameters.items():
                     setattr(getattr(adversary, COMPONENTS[component].name), name, value)
             index = (classes >= 0 if rand else alive).nonzero().flatten()
+            if begin is not None:
+                begin(stage, COMPONENTS[together[0]].each, len(index) * ahead)
+            ahead -= cost(together)
             if len(index):
                 # the package's own loop over survivors, one attack at a time, so that each one's flags are seen
                 adversary.attacks_to_run = [component.removesuffix("-rand") for component in together]
@@ -194,6 +205,11 @@ def autoattack(
     if search is not None and search.lost:
         found_odd["twin"] = f"the folded twin is not the model's: {search.lost}; the model itself was searched on"
     return AutoAttackResult(x_adv, classes, after, found_odd, departures)
+
+
+def cost(components: Sequence[str]) -> int:
+    """Of these components for an image that withstands them all, as `Course` has it."""
+    return sum(COMPONENTS[name].each * COMPONENTS[name].forwards for name in components)
 
 
 def classify(messages: Sequence[str]) -> dict[str, str]:

@@ -205,6 +205,7 @@ def of_autoattack(components: Sequence[str] = STANDARD, **own: Any) -> Evaluatio
                 batch_size=setting.batch_size,
                 components=components,
                 search=getattr(model, "search", None) if setting.passes == 1 else None,
+                begin=getattr(model, "begin", None),
             )
         check_ball(result.x_adv, x, setting)
         after = {name: flags.cpu() for name, flags in result.after.items()}

@@ -8,8 +8,8 @@ import json
 import os
 import pickle
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ from mwpb_fast.engine.precision import make_precision
 from mwpb_fast.engine.trial import channels_last_is_why
 from mwpb_fast.evaluation.catalog import find_attack
 from mwpb_fast.evaluation.contract import EvaluationAttack
-from mwpb_fast.evaluation.evaluate import attack_all, attack_share, write_result
+from mwpb_fast.evaluation.evaluate import attack_all, attack_share, place, write_result
+from mwpb_fast.evaluation.filled import named_model, read_file, split
 from mwpb_fast.evaluation.layout import faster_layout
 from mwpb_fast.evaluation.model_checks import Model
-from mwpb_fast.evaluation.named import find, find_model, is_name
+from mwpb_fast.evaluation.named import find, is_name
 from mwpb_fast.evaluation.request import Request
 from mwpb_fast.evaluation.session import Session, TestSet
-from mwpb_fast.models import build_model, load_weights, read_checkpoint
+from mwpb_fast.evaluation.superseded import keep_earlier
+from mwpb_fast.models import build_model, load_weights
 from mwpb_fast.runs import checkpoint
 from mwpb_fast.system import ranks
 from mwpb_fast.system.memory import keep_freed_memory
@@ -35,18 +37,21 @@ from mwpb_fast.system.processes import Helpers, helper_processes, orphaned
 from mwpb_fast.system.signals import Interrupted, stop_requests
 from mwpb_fast.system.threads import adaptive_openmp_waits
 
+FILLED = "FILE.py:NAME --weights {} --recipe {}"
+UNFIT = f"; are they another model's? --model.name names those built in, and {FILLED} takes code"
 
-def evaluate_run(request: Request) -> dict[str, Any]:
+
+def evaluate_run(request: Request, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Attack what is asked for and return the result, see `evaluate`.
 
     The result goes to evaluation-<which>.json in the run folder, beside the file for a file, a preview not in the
     place of a result on the whole test set, see `write_result`; finished shards are kept in the folder of the same
-    name, and the same call goes on from them. Raises ConfigError, DataError and CheckpointError for what the user
-    can mend, and Interrupted after SIGTERM or SIGINT.
+    name, and the same call goes on from them. tell: takes the lines that say what was written. Raises ConfigError,
+    DataError and CheckpointError for what the user can mend, and Interrupted after SIGTERM or SIGINT.
     """
     subject = Subject(request)
     result = subject.attack()
-    write_result(subject.results, result)
+    subject.write(subject.results, result, tell)
     return result
 
 
@@ -59,7 +64,7 @@ class Subject:
     """
 
     def __init__(self, request: Request) -> None:
-        self.request, self.results = request, result_path(request.target, request.which)
+        self.request, self.results = request, result_path(request.target, request.which, weights=request.weights)
         self.doubts: dict[str, Any] = {}
         self.images: TestSet
         self.model: Model
@@ -75,10 +80,11 @@ class Subject:
             raise ConfigError(f"{name}: say which images it is for: --images module:name, or --recipe RECIPE")
         self.evaluation = request.evaluation or (config.evaluation if config else EvaluationConfig())
         self._take_precision(request, config.precision if config else PrecisionConfig())
-        self.model = find_model(name)
+        named = named_model(name, request.weights)
+        self.model, self.doubts = named.model, named.doubts
         if isinstance(self.model, torch.nn.Module):
             self.model.to(self.precision.device)
-        self.about = {"model": name, "split": "test"}
+        self.about = named.about | {"split": "test"}
         if request.images:
             self.images = find(request.images)
             self.about |= {"data": request.images}
@@ -100,7 +106,8 @@ class Subject:
         config = own or request.config
         if config is None:
             raise checkpoint.CheckpointError(
-                f"{path}: holds weights only; say which model and data set they are for"
+                f"{path}: holds weights only; say which model and data set they are for: --recipe table1.at "
+                f"--model.name resnet-18, or for code {FILLED.format(path, 'table1.at')}"
             )
         self.config, self.about = config, _origin(request, path, state, own)
         self.evaluation = request.evaluation or config.evaluation
@@ -122,6 +129,7 @@ class Subject:
                 load_weights(model, state.get("ema") or state["model"])
             else:
                 loaded = load_weights(model, state, request.weights)
+                normalize = loaded.normalize or normalize
                 self.about["weights"] = str(loaded)
                 if loaded.doubt:
                     self.doubts["normalisation"] = {"message": loaded.doubt, "shards": []}
@@ -132,12 +140,15 @@ class Subject:
             ImportError,
             LookupError,
         ) as error:  # of the user's own code
-            raise checkpoint.CheckpointError(f"{path.name}: {error}") from error
+            hint = "" if own or "do not fit the model" not in str(error) else UNFIT.format(path, config.recipe)
+            raise checkpoint.CheckpointError(f"{path.name}: {error}{hint}") from error
         model.to(self.precision.device).to(memory_format=self.precision.memory_format).eval()  # type: ignore[call-overload]
         if self._takes_layout(model, images):
             self.precision = replace(self.precision, memory_format=self._layout(model, images))
         self.model = model
         self.about |= {"model": config.model.name, "data": config.data.name, "split": "test"}
+        self.about["model_config"] = asdict(config.model)
+        self.about["normalize"] = normalize and [list(values) for values in normalize]
         self.about["split_sha256"] = images.sha256
 
     def _takes_layout(self, model: torch.nn.Module, images: data.Images) -> bool:
@@ -180,6 +191,16 @@ class Subject:
             model, self.images, self.evaluation, precision, self.results, request.seed, probes, request.save_images
         )
 
+    def write(self, path: Path, result: dict[str, Any], tell: Callable[[str], None]) -> Path:
+        """Keep its result, see `write_result`. An earlier one about code or a file from elsewhere is not lost: it
+        may be of any model and setting, while a run's says what the run is."""
+        stem = place(path, result)
+        if "recipe" not in self.about and (line := keep_earlier(stem, result)):
+            tell(line)
+        write_result(path, result)
+        tell(f"written: {stem}.json")
+        return stem
+
     @contextlib.contextmanager
     def _start_helpers(self, unfinished: int) -> Iterator[Helpers]:
         threads, wanted = torch.get_num_threads(), self.request.processes
@@ -215,30 +236,25 @@ def help_parent() -> None:
     attack_share(Subject(request).session(), part, parts, tick)
 
 
-def result_path(target: Path, which: str, kind: str = "evaluation") -> Path:
+def result_path(target: Path, which: str, kind: str = "evaluation", weights: str = "") -> Path:
     """Where a result of that kind about a run's best or last checkpoint, or a file, is kept; less its suffix. That
-    of a model in code is kept in the current folder."""
+    of a model in code is kept in the current folder, with the name of the file that its `weights` are from."""
     if is_name(target):
-        return Path(f"{kind}-{str(target).replace(':', '.')}")
+        place, _, name = str(target).rpartition(":")
+        place = Path(place).stem if place.endswith(".py") else place
+        return Path(f"{kind}-{place}.{name}{f'-{split(weights)[0].stem}' * bool(weights)}")
     return target / f"{kind}-{which}" if target.is_dir() else target.parent / f"{kind}-{target.stem}"
 
 
 def read_weights(target: Path, which: str) -> tuple[Path, dict[str, Any]]:
-    """The newest undamaged best or last checkpoint of a run's folder, or the file that `target` is: path, content.
-
-    A file with a SHA-256 sidecar, as every checkpoint of a run has one, is held to it. Raises CheckpointError.
-    """
+    """The newest undamaged best or last checkpoint of a run's folder, or the file that `target` is, see
+    `read_file`: path, content. Raises CheckpointError."""
     if target.is_dir():
         found = checkpoint.read_newest(target / "checkpoints", which)
         if found is None:
             raise checkpoint.CheckpointError(f"{target}: no {which} checkpoint in it; train it first")
         return found
-    if target.suffix == ".pt" and target.with_suffix(".pt.sha256").exists():
-        return target, checkpoint.read(target)
-    try:
-        return target, read_checkpoint(target)
-    except ValueError as error:
-        raise checkpoint.CheckpointError(str(error)) from error
+    return target, read_file(target)
 
 
 def own_config(path: Path, state: dict[str, Any]) -> Config | None:

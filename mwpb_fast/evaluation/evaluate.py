@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from mwpb_fast.evaluation.model_checks import Model
 from mwpb_fast.evaluation.per_class import by_class, confusion
 from mwpb_fast.evaluation.score import not_finite, summary, worst
 from mwpb_fast.evaluation.session import Session, TestSet
+from mwpb_fast.evaluation.sharded import Report, ShardedAttack
 from mwpb_fast.runs.log import progress
 from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.processes import Helpers
 
 FORMAT = 2
+SURE = 0.05  # of an attack must be done before its time left is told: the first images say little of it
 StartHelpers = Callable[[int], AbstractContextManager[Helpers]]
 
 
@@ -82,13 +84,14 @@ def attack_all(
         with start_helpers(sum(len(attack.unfinished) for attack in long)) as helpers:
             for name, attack in attacks.items():
                 share = 1 + helpers.count if attack in long else 1
-                mine = range(0, len(attack.shards), share)
-                with progress(len(attack.index), name) if show else nullcontext() as bar:
-                    report = bar.advance if bar else lambda images: None
+                mine = [number for number in attack.unfinished if number % share == 0]
+                with _shown(name, attack, mine, show) as report:
                     attack.run(session.model, mine, report)
                     if share > 1:
                         helpers.wait(tick)
-                        attack.run(session.model, [n for n in range(len(attack.shards)) if n not in mine], report)
+                if rest := attack.unfinished:  # what a helper that died has left
+                    with _shown(name, attack, rest, show) as report:
+                        attack.run(session.model, rest, report)
     results = {name: summary(attack, len(session.index)) for name, attack in attacks.items()}
     for name, attack in attacks.items():
         _add_classes(session, results[name], attack.index, [attack.records[n] for n in range(len(attack.shards))])
@@ -125,13 +128,35 @@ def attack_share(session: Session, part: int, parts: int, tick: Callable[[], Non
                 attack.run(session.model, range(part, len(attack.shards), parts))
 
 
+@contextmanager
+def _shown(name: str, attack: ShardedAttack, shards: Sequence[int], show: bool) -> Iterator[Report]:
+    """Shows how far an attack is from the reports of `shards`, which this process has; those that helpers have are
+    taken to be as far."""
+    images = [len(attack.shards[number]) for number in attack.unfinished]
+    left, own, told = sum(images), sum(len(attack.shards[number]) for number in shards), 0
+    before = len(attack.index) - left
+    with progress(len(attack.index), name, done=before, sure=SURE, form="lines" if show else "quiet") as bar:
+
+        def report(images: int, part: str) -> None:
+            nonlocal told
+            told += images
+            bar.advance(before + left * told // own - bar.done, f"({part})" if part else "")
+
+        yield report
+
+
 def write_result(path: Path, result: dict[str, Any]) -> Path:
     """Keep a result as `path` with .json after its name; a preview beside a result on the whole set, with
     -preview.json. Returns the path without .json."""
-    if result["preview"] and _is_whole(Path(f"{path}.json")):
-        path = path.with_name(f"{path.name}-preview")
+    path = place(path, result)
     write_atomically(Path(f"{path}.json"), (to_json(result, indent=1) + "\n").encode())
     return path
+
+
+def place(path: Path, result: dict[str, Any]) -> Path:
+    """Where `write_result` keeps it, without .json."""
+    aside = result["preview"] and _is_whole(Path(f"{path}.json"))
+    return path.with_name(f"{path.name}-preview") if aside else path
 
 
 def _add_classes(

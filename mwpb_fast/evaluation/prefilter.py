@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.evaluation.accuracy import predicted
-from mwpb_fast.evaluation.autoattack import COMPONENTS, STANDARD, autoattack, deviations, package_version
+from mwpb_fast.evaluation.autoattack import COMPONENTS, STANDARD, autoattack, cost, deviations, package_version
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome, check_ball
+from mwpb_fast.evaluation.course import GRADIENT
 from mwpb_fast.method import Net
 from mwpb_fast.system.lazy import ops, torch
 from mwpb_fast.system.memory import none_left
@@ -129,7 +130,8 @@ def prefiltered(components: Sequence[str] = STANDARD, **own: Any) -> EvaluationA
     def attack(
         model: Watched, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, setting: AttackSetting
     ) -> Outcome:
-        started = time.monotonic()
+        started, own = time.monotonic(), GRADIENT * (CANDIDATES + TARGETS * (STEPS + 1))
+        model.begin("prefilter", GRADIENT, len(x) * (own + cost(components)))
         x_adv, classes = x.clone(), predict(model, x, setting.batch_size)
         clean = classes == y
         net, which = fast_net(model, x, setting)
@@ -152,6 +154,7 @@ def prefiltered(components: Sequence[str] = STANDARD, **own: Any) -> EvaluationA
                 batch_size=setting.batch_size,
                 components=components,
                 search=model.search,
+                begin=model.begin,
             )
             x_adv[rest], classes[rest] = standard.x_adv, standard.predicted
             for name in list(standard.after)[1:]:

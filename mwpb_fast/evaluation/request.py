@@ -12,12 +12,13 @@ from mwpb_fast.config import Config, EvaluationConfig
 class Request:
     """One checkpoint to attack on its test split; `evaluate_run`, its helper processes and `trust_run` take it.
 
-    target: a run's folder, one checkpoint, a file of weights, or `module:name` for a model in code, see `named`.
+    target: a run's folder, one checkpoint, a file of weights, or a name of a model in code, see `named`.
     images: for such a model, `module:name` of its images, see `evaluate`; those of config without it. evaluation,
     data_dir, device: instead of the run's own. which: of a run's checkpoints, best or last. config: says the model
-    and data set of a bare file of weights; weights: which of several sets in it, by the beginning of its place.
-    seed: of what is random in the attacks. processes: how many share the long attacks on the CPU; as many as there
-    are threads if None. show: a bar of progress for each attack. save_images: keep the adversarial images.
+    and data set of a bare file of weights; weights: which of several sets in it, by the beginning of its place,
+    or for a model in code FILE or FILE:PLACE. seed: of what is random in the attacks. processes: how many share
+    the long attacks on the CPU; as many as there are threads if None. show: a bar of progress for each attack.
+    save_images: keep the adversarial images.
     """
 
     target: Path

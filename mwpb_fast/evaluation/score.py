@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.evaluation.autoattack import square_warning
@@ -53,15 +53,16 @@ def interval(found: dict[str, Any]) -> list[float] | None:
 
 
 def summary(attack: ShardedAttack, whole: int) -> dict[str, Any]:
-    """The numbers of a finished attack: score, ball, parameters, seconds, images sent through the model; which
-    images where they are not the whole evaluation's. For AutoAttack also the accuracy after each component, how
-    it departs from the standard, and its warnings: kind -> message and the shards that gave it."""
+    """The numbers of a finished attack: score, ball, parameters, seconds for which anybody was at it, images sent
+    through the model; which images where they are not the whole evaluation's. For AutoAttack also the accuracy
+    after each component, how it departs from the standard, and its warnings: kind -> message and the shards that
+    gave it."""
     records = [attack.records[number] for number in range(len(attack.shards))]
     flags = "".join(record["flags"] for record in records)
     result = score(flags) | _ball(attack) | {"n": len(flags)}
     if len(flags) < whole:
         result["images"] = attack.index.tolist()
-    result["seconds"] = round(sum(record["seconds"] for record in records), 3)
+    result["seconds"] = time_taken((record.get("began"), record["seconds"]) for record in records)
     result["forwards"] = sum(record["forwards"] for record in records)
     if attack.engine:
         result["engine"] = attack.engine
@@ -83,15 +84,35 @@ def summary(attack: ShardedAttack, whole: int) -> dict[str, Any]:
         for kind, message in record["warnings"].items():
             warnings.setdefault(kind, {"message": message, "shards": []})["shards"].append(record["shard"])
     if attack.attack.preview:
-        parts = sorted({name for record in records for name in record.get("stages", ())})
-        spent = {
-            name: round(sum(record.get("stages", {}).get(name, 0.0) for record in records), 3) for name in parts
-        }
-        result |= {"preview": True, "stages": spent}
+        result |= {"preview": True, "stages": _stages(records)}
     late = square_warning({stage: accuracy / 100 for stage, accuracy in after.items()})
     warnings |= {kind: {"message": message, "shards": []} for kind, message in late.items()}
     deviations = sorted({text for record in records for text in record["deviations"]})
     return result | {"after": after, "warnings": warnings, "deviations": deviations}
+
+
+def time_taken(spans: Iterable[tuple[float | None, float]]) -> float:
+    """For how many seconds at least one of (its beginning, its seconds) went on: what several processes do at once
+    counts once, and a break between two of them does not. One whose beginning is not known counts in full."""
+    total, end = 0.0, -math.inf
+    for began, seconds in sorted(spans, key=lambda span: -math.inf if span[0] is None else span[0]):
+        if began is None:
+            total += seconds
+        else:
+            total += max(began + seconds - max(began, end), 0.0)
+            end = max(began + seconds, end)
+    return round(total, 3)
+
+
+def _stages(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """`time_taken` by each stage; a shard's stages come one after the other."""
+    spans: dict[str, list[tuple[float | None, float]]] = {}
+    for record in records:
+        began = record.get("began")
+        for name, seconds in record.get("stages", {}).items():
+            spans.setdefault(name, []).append((began, seconds))
+            began = None if began is None else began + seconds
+    return {name: time_taken(spans[name]) for name in sorted(spans)}
 
 
 def not_finite(results: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -134,16 +155,17 @@ def worst(results: dict[str, dict[str, Any]], images: list[int], setting: Attack
     full = {name: r for name, r in comparable.items() if "images" not in r}
     found: dict[str, Any] = {}
     if full:
-        found["worst"] = _pointwise([r["flags"] for r in full.values()]) | {"of": list(full)}
+        found["worst"] = pointwise([r["flags"] for r in full.values()]) | {"of": list(full)}
     if full.keys() < comparable.keys():
         by_image = [dict(zip(r.get("images", images), r["flags"], strict=True)) for r in comparable.values()]
         common = [image for image in images if all(image in flags for flags in by_image)]
         flags = ["".join(one[image] for image in common) for one in by_image]
-        found["worst_common"] = _pointwise(flags) | {"of": list(comparable), "n": len(common), "images": common}
+        found["worst_common"] = pointwise(flags) | {"of": list(comparable), "n": len(common), "images": common}
     return found
 
 
-def _pointwise(flags: list[str]) -> dict[str, Any]:
+def pointwise(flags: Sequence[str]) -> dict[str, Any]:
+    """The score where an image is right under every attack. flags: of each attack, on the same images."""
     return score("".join(map(min, zip(*flags, strict=True))))
 
 

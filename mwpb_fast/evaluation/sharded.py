@@ -24,13 +24,14 @@ import torch
 
 from mwpb_fast.evaluation.adversaries import write_shard
 from mwpb_fast.evaluation.contract import AttackSetting, EvaluationAttack, Outcome
+from mwpb_fast.evaluation.course import Counter, Course
 from mwpb_fast.evaluation.function import Fingerprint, same
 from mwpb_fast.evaluation.watched import Watched
 from mwpb_fast.system.files import is_whole, sealed, to_json, write_atomically
 from mwpb_fast.system.lock import Claim, claims
 
 SHARD = 250
-Report = Callable[[int], None]
+Report = Callable[[int, str], None]
 
 
 def split(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -82,9 +83,10 @@ class ShardedAttack:
         """Numbers of the shards that have no result yet."""
         return [number for number in range(len(self.shards)) if self.read(number) is None]
 
-    def run(self, model: Watched, shards: Iterable[int], report: Report = lambda images: None) -> None:
-        """Attack those of `shards` that have no result. report: called with the number of images newly done."""
-        counters = {number: _Counter(len(self.shards[number]), report) for number in shards}
+    def run(self, model: Watched, shards: Iterable[int], report: Report = lambda images, part: None) -> None:
+        """Attack those of `shards` that have no result. report: called with the number of images newly done, and
+        the part of the attack that is at work, if it has several."""
+        counters = {number: Counter(len(self.shards[number]), report) for number in shards}
         with self._claims(model.tick) as claim:
             while counters:
                 taken = [number for number in counters if self._run(model, number, counters[number], claim)]
@@ -93,7 +95,7 @@ class ShardedAttack:
                     model.tick()
                     time.sleep(0.2)
 
-    def _run(self, model: Watched, number: int, counter: _Counter, claim: Claim) -> bool:
+    def _run(self, model: Watched, number: int, counter: Counter, claim: Claim) -> bool:
         """Whether a shard has a result now; it has none where another process is at it."""
         if self.read(number) is None:
             with claim(number) as mine:
@@ -113,16 +115,17 @@ class ShardedAttack:
         self.folder.mkdir(parents=True, exist_ok=True)
         return claims(self.folder / f"{self.name}-{self.digest[:12]}.lock")
 
-    def _attack(self, model: Watched, index: torch.Tensor, counter: _Counter) -> tuple[Outcome, dict[str, Any]]:
+    def _attack(self, model: Watched, index: torch.Tensor, counter: Counter) -> tuple[Outcome, dict[str, Any]]:
         before, tick = model.forwards, model.tick
+        course = model.course = Course(self.attack.forwards * len(index), before)
         model.not_finite.zero_()
         refuted = model.search.refuted if model.search else 0
 
         def count() -> None:
             tick()
-            counter.reach(min((model.forwards - before) / (self.attack.forwards * len(index)), 1.0))
+            counter.reach(course.share(model.forwards), course.part)
 
-        started = time.monotonic()
+        began, started = time.time(), time.monotonic()
         x, y = self.load(index)
         model.tick = count
         try:
@@ -134,6 +137,7 @@ class ShardedAttack:
             model.tick = tick
         logits, gradients = model.not_finite.tolist()
         return outcome, {
+            "began": began,
             "seconds": round(time.monotonic() - started, 3),
             "forwards": model.forwards - before,
             **({"refuted": model.search.refuted - refuted} if self.engine and model.search else {}),
@@ -157,8 +161,9 @@ class ShardedAttack:
         return self.folder / f"{self.name}-{self.digest[:12]}-{shard:05d}.safetensors"
 
     def write(self, shard: int, outcome: Outcome, about: dict[str, Any]) -> None:
-        """Keep a shard's result, with what is known about its making: the time that it took, the number of images
-        sent through the model, and how many of them gave logits and gradients that are not finite."""
+        """Keep a shard's result, with what is known about its making: when it began (seconds since 1970) and the
+        time that it took; the number of images sent through the model, and how many of them gave logits and
+        gradients that are not finite."""
         record = {
             "key": self.digest,
             "fingerprint": self.fingerprint,
@@ -200,6 +205,7 @@ class ShardedAttack:
                 and all(len(numbers) == count for numbers in record["values"].values())
                 and len(record.setdefault("predicted", None) or flags[0]) == count
                 and not (self.images and record["predicted"] is None)
+                and isinstance(record.get("began", 0.0), float)  # earlier versions did not write it
                 and isinstance(record["seconds"], float)
                 and isinstance(record["forwards"], int)
                 and all(isinstance(record["not_finite"][kind], int) for kind in ("logits", "gradients"))
@@ -211,17 +217,6 @@ class ShardedAttack:
         if fits:
             self.records[shard] = record
         return record if fits else None
-
-
-class _Counter:
-    def __init__(self, images: int, report: Report) -> None:
-        self.images, self.report, self.done = images, report, 0
-
-    def reach(self, share: float) -> None:
-        new = int(self.images * share) - self.done
-        if new:
-            self.done += new
-            self.report(new)
 
 
 def bits(flags: torch.Tensor) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.evaluation.checkpoint import Subject, read_weights, result_path
 from mwpb_fast.evaluation.contract import EvaluationAttack
-from mwpb_fast.evaluation.evaluate import write_result
 from mwpb_fast.evaluation.indicators import slopes, trace
 from mwpb_fast.evaluation.planted import planted
 from mwpb_fast.evaluation.probes import gradients, weighted
@@ -33,13 +32,19 @@ UNEQUAL = ("pgd20-weighted", "pgd20-reversed")
 FACTORS = (Fraction(3, 4), Fraction(1), Fraction(5, 4), Fraction(3, 2), *(Fraction(2**k) for k in range(1, 5)))
 
 
-def trust_run(request: Request, *, without: Sequence[str] = (), control: Path | None = None) -> dict[str, Any]:
+def trust_run(
+    request: Request,
+    *,
+    without: Sequence[str] = (),
+    control: Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
     """The trust report of what a request asks for; the attacks of its evaluation are not looked at.
 
     without: attacks to leave out, whose checks are then said not to be run. control: another run to stand beside
-    it, its checkpoint evaluated before at the same radius and step. Shards finished by `evaluate_run` are taken,
-    and the same call goes on after a kill. The report goes to trust-<which>.json and .md in the run folder, beside
-    the file for a file. Raises what `evaluate_run` raises.
+    it, its checkpoint evaluated before at the same radius and step. tell: as `evaluate_run` has it, whose finished
+    shards are taken. The same call goes on after a kill. The report goes to trust-<which>.json and .md in the run
+    folder, beside the file for a file. Raises what `evaluate_run` raises.
     """
     evaluation = request.evaluation or Subject(request).evaluation
     names = plan(evaluation)
@@ -55,7 +60,8 @@ def trust_run(request: Request, *, without: Sequence[str] = (), control: Path | 
         if split not in (None, result["split_sha256"]):  # None: made by a version that did not write it
             raise ConfigError(f"{beside['path']}: was made on other test images; evaluate the control again")
         report["control"] = beside
-    stem = write_result(result_path(request.target, request.which, "trust"), report)
+    path = result_path(request.target, request.which, "trust", request.weights)
+    stem = subject.write(path, report, tell)
     write_atomically(Path(f"{stem}.md"), (markdown(report) + "\n").encode("utf-8", "backslashreplace"))
     return report
 

@@ -13,7 +13,8 @@ from mwpb_fast.evaluation import adversaries
 from mwpb_fast.evaluation.accuracy import predicted
 from mwpb_fast.evaluation.checkpoint import Subject
 from mwpb_fast.evaluation.contract import BALL_TOLERANCE, distances
-from mwpb_fast.evaluation.named import find_model, is_name
+from mwpb_fast.evaluation.filled import named_model
+from mwpb_fast.evaluation.named import is_name
 from mwpb_fast.evaluation.request import Request
 from mwpb_fast.evaluation.session import Session
 
@@ -34,7 +35,7 @@ def verify(file: Path, request: Request) -> list[tuple[bool | None, str]]:
     checks.append((bool(inside.all()), f"{int(inside.sum())} of {n} images are in [0, 1] and within {what}"))
     natural = EvaluationConfig(attacks=("natural",), batch_size=_batch_size(request))
     if is_name(request.target) and request.config is None:
-        model = find_model(str(request.target))
+        model = named_model(str(request.target), request.weights).model
         precision = make_precision(PrecisionConfig(device=request.device or "auto", dtype="fp32"))
         if isinstance(model, torch.nn.Module):
             model.to(precision.device)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from mwpb_fast.engine.trial import fault
 from mwpb_fast.evaluation.accuracy import sound
+from mwpb_fast.evaluation.course import Course
 from mwpb_fast.evaluation.model_checks import EvaluationError
 from mwpb_fast.system.layout import in_layout
 from mwpb_fast.system.lazy import torch
@@ -33,7 +34,7 @@ class Watched(torch.nn.Module):
     logits, and a gradient, that are not finite: (2,) int64 on the device. Raises EvaluationError for an output
     that is no (B, classes) tensor of floating logits. at_once: at most so many images go through the model
     together, a batch of more in parts that keep nothing for the backward pass, which runs them again; 0: any
-    number. search: what AutoAttack searches on in its place, or None.
+    number. search: what AutoAttack searches on in its place, or None. course: how far the attack at work is.
 
     Logits are finite where the largest is: a class that a model rules out by -inf is no fault.
     """
@@ -47,6 +48,11 @@ class Watched(torch.nn.Module):
         self.given: torch.dtype = torch.float32
         self.not_finite = torch.zeros(2, dtype=torch.int64, device=device)
         self.search: Any = None
+        self.course = Course(0.0)
+
+    def begin(self, part: str, each: int, left: float) -> None:
+        """A part of an attack begins, see `Course`."""
+        self.course.begin(self.forwards, part, each, left)
 
     def forward(
         self, x: torch.Tensor, stand_in: Callable[[torch.Tensor], torch.Tensor] | None = None

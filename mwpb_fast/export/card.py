@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mwpb_fast.config import axis_name
+from mwpb_fast.config import axis_name, to_dict
+from mwpb_fast.config.changes import changed
 from mwpb_fast.evaluation.checkpoint import result_path
 from mwpb_fast.evaluation.trust_report import in_255
 from mwpb_fast.export import MARK
@@ -18,8 +19,11 @@ def card(source: Source, file: str, loading: str, repository: str = "") -> str:
     """Markdown. file: of the exported model. loading: Python that loads it. repository: of the hub, ORG/NAME."""
     config, (height, width) = source.config, source.size
     eps = in_255(str(config.evaluation.eps))
+    changes = changed(to_dict(config))
+    departs = "; ".join(changes or ["nothing"]) if changes is not None else "not known: there is no such recipe"
     rows = [
         ["recipe", config.recipe],
+        ["changed from it", departs],
         ["model", f"{config.model.name}, {len(source.classes)} classes"],
         ["trained on", config.data.name],
         ["budget", _axis("budgets", config.budget)],
@@ -40,7 +44,7 @@ def card(source: Source, file: str, loading: str, repository: str = "") -> str:
         "tags: [adversarial-robustness, adversarial-training]",
         "---",
         "",
-        f"# {config.recipe}",
+        f"# {config.recipe}{', changed' if changes else ''}",
         "",
         f"An image classifier trained against adversarial examples; {MARK}.",
         "",

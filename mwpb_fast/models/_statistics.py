@@ -58,6 +58,16 @@ class Statistics:
         model.normalize.to(next(model.parameters()).device)
         return mean, std
 
+    def left_out(self) -> str:
+        """What to say where they are not applied; "" where they change nothing."""
+        neutral = (
+            all(v == NEUTRAL[kind] for v in values) for kind in NEUTRAL for values in self.found[kind].values()
+        )
+        if all(neutral):
+            return ""
+        names = ", ".join(name for values in self.found.values() for name in values)
+        return f"the file's normalisation {names} is not applied to a model in code, which has no place for it"
+
     def add(self, name: str, mean: list[float], std: list[float]) -> None:
         """Both of a place that is called `name`."""
         self.found["mean"][name], self.found["std"][name] = mean, std
@@ -79,7 +89,8 @@ def find_statistics(
 ) -> Statistics:
     """Of a file's content: beside the weights, which are in the dictionary at `path` under `prefixes`, and beside
     the dictionaries that they are in. Raises ValueError for those of another number of channels."""
-    channels = next((p.shape[1] for p in model.parameters() if p.dim() == 4), 1)
+    known = next((p.shape[1] for p in model.parameters() if p.dim() == 4), None)
+    channels = known or 1
     found = Statistics(channels)
     inner, own = content, set(model.state_dict())
     for step in (*path, None):
@@ -92,7 +103,7 @@ def find_statistics(
             numbers = numbers_of(value)
             if not beside and len(numbers) not in (1, channels):
                 continue
-            if len(numbers) not in (1, channels):
+            if known and len(numbers) not in (1, channels):
                 raise ValueError(
                     f"the file's normalisation {name} has {len(numbers)} numbers for {channels} channels"
                 )

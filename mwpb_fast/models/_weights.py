@@ -64,12 +64,15 @@ class _Found:
         return self.content[self.names[self.prefix + name]]
 
 
-def load_weights(model: nn.Module, content: Mapping[str, Any], choice: str = "") -> Loaded:
+def load_weights(
+    model: nn.Module, content: Mapping[str, Any], choice: str = "", *, normalize: bool = True
+) -> Loaded:
     """Load the weights in a file's content strictly; what the model's names are wrapped in does not matter.
 
     choice: where several sets of weights are in it, which: the beginning of its place, such as state_dict_ema or
     module.teacher; what stands beside it is then left out. Mean and deviation of images, as modules for
     normalisation keep them, become the model's; so do those among the file's options that can mean nothing else.
+    normalize False: the model's code is to normalise images itself, and what the file has for it is a doubt.
     BN's `num_batches_tracked` may be absent, as in old files. Raises a one-line ValueError for weights that differ
     and are not chosen from, for normalisation that cannot be applied, and with the first missing, unexpected and
     wrongly shaped names; and then leaves the model as it was.
@@ -88,11 +91,11 @@ def load_weights(model: nn.Module, content: Mapping[str, Any], choice: str = "")
         chosen = _Found((), content, {str(name): str(name) for name in content}, "", 0)
     weights, unexpected, left_out = _sort(chosen, whole, own, bool(choice))
     statistics = find_statistics(model, content, chosen.path, [f.prefix for f in whole if f.path == chosen.path])
-    doubt = add_options(statistics, model, content)
+    doubt = add_options(statistics, model, content) if normalize else statistics.left_out()
     _refuse(weights, unexpected, own, needed)
-    normalize = statistics.apply(model)
+    applied = statistics.apply(model) if normalize else None
     model.load_state_dict(weights)
-    return Loaded(chosen.place, tuple(left_out), normalize, doubt)
+    return Loaded(chosen.place, tuple(left_out), applied, doubt)
 
 
 def _dictionaries(
@@ -136,7 +139,8 @@ def _the_one(whole: list[_Found], needed: Sequence[str]) -> _Found:
             if not (isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor) and torch.equal(one, two)):
                 places = ", ".join(found.place or "the outermost" for found in meant)
                 raise ValueError(
-                    f"there are several sets of weights, and they differ: {places}; choose by --weights"
+                    f"there are several sets of weights, and they differ: {places}; choose by --weights "
+                    "PLACE, for a model in code by --weights FILE:PLACE"
                 )
     return meant[0]
 

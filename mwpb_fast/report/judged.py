@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from mwpb_fast.report.read import Attack, Result, Run
+from mwpb_fast.system.text_tables import counted
 
 WORDS = {
     "ok": "Can be believed",
@@ -62,7 +63,10 @@ def judge(run: Run) -> Judgement:
         reasons.append(("open", f"no trust report of this checkpoint: mwpb-fast trust {place}"))
     if result.preview:
         reasons.append(
-            ("open", f"a preview: {result.n:,} images, not the whole test set: mwpb-fast evaluate {place}")
+            (
+                "open",
+                f"a preview: {counted(result.n, 'image')}, not the whole test set: mwpb-fast evaluate {place}",
+            )
         )
     elif trust is not None and trust.preview:
         reasons.append(
@@ -76,9 +80,9 @@ def judge(run: Run) -> Judgement:
     if run.last_epoch < run.count("epochs"):
         reasons.append(("open", f"the run is not finished: {run.last_epoch} of {run.count('epochs')} epochs"))
     if bad := sum(int(value) for _, value in run.column("bad_steps")):
-        reasons.append(("open", f"{bad} training steps were not finite, and left the weights alone"))
+        reasons.append(("open", f"training steps that were not finite, and left the weights alone: {bad}"))
     if trust is not None and (fine := sum(verdict == "ok" for _, verdict, _ in trust.verdicts)):
-        reasons.append(("ok", f"{fine} of {len(trust.verdicts)} checks of the trust report are ok"))
+        reasons.append(("ok", f"{fine} of {counted(len(trust.verdicts), 'check')} of the trust report ok"))
     if result.stale is None:
         reasons.append(("open", "there is no checkpoint by which to tell whether the result is of this run's"))
     if result.stale is False:

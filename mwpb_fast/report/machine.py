@@ -10,6 +10,7 @@ from mwpb_fast.report import curves
 from mwpb_fast.report.markup import Markup, details, element, table
 from mwpb_fast.report.parts import soft
 from mwpb_fast.report.read import Run, number_in
+from mwpb_fast.system.units import duration, pace
 
 
 def machine(run: Run, alone: bool) -> list[Markup]:
@@ -20,8 +21,8 @@ def machine(run: Run, alone: bool) -> list[Markup]:
         waits = [value for _, value in run.column("wait_share")]
         waited = f", {100 * sum(waits) / len(waits):.1f} % of it waiting for data" if waits else ""
         found.append(
-            element("p", f"{middle:,.0f} images a second (median of the epochs), {seconds / 3600:.2f} h in "
-                         f"training steps{waited}.")
+            element("p", f"{pace(middle, 'images') or '0 images/s'} (median of the epochs), "
+                         f"{duration(seconds)} in training steps{waited}.")
         )  # fmt: skip
         if alone:
             found.append(element("div", curves.speed([run]), class_="charts"))

@@ -43,15 +43,20 @@ def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
     return Markup(f"<{name}{words}>{join(*children)}</{name}>")
 
 
-def table(header: list[Any], rows: list[list[Any]], caption: str, wide: bool = False) -> Markup:
-    """A table whose first column names its rows; where it is too wide it scrolls, by keyboard too."""
+def table(
+    header: list[Any], rows: list[list[Any]], caption: str, wide: bool = False, stack: bool = False
+) -> Markup:
+    """A table whose first column names its rows; where it is too wide it scrolls, by keyboard too. stack: on a
+    phone each row is a block, a line a cell with its column's name."""
     head = element("tr", [element("th", cell, scope="col") for cell in header])
+    names = [name if stack else None for name in header[1:]]
     body = [
-        element("tr", element("th", row[0], scope="row"), [element("td", cell) for cell in row[1:]])
+        element("tr", element("th", row[0], scope="row"),
+                [element("td", cell, data_column=name) for cell, name in zip(row[1:], names, strict=True)])
         for row in rows
-    ]
+    ]  # fmt: skip
     inner = element("table", element("thead", head), element("tbody", body))
-    name = "scroll wide" if wide else "scroll"
+    name = f"scroll{' wide' if wide else ''}{' stack' if stack else ''}"
     scroll = element("div", inner, class_=name, tabindex=0, role="region", aria_label=caption)
     return join(element("p", caption, class_="told"), scroll)
 

@@ -22,7 +22,7 @@ POLICY = (
 def page(runs: Sequence[Run], looked: Sequence[Looked | str]) -> str:
     """The whole file. looked: for each run what `images.look` found, or why there is nothing."""
     methods = grouped(runs)
-    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.label for run in runs)}"
+    title = _title(runs[0]) if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.label for run in runs)}"
     body = _one(runs[0], looked[0]) if len(runs) == 1 else _several(runs, methods, looked)
     head = element(
         "head",
@@ -40,6 +40,10 @@ def page(runs: Sequence[Run], looked: Sequence[Looked | str]) -> str:
     return "<!DOCTYPE html>\n" + element("html", head, inner, lang="en")
 
 
+def _title(run: Run) -> str:
+    return f"{run.label}, changed" if run.changed else run.label
+
+
 def _navigation(links: Sequence[tuple[str, str]]) -> Markup:
     anchors = [element("a", name, href=f"#{target}") for target, name in links]
     return element("nav", anchors, aria_label="sections")
@@ -52,7 +56,7 @@ def _section(key: str, title: str, *inside: Markup | str | None, level: str = "h
 def _one(run: Run, looked: Looked | str) -> Markup:
     sections = _sections(run, looked, [run])
     links = [(key, title) for key, title, _ in sections]
-    top = element("header", element("h1", run.label), parts.what(run), _navigation(links))
+    top = element("header", element("h1", _title(run)), parts.what(run), _navigation(links))
     content = [_section(key, title, *inside) for key, title, inside in sections]
     return join(top, element("main", parts.first(run), parts.facts(run), *content, id="content"))
 
@@ -72,7 +76,7 @@ def _several(runs: Sequence[Run], methods: Sequence[Method], looked: Sequence[Lo
             _section(f"run{i}-{key}", title, *inner, level="h3")
             for key, title, inner in _sections(run, found, runs)
         ]
-        content.append(_section(f"run{i}", run.label, parts.what(run), parts.first(run), parts.facts(run), *own))
+        content.append(_section(f"run{i}", _title(run), parts.what(run), parts.first(run), parts.facts(run), *own))
     return join(top, element("main", *content, id="content"))
 
 
@@ -92,20 +96,52 @@ def _sections(run: Run, looked: Looked | str, runs: Sequence[Run]) -> list[tuple
 
 
 def _overview(runs: Sequence[Run]) -> Markup:
-    """A row a run: what stands first in each one's own part."""
+    """A row a run: what stands first in each one's own part. Where not all were attacked alike, the worst case
+    over the attacks that all have goes before each one's own."""
+    judged = [judge(run) for run in runs]
+    results = [found.headline for found in judged if found.headline and found.robust]
+    alike = all(compare.attacked(result) == compare.attacked(results[0]) for result in results)
+    common = [] if alike else compare.shared(results)
     rows = []
-    for i, run in enumerate(runs):
-        found = judge(run)
-        cells = [parts.percent(attack) for attack in (found.robust, found.natural)]
-        result = found.headline
-        what = f"{result.n:,}{', a preview' if result.preview else ''}" if result else ""
+    for i, (run, found) in enumerate(zip(runs, judged, strict=True)):
+        result, own = found.headline, parts.percent(found.robust)
+        result = result if found.robust else None
+        over = f"{', '.join(compare.attacked(result))} at {result.norm} {result.eps}" if result else ""
         level = element("span", parts.SIGNS[found.level], " ", WORDS[found.level], class_=f"is-{found.level}")
-        key = element("span", class_=f"key {run.colour}")
-        name = element("a", run.label, href=f"#run{i}")
+        natural = parts.percent(found.natural)
+        if common:
+            cells = [parts.percent(compare.worst_of(result, common)) if result else "", natural, level, own]
+        else:
+            cells = [own, natural, level]
+        shown = found.headline
+        what = f"{shown.n:,}{', a preview' if shown.preview else ''}" if shown else ""
+        told = parts.departures(run)
+        name = join(
+            element("span", class_=f"key {run.colour}"),
+            element("a", run.label, href=f"#run{i}"),
+            element("div", told, class_="told is-open") if told else None,
+        )
         epochs = f"{run.last_epoch} of {run.count('epochs')}"
-        rows.append([join(key, name), *cells, level, what, epochs, run.option("seed", "")])
-    header = ["run", "robust (worst case)", "natural", "can it be believed?", "test images", "epochs", "seed"]
-    return table(header, rows, "best checkpoint of each, with 95 % intervals")
+        rows.append([name, *cells, element("span", over, class_="wrap"), what, epochs, run.option("seed", "")])
+    robust = [f"robust, worst of {', '.join(common)}"] if common else ["robust"]
+    own_name = ["own worst case"] if common else []
+    header = ["run", *robust, "natural", "can it be believed?", *own_name, "worst of", "test images", "epochs",
+              "seed"]  # fmt: skip
+    shown_table = table(header, rows, "best checkpoint of each, with 95 % intervals", stack=True)
+    return join(shown_table, None if alike else element("p", _unlike(common), class_="is-open"))
+
+
+def _unlike(common: Sequence[str]) -> str:
+    """What to say of runs that were not all attacked alike."""
+    if not common:
+        return (
+            "The runs were not attacked alike, and no attack at one radius is in the worst case of all of them: "
+            "their robust accuracies are not to be compared."
+        )
+    return (
+        f"The runs were not attacked alike. Compare the worst of {', '.join(common)}, which all of them have; a "
+        "run's own worst case is over the attacks that stand beside it."
+    )
 
 
 def _differing(methods: Sequence[Method]) -> Markup:

@@ -18,9 +18,16 @@ def soft(sentence: str) -> Markup:
 
 
 def percent(attack: Attack | None) -> str:
-    return (
-        "" if attack is None else f"{attack.accuracy:.2f} % ({attack.interval[0]:.1f} to {attack.interval[1]:.1f})"
-    )
+    if attack is None:
+        return ""
+    return f"{attack.accuracy:.2f} % ({attack.interval[0]:.1f} to {attack.interval[1]:.1f})"
+
+
+def departures(run: Run) -> str:
+    """Whether the run is what its name says, where there is something to say."""
+    if run.changed is None:
+        return "This version has no such recipe, so whether the run departs from it is not known."
+    return f"Changed from the recipe: {'; '.join(run.changed)}." if run.changed else ""
 
 
 # what it is, and whether it can be trusted -----------------------------------------------------------------------
@@ -28,7 +35,9 @@ def what(run: Run) -> Markup:
     """A run in one sentence."""
     name, data = run.option("model.name", "?"), run.option("data.name", "?")
     method = f"{axis(run, 'objective')} with budget {axis(run, 'budget')}, attack {axis(run, 'attack')}"
-    return soft(f"{name} on {data}: {method}. Folder {run.folder}")
+    about = soft(f"{name} on {data}: {method}. Folder {run.folder}")
+    told = departures(run)
+    return join(element("p", element("b", told), class_="is-open") if told else None, about)
 
 
 def axis(run: Run, name: str) -> str:

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast.config import ConfigError, yaml_file
+from mwpb_fast.config.changes import changed
+from mwpb_fast.runs.found import require_run
 from mwpb_fast.runs.log import parse_records
+from mwpb_fast.system.text_tables import counted
 
 BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, ZeroDivisionError, OverflowError)
 
@@ -19,7 +22,8 @@ BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, ZeroDivi
 @dataclass(frozen=True)
 class Attack:
     """One row of a result. ball: its radius and norm as text. images: which of the test images it saw, None for
-    the result's all. flags: 0 or 1 for each of them. probe: a measurement of a trust report, and no attack."""
+    the result's all. flags: 0 or 1 for each of them. of: the attacks of a worst case. probe: a measurement of a
+    trust report, and no attack."""
 
     name: str
     accuracy: float
@@ -30,6 +34,7 @@ class Attack:
     images: tuple[int, ...] | None = None
     per_class: tuple[float | None, ...] = ()
     deviations: tuple[str, ...] = ()
+    of: tuple[str, ...] = ()
     probe: bool = False
 
     @property
@@ -66,8 +71,9 @@ class Result:
 
 @dataclass
 class Run:
-    """A run as its files tell it. problems: what is missing or cannot be read, a line each. method: the name that
-    it shares with runs of other seeds. colour: of its lines."""
+    """A run as its files tell it. problems: what is missing or cannot be read, a line each. changed: in what it
+    departs from its recipe, None where that is not known. method: the name that it shares with runs of other
+    seeds. colour: of its lines."""
 
     folder: Path
     label: str
@@ -78,6 +84,7 @@ class Run:
     engine: dict[str, Any] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    changed: list[str] | None = field(default_factory=list)
     method: str = ""
     colour: str = "c0"
 
@@ -112,17 +119,15 @@ def number_in(value: Any) -> float | None:
 
 def read(folder: Path) -> Run:
     """The run in `folder`. Raises ConfigError where there is none: all the rest may be missing."""
+    require_run(folder)
     path = folder / "config.yaml"
-    try:
-        config = yaml_file.read(path)
-    except ConfigError as error:
-        raise ConfigError(f"{error}; is {folder} the folder of a run?") from error
+    config = yaml_file.read(path)
     if not isinstance(config, dict) or "recipe" not in config:
         raise ConfigError(f"{path}: names no recipe; is {folder} the folder of a run?")
-    run = Run(folder, str(config["recipe"]), config)
+    run = Run(folder, str(config["recipe"]), config, changed=changed(config))
     run.records, bad = _try(run, folder / "metrics.jsonl", _records, ([], {}))
     if bad:
-        run.problems.append(f"metrics.jsonl: {len(bad)} lines are no records, and left out")
+        run.problems.append(f"metrics.jsonl: left out, as no records: {counted(len(bad), 'line')}")
     run.radii = _try(run, folder / "radii.json", _radii, [])
     run.environment = _try(run, folder / "environment.json", _mapping, {})
     run.engine = _try(run, folder / "engine.json", _mapping, {})
@@ -204,6 +209,7 @@ def _attack(name: str, entry: Mapping[str, Any]) -> Attack:
         images=tuple(map(int, entry["images"])) if "images" in entry else None,
         per_class=tuple(map(number_in, entry.get("per_class", []))),
         deviations=tuple(map(str, entry.get("deviations", []))),
+        of=tuple(map(str, entry.get("of", []))),
         probe="values" in entry and "radius" not in entry["values"],
     )
 

@@ -63,6 +63,7 @@ svg text.mark{fill:var(--ink);font-size:11px;paint-order:stroke;stroke:var(--car
 .key.c3{background:var(--c3)}.key.c4{background:var(--c4)}.key.c5{background:var(--c5)}
 tbody th:has(>.key){position:relative;padding-left:1.25rem}
 tbody th>.key{position:absolute;left:0;top:.65rem}
+.stack thead th{white-space:normal;vertical-align:bottom}
 .scroll{overflow-x:auto;margin:.2rem 0 .8rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.93rem}
 th,td{padding:.3rem .8rem .3rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
@@ -70,6 +71,7 @@ td{white-space:nowrap}
 thead th{color:var(--soft);font-weight:500;white-space:nowrap}
 tbody th{font-weight:600;min-width:6rem;max-width:14rem;overflow-wrap:break-word}
 .wide td:last-child{white-space:normal;min-width:14rem}
+td .wrap{display:inline-block;white-space:normal;min-width:8rem;max-width:18rem}
 td svg{display:block;margin-top:.2rem;width:190px;height:18px}
 details{margin:.7rem 0}
 summary{cursor:pointer;padding:.2rem 0}
@@ -86,5 +88,10 @@ footer{padding-top:1.5rem;padding-bottom:3rem;color:var(--soft);font-size:.85rem
 @media (max-width:700px){.first{grid-template-columns:minmax(0,1fr)}main,header,footer{padding:0 14px}
 .numbers{gap:.8rem 1rem}.numbers div{min-width:6rem}.big{font-size:2.1rem}
 dl{grid-template-columns:repeat(auto-fill,minmax(140px,1fr))}h1{font-size:1.4rem;margin-top:1rem}}
+@media (max-width:700px){.stack thead{position:absolute;left:-9999px}.stack table,.stack tbody,.stack tr,.stack th,
+.stack td{display:block}.stack tr{border-bottom:1px solid var(--line);padding:.4rem 0}.stack th,.stack td{border:0;
+max-width:none;padding-bottom:.1rem}.stack td{display:flex;gap:.8rem;white-space:normal}
+.stack td:empty{display:none}
+.stack td::before{content:attr(data-column);color:var(--soft);flex:0 0 42%}.stack td .wrap{min-width:0}}
 @media print{nav,.skip{display:none}figure,.card{break-inside:avoid}}
 """

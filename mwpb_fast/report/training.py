@@ -74,7 +74,8 @@ def grid(looked: Looked | str) -> list[Markup]:
         return [soft(f"No images: {looked}")]
     told = (
         f"From the smallest margin to the largest: natural, after PGD-{STEPS} at eps {looked.eps}, and the "
-        "difference between them, where gray is none, and a channel at its end is eps up or down."
+        "difference between them, where gray is none, and a channel at its end is eps up or down. "
+        f"{SIGNS['ok']}: still right when attacked; {SIGNS['doubt']}: wrong then."
     )
     cells = []
     for shown in looked.shown:
@@ -86,9 +87,10 @@ def grid(looked: Looked | str) -> list[Markup]:
         ]  # fmt: skip
         wrong = [name != shown.label for name in shown.predicted]
         sign = "doubt" if wrong[1] else "ok"
-        fate = f"taken for {shown.predicted[0]} \u2192 {shown.predicted[1]}"
-        margins = "margin {:+.2f} \u2192 {:+.2f}".format(*shown.margins)
-        line = element("p", element("b", SIGNS[sign], class_=f"is-{sign}"), f" {shown.label}, {fate}",
+        before, after = shown.predicted
+        fate = f"seen as {before}, {'attacked too' if after == before else f'attacked as {after}'}"
+        margins = "margin {:+.2f}, attacked {:+.2f}".format(*shown.margins)
+        line = element("p", element("b", SIGNS[sign], class_=f"is-{sign}"), f" {shown.label}: {fate}",
                        element("br"), element("span", f"{margins}, test image {shown.index}"))  # fmt: skip
         cells.append(element("div", element("div", pictures, class_="three"), line, class_="card"))
     return [soft(told), element("div", cells, class_="grid-images")]

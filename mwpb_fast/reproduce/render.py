@@ -106,10 +106,12 @@ def _spread(part: dict[str, Any], digits: int, seeds: int, sign: str = "") -> st
 
 def _about(result: dict[str, Any]) -> Iterator[str]:
     seeds = result["seeds"]
-    count = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})" if len(seeds) > 1 else f"one seed ({seeds[0]})"
+    count = f"Mean ± sample standard deviation over {len(seeds)} seeds ({seeds[0]} to {seeds[-1]})"
+    if len(seeds) == 1:
+        count = f"One seed ({seeds[0]}), which says nothing of others"
     yield (
-        f"Mean ± sample standard deviation over {count}; differences to the control seed by seed. Best: the epoch "
-        "best under PGD-10 on held-out training images. Accuracies in percent, radii for images in [0, 1]."
+        f"{count}; differences to the control seed by seed. Best: the epoch best under PGD-10 on held-out "
+        "training images. Accuracies in percent, radii for images in [0, 1]."
     )
     if result["changes"]:
         yield f"\n**Reduced setting:** {'; '.join(result['changes'])}."
@@ -126,7 +128,7 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
 def _runs(result: dict[str, Any]) -> Iterator[str]:
     runs = [(f"{row['recipe']} seed {run['seed']}", run) for row in result["rows"] for run in row["runs"]]
     done = sum(run["state"] == "done" for _, run in runs)
-    yield f"{done} of {len(runs)} runs are complete."
+    yield f"{done} of {text_tables.counted(len(runs), 'run')} {'is' if len(runs) == 1 else 'are'} complete."
     for name, run in runs:
         if run["state"] != "done":
             yield f"- {name}: {'failed: ' + run['failure'] if run['failure'] else run['state']}"

@@ -9,12 +9,12 @@ from mwpb_fast.system.optional import attempt
 
 
 def live_bar(label: str, total: int, done: int) -> Any:
-    """A bar on standard error, begun: show(n, text, status) moves it on and says something beside and below it,
-    stop() takes it away. None where rich cannot be used."""
+    """A bar on standard error, begun: show(n, text, status, left) moves it on and says something beside it, below
+    it and at its end; stop() takes it away. None where rich cannot be used."""
     if attempt("rich.console", "rich.progress", "rich.text").module is None:
         return None
     from rich.console import Console, RenderableType
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
     from rich.text import Text
 
     class Live(Progress):
@@ -25,19 +25,19 @@ def live_bar(label: str, total: int, done: int) -> Any:
             if self.status:
                 yield Text(self.status, no_wrap=True, overflow="ellipsis")
 
-        def show(self, n: int, text: str, status: str) -> None:
+        def show(self, n: int, text: str, status: str, left: str) -> None:
             self.status = status or self.status
-            self.update(self.task_ids[0], advance=n, note=text.rstrip())
+            self.update(self.task_ids[0], advance=n, note=text.strip(), left=left)
 
     bar = Live(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:3.0f}%"),
         TextColumn("{task.fields[note]}", markup=False),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
         console=Console(stderr=True),
         transient=True,
     )
     bar.start()
-    bar.add_task(label, total=total, completed=done, note="")
+    bar.add_task(label, total=total, completed=done, note="", left="")
     return bar

@@ -20,6 +20,7 @@ from mwpb_fast.system.files import to_json, write_atomically
 from mwpb_fast.system.lazy import ops, torch
 from mwpb_fast.system.optional import attempt, version_of
 from mwpb_fast.system.streams import to_terminal
+from mwpb_fast.system.units import duration, pace
 
 Item = TypeVar("Item")
 NOTICED = 0.1  # seconds that a checkpoint holds the training up, from which on they are told
@@ -204,26 +205,41 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     stall = f" checkpoint {record['checkpoint']:.1f} s" if record["checkpoint"] >= NOTICED else ""
     return (
         f"epoch {record['epoch']:3d}/{epochs} {record['phase']:6s} loss {record['loss']:.4f} {accuracy} {radii} "
-        f"lr {record['learning_rate']:.2g} {record['images_per_second']:,.0f} images/s{stall}"
+        f"lr {record['learning_rate']:.2g} {pace(record['images_per_second'], 'images')}{stall}"
     )
 
 
 def progress(
-    total: int, label: str, unit: str = "images", every: float = 10.0, done: int = 0, form: str = "lines"
+    total: int,
+    label: str,
+    unit: str = "images",
+    every: float = 10.0,
+    done: int = 0,
+    form: str = "lines",
+    sure: float = 0.0,
 ) -> Progress:
     """Progress over `total` units, `done` of them before. form: lines, a bar with rate and time left on a terminal
     and a plain line every `every` seconds otherwise; json, an object as often on standard output; or quiet, as for
-    all of several processes but rank 0."""
-    return Progress(total, label, unit, every, done, form if ranks.leads() else "quiet")
+    all of several processes but rank 0. sure: the share of what there was to do that must be done before a time
+    left is told."""
+    return Progress(total, label, unit, every, done, form if ranks.leads() else "quiet", sure)
 
 
 class Progress:
     """Context manager; call advance(n, note) as work is done."""
 
     def __init__(
-        self, total: int, label: str, unit: str, every: float = 10.0, done: int = 0, form: str = "lines"
+        self,
+        total: int,
+        label: str,
+        unit: str,
+        every: float = 10.0,
+        done: int = 0,
+        form: str = "lines",
+        sure: float = 0.0,
     ) -> None:
         self.total, self.label, self.unit, self.every, self.form = total, label, unit, every, form
+        self.sure = sure
         self.before = self.done = done
         self.live: Any = None
 
@@ -242,19 +258,25 @@ class Progress:
         """Units a second since the start."""
         return (self.done - self.before) / max(time.monotonic() - self.started, 1e-9)
 
+    @property
+    def left(self) -> float | None:
+        """Seconds to the end at the rate so far; None as long as that says nothing."""
+        new, whole = self.done - self.before, self.total - self.before
+        return max(whole - new, 0) / self.rate if new > 0 and new >= self.sure * whole else None
+
     def advance(self, n: int, note: str = "", status: str = "") -> None:
         """`n` more units are done; `note` is shown beside the rate, `status` below, where there is a bar."""
         self.done += n
-        text = f"{self.rate:,.0f} {self.unit}/s"
+        text, left = pace(self.rate, self.unit), self.left
+        told = "" if left is None else f"{duration(left)} left"
         if self.live is not None:
-            self.live.show(n, text if status else f"{text} {note}", status)
+            self.live.show(n, text if status else f"{text} {note}", status, told)
         elif self.form != "quiet" and time.monotonic() - self.shown > self.every:
             self.shown = time.monotonic()
-            left = (self.total - self.done) / max(self.rate, 1e-9)
             if self.form == "json":
                 about = {"what": self.label, "done": self.done, "of": self.total, "unit": self.unit}
                 about |= {"rate": self.rate, "seconds_left": left, "note": note}
                 print(to_json({"event": "progress", **about}), flush=True)
                 return
-            line = f"{self.label}: {self.done}/{self.total}, {f'{text} {note}'.rstrip()}, {left:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
+            line = [f"{self.label}: {self.done}/{self.total}", f"{text} {note}".strip(), told]
+            print(", ".join(filter(None, line)), file=sys.stderr, flush=True)

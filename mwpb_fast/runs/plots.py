@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.config import ConfigError, yaml_file
 from mwpb_fast.config.radius import parse_radius
+from mwpb_fast.runs.found import require_run
 from mwpb_fast.runs.log import parse_records
 from mwpb_fast.system.optional import attempt
 
@@ -79,6 +80,7 @@ class PlottedRun:
 
 def read_run(folder: Path) -> PlottedRun:
     """The run in `folder`. Raises ConfigError, naming the file, where there is none or a file is damaged."""
+    require_run(folder)
     path = folder / "config.yaml"
     try:
         config = yaml_file.read(path)

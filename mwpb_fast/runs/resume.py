@@ -34,10 +34,10 @@ class Position:
         """The same, so many seconds further into the epoch."""
         return replace(self, seconds=self.seconds + seconds, waited=self.waited + waited)
 
-    def speed(self, size: int) -> dict[str, float]:
-        """Of this epoch's batches of `size` images so far, for its record."""
+    def speed(self, images: int) -> dict[str, float]:
+        """Of this epoch's batches so far, of so many images together, for its record."""
         return {
-            "images_per_second": self.batch * size / self.seconds,
+            "images_per_second": images / self.seconds,
             "seconds": self.seconds,
             "wait_share": self.waited / self.seconds,
         }

@@ -13,6 +13,7 @@ from mwpb_fast.runs.tracker import Tracker
 from mwpb_fast.system.files import to_json
 from mwpb_fast.system.lazy import torch
 from mwpb_fast.system.text_tables import counted
+from mwpb_fast.system.units import duration
 
 Form = Literal["lines", "json", "quiet"]
 
@@ -78,9 +79,11 @@ class View:
         accuracies, memory, and the time that the run has left, if each epoch to come takes what this one does."""
         loss, low, mean, high = row[:4].tolist()
         images = bar.total - bar.done + epochs_left * bar.total
-        seconds = images / max(bar.rate, 1e-9) + (epochs_left + 1) * self._beside
+        left = ""
+        if bar.rate:  # not before the first step of a bar is counted
+            left = f"run: {duration(images / bar.rate + (epochs_left + 1) * self._beside)} left"
         parts = [f"loss {loss:.3f}", radius_text(low, mean, high), self._accuracies, memory(row.device)]
-        return parts[0], ", ".join([*filter(None, parts), f"run: {duration(seconds)} left"])
+        return parts[0], ", ".join(filter(None, [*parts, left]))
 
     def tracker(self, folder: Path, config: Config) -> Tracker | None:
         """Where the records go too; None where nobody asked, or where it does not start, which is told."""
@@ -103,11 +106,3 @@ def memory(device: torch.device) -> str:
         return ""
     held, whole = torch.cuda.memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
     return f"GPU {held / 2**30:.1f} of {whole / 2**30:.0f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """Such as 45 s, 12 min, 3 h 5 min, 2 d 4 h."""
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit} {int(seconds % size // part)} {smaller}"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

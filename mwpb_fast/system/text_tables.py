@@ -1,4 +1,4 @@
-"""Tables as text, for a terminal and in Markdown: rows of cells in, lines out; and numbers of things."""
+"""Tables as text, for a terminal and in Markdown: rows of cells in, lines out; and counted things."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def markdown(
             yield f"|{'|'.join(rule)}|"
 
 
-def counted(number: int, word: str) -> str:
-    """Such as 1 run, 2 runs."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+def counted(n: int, name: str) -> str:
+    """Such as 1 run, 1,200 runs. name: in the singular, with a regular plural."""
+    return f"{n:,} {name}{'' if n == 1 else 's'}"
 
 
 def _widths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
