@@ -11,14 +11,18 @@ SHORT = 80  # characters of a list that is worth showing although the name that 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """The known names most like `name`, at most `count`; the one that differs in case and in -, _ and . alone,
-    where there is one. Empty where nothing is near."""
+    where there is one. Empty where nothing is near, or more than `count` are equally near."""
     by_letters: dict[str, str] = {}
     for other in known:
         by_letters.setdefault(_letters(other), other)
     own = _letters(name)
     if own in by_letters:
         return [by_letters[own]]
-    return [by_letters[letters] for letters in difflib.get_close_matches(own, by_letters, n=count, cutoff=0.6)]
+    close = difflib.get_close_matches(own, by_letters, n=count + 1, cutoff=0.65)
+    likeness = [difflib.SequenceMatcher(None, letters, own).ratio() for letters in close]
+    if len(close) > count and likeness[0] == likeness[-1]:  # of table9 nobody knows which table it is
+        return []
+    return [by_letters[letters] for letters in close[:count]]
 
 
 def meant(name: str, known: Iterable[str], lead: str = "; there are ", count: int = 1, listed: str = "") -> str:

@@ -102,7 +102,7 @@ BAD = {
     "data prepare cifar10 --offline --dir absent": "--data-dir",
     "data prepare cifar10 --from absent": "absent: does not exist",
     "plot": "required: RUN",
-    "plot absent": "absent/config.yaml: No such file or directory",
+    "plot absent": "absent: there is no such folder",
     "plot a b": "say where to with --out DIR",
     "recipes x": "unrecognized arguments: x",
     "doctor x": "unrecognized arguments: x",

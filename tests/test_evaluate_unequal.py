@@ -80,7 +80,7 @@ MEANT = {
     "cw20-reversed": "pgd20-reversed",
     "pgd20-nope": "pgd20",
     "pgd-l2": "pgd20-l2",
-    "spsa20-l2": "pgd20-l2",
+    "spsa20-l2": "spsa20",
     "pgd-50": "pgd50",
     "AA": "aa",
 }

@@ -71,8 +71,8 @@ def _named(base: str) -> EvaluationAttack:
     match = re.fullmatch(r"([a-z]+)([1-9]\d{0,4})(?:x([1-9]\d{0,2}))?(-[a-z0-9]+)?", base)
     family = "" if match is None else match[1] + (match[4] or "")
     if match is None or family not in MAKERS or (match[3] and family not in RESTARTED):
-        number = re.search(r"[1-9]\d*", base)
-        known = [name.replace("20", number[0] if number else "20") for name in (*NAMED, *_numbered())]
+        number = re.match(r"[A-Za-z]+[-_]?([1-9]\d*)", base)
+        known = [name.replace("20", number[1] if number else "20") for name in (*NAMED, *_numbered())]
         raise ConfigError(f"evaluation.attacks: no attack {base!r}{meant(base, known, listed=there_are())}")
     if match[3]:
         return RESTARTED[family](int(match[2]), int(match[3]))
