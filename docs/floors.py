@@ -24,7 +24,7 @@ MARKED = re.compile(r"(<!-- floors -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # From the ground up. `package` is mwpb_fast's own __init__.
 FLOORS = (
-    ("method",),
+    ("method", "meant"),
     ("system", "config", "models"),
     ("data", "budgets", "inner_losses", "optim", "engine"),
     ("runs", "attacks", "step", "perturbations"),

@@ -7,7 +7,6 @@ A recipe's values are overridden by YAML files and then by options named after t
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import math
 import os
@@ -36,7 +35,9 @@ from mwpb_fast.config import (
 )
 from mwpb_fast.config.option_values import check
 from mwpb_fast.config.option_values import word as read_word
+from mwpb_fast.config.registry import no_such
 from mwpb_fast.evaluation.catalog import find_attack
+from mwpb_fast.meant import meant, near
 from mwpb_fast.models import parse_name
 
 FIELDS = [field.name for field in dataclasses.fields(Config) if field.name != "recipe"]
@@ -138,7 +139,7 @@ def find_recipe(name: str) -> Config:
     try:
         return recipe(name)
     except ConfigError as error:
-        close = difflib.get_close_matches(name.replace("-", "_"), all_recipes(), n=3, cutoff=0.5)
+        close = near(name, all_recipes(), 3)
         if "." not in name or not close:
             raise ConfigError(f"{error} (all: mwpb-fast recipes)") from error
         raise ConfigError(f"no recipe {name!r}; did you mean {' or '.join(close)}?") from error
@@ -210,12 +211,9 @@ def explain(message: str, config: Config) -> str:
 def _unknown(name: str, config: Config) -> str:
     known = [key for key, _ in values_of(config)]
     like = [key for key in known if ("." in key) == ("." in name)]
-    close = difflib.get_close_matches(name, like, n=1, cutoff=0.6)
-    if close:
-        return f"no option {name!r}; did you mean {close[0]}?"
     group = name.partition(".")[0]
-    if group not in FIELDS:
-        return f"no option {name!r}; there are {', '.join(FIELDS)}"
+    if group not in FIELDS or near(name, like):
+        return f"no option {name!r}{meant(name, like, listed=', '.join(FIELDS))}"
     mine = [key for key in known if key.startswith(f"{group}.")]
     title = f"{group} {axis_name(AXES[group], getattr(config, group))}" if group in AXES else group
     return f"no option {name!r}; {title} has {', '.join(mine) or 'no options'}"
@@ -280,7 +278,7 @@ def _check_axis(field: str, name: str) -> None:
     kind = AXES[field]
     outside = "." in name and re.fullmatch(NAME, name) and hasattr(load(kind, name), "Config")
     if not outside and name not in names(kind):
-        raise ConfigError(f"no {name!r} among the {kind}: {', '.join(names(kind))}")
+        raise ConfigError(no_such(kind, name))
 
 
 def _documentation(group: type) -> list[str]:

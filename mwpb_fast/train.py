@@ -47,6 +47,7 @@ def run(
     SIGUSR1, RanksError where another process of the run is gone.
     """
     keep_freed_memory()
+    data.require_prepared(config.data)  # before there is a folder of a run that cannot be
     with together(config, folder) as config, adaptive_openmp_waits(), stop_requests() as request:
         trainer = Trainer(config, folder, request, quiet)
         trainer.view = (view or trainer.view) if ranks.leads() else View("quiet")
@@ -259,20 +260,19 @@ class Trainer:
         return about | self.parts.state(at or self.at)
 
     def _claim_folder(self) -> None:
-        config = to_dict(self.config)
+        config, path = to_dict(self.config), Path()
         found = ranks.led(lambda: resume.find(self.folder, self.config))
         if found is not None:
             path, state = Path(found[0]), found[1]
             data.require_same(self.folder, state, self.images)
             self.parts.load(path, state, self.at)
-            done = self.at.epoch - 1
-            if done > self.config.epochs:
-                note(f"{self.folder} has done {done} epochs, more than the {self.config.epochs} asked for")
-                config["epochs"] = done  # what the folder holds
-            elif done < self.config.epochs:
-                self.view.tell(f"resuming from {path.name}", "resumed", checkpoint=path.name)
             self.engine.write()
-        else:
+        if (done := self.at.epoch - 1) > self.config.epochs:
+            note(f"{self.folder} has done {done} epochs, more than the {self.config.epochs} asked for")
+            config["epochs"] = done  # what the folder holds
+        device = str(self.precision.device)
+        self.view.begin(self.config, self.folder, len(self.train_index), device, done, path.name)
+        if found is None:
             choose(self.engine, self.at.epoch, self._key(self.at.epoch), self.view.form != "lines")
         if ranks.leads():
             describe(self.folder, config, self.precision.device, anew=found is None)

@@ -162,14 +162,14 @@ def test_weights_that_it_would_leave_alone_are_refused(apex: None, dtype: str) -
 
 
 ABSENT = {
-    "missing": ({}, "note", "NVIDIA apex is not installed; build NVIDIA's from"),
-    "a mere folder": ({"apex/readme.txt": ""}, "note", "NVIDIA apex is not installed"),
+    "missing": ({}, "optional", "NVIDIA apex is not installed; build NVIDIA's from"),
+    "a mere folder": ({"apex/readme.txt": ""}, "optional", "NVIDIA apex is not installed"),
     "the Pyramid toolkit, as it is: its own needs are missing": (
         {"apex/__init__.py": "from pyramid_mailer.interfaces import IMailer\n", "apex/models.py": ""},
-        "note",
+        "optional",
         "is not NVIDIA's (that of the package index is a Pyramid toolkit)",
     ),
-    "another, which imports": ({"apex.py": ""}, "note", "pip uninstall apex, and build NVIDIA's"),
+    "another, which imports": ({"apex.py": ""}, "optional", "pip uninstall apex, and build NVIDIA's"),
     "broken": (
         {"apex/__init__.py": "from torch.optim.optimizer import gone\n", "apex/optimizers/__init__.py": ""},
         "broken",

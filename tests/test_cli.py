@@ -21,7 +21,18 @@ from mwpb_fast.config import ConfigError
 from mwpb_fast.data.dataset import DataError
 from mwpb_fast.system.signals import Interrupted
 
-TINY = ["--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--precision.device", "cpu"]
+TINY = [
+    "--data.subset",
+    "128",
+    "--epochs",
+    "2",
+    "--warmup_epochs",
+    "1",
+    "--optim.drops",
+    "[]",
+    "--precision.device",
+    "cpu",
+]
 
 
 def run(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -46,12 +57,20 @@ def one_error_line(text: str) -> str:
 BAD = {
     "": "usage: mwpb-fast COMMAND",
     "nope": "no command 'nope'; there are train, evaluate,",
+    "tran": "no command 'tran'; did you mean train?\n",
     "train": "which recipe?",
     "train tabel1.mwpb_at": "did you mean table1.mwpb_at",
     "train table1.mwpb_at extra": "unrecognized arguments: extra",
     "train table1.mwpb_at --epochs x": "epochs: x is not a whole number",
     "train table1.mwpb_at --epoch 3": "did you mean epochs?",
-    "train table1.mwpb_at --no-resum": "no option 'no-resum'",
+    "train table1.mwpb_at --no-resum": "no option 'no-resum'; did you mean --no-resume?\n",
+    "train table1.mwpb_at --data.name cifar-10": "tinyimagenet; did you mean cifar10?\n",
+    "train table1.mwpb_at --data.dir no": "run `mwpb-fast data prepare cifar10 --dir no` first, or say where",
+    "train table1.mwpb_at --no-evaluate": "missing; run `mwpb-fast data prepare cifar10` first",
+    "train table1.mwpb_at --budget margn": "the budgets: deviation, fixed, margin; did you mean margin?\n",
+    "plot . --ou x": "unrecognized arguments: --ou x; did you mean --out?",
+    "reproduce table-1": "no table 'table-1'; did you mean table1?\n",
+    "reproduce table1 --rows mwpb-mrat": "no row 'mwpb-mrat'; did you mean mwpb_mart",
     "train table1.mwpb_at --seed": "--seed wants a value",
     "train table1.mwpb_at --config absent.yaml": "absent.yaml: No such file or directory",
     "train table1.mwpb_at --model.name resnet-": "model.name: ",
@@ -83,7 +102,7 @@ BAD = {
     "data prepare cifar10 --offline --dir absent": "--data-dir",
     "data prepare cifar10 --from absent": "absent: does not exist",
     "plot": "required: RUN",
-    "plot absent": "absent/config.yaml: No such file or directory",
+    "plot absent": "absent: there is no such folder",
     "plot a b": "say where to with --out DIR",
     "recipes x": "unrecognized arguments: x",
     "doctor x": "unrecognized arguments: x",

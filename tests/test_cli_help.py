@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pydoc
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 
+import mwpb_fast
 from mwpb_fast import cli
 from mwpb_fast.choice import cache
 from mwpb_fast.choice.candidates import Candidate
 from mwpb_fast.choice.record import Record
 from mwpb_fast.cli import commands, doctor
 from mwpb_fast.config import all_recipes
+from mwpb_fast.evaluation import catalog
 from mwpb_fast.system.optional import Attempt
 
 
@@ -35,6 +38,24 @@ def test_help_of_a_recipe_lists_its_values(capsys: pytest.CaptureFixture[str]) -
     assert "--budget.alpha 0.3\n" in out
     assert "--objective.beta 6.0\n" in out
     assert "--budget.eps 8/255\n" in out
+
+
+def test_help_of_the_package_names_what_there_is() -> None:
+    """Every name that `help(mwpb_fast)` gives, with the module that it stands behind."""
+    text = mwpb_fast.__doc__ or ""
+    dotted = re.findall(r"`(mwpb_fast(?:\.\w+)+)", text)
+    assert len(dotted) >= 8
+    for name in dotted:
+        assert pydoc.locate(name) is not None, name
+    for name in ("data.load_split", "data.make_loader", "models.load_weights", "attacks", "objectives"):
+        assert name.rpartition(".")[2] in text
+        assert pydoc.locate(f"mwpb_fast.{name}") is not None
+
+
+def test_the_help_of_evaluate_names_every_attack(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "--help"]) == 0
+    words = set(re.findall(r"[\w@/-]+", capsys.readouterr().out))
+    assert {*catalog.NAMED, *(name.replace("-", "20-") for name in catalog.VARIANTS), "pgd20", "cw20"} <= words
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,12 +113,25 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"python", "torch", "cpu", "native ops", "triton", "dali", "pyautoattack", "apex"} <= names
     for finding in report["findings"]:
         assert finding["name"] in text
-        assert finding["status"] in ("ok", "missing", "broken", "note")
-        assert finding["cost"] or finding["status"] not in ("missing", "broken")
+        assert finding["status"] in ("ok", "missing", "optional", "broken", "note")
+        assert finding["cost"] or finding["status"] not in ("missing", "optional", "broken")
     import mwpb_kernels as ops
 
     assert report["ops"]["margin"] == {d: ops.implementation("margin", d) for d in ("cpu", "cuda")}
     assert set(report["ops"]) == set(ops.OPS)
+    rows = text.splitlines()
+    (line,) = [row for row in rows if row.startswith("ops: ")]
+    assert f" of {len(ops.OPS)} are " in line or f"all {len(ops.OPS)} are " in line
+    assert len(rows) - rows.index(line) - 1 < len(ops.OPS)
+
+
+def test_doctor_has_rows_of_the_ops_that_differ() -> None:
+    ops = {name: {"cpu": "native", "cuda": "triton"} for name in ("a", "b", "c")}
+    assert doctor._of_ops(ops) == ["ops: all 3 are native on the CPU and triton on CUDA"]
+    ops["b"] = {"cpu": "reference", "cuda": "triton"}
+    line, _, _, row = doctor._of_ops(ops)
+    assert line == "ops: 2 of 3 are native on the CPU and triton on CUDA, the others (reference is plain PyTorch):"
+    assert row.split() == ["b", "reference", "triton"]
 
 
 def test_doctor_shows_the_choices_that_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +149,8 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor, "version_of", lambda package: None)
     monkeypatch.setattr(doctor, "attempt", lambda *names: Attempt(None, "is not installed"))
     found = {finding.name: finding for finding in doctor.packages()}
-    assert found["pyautoattack"].status == "missing"
+    assert {found[name].status for name in ("pyautoattack", "matplotlib", "dali", "cudnn", "apex")} == {"optional"}
+    assert {found[name].status for name in ("tensorboard", "scikit-learn")} == {"missing"}
     assert "mwpb-fast[eval]" in found["pyautoattack"].cost
     assert "mwpb-fast[plots]" in found["matplotlib"].cost
     assert "mwpb-fast[dali" in found["dali"].cost

@@ -16,6 +16,8 @@ import yaml
 from test_cli import TINY, one_error_line, run
 
 from mwpb_fast import cli
+from mwpb_fast.cli.train import unreached
+from mwpb_fast.options import configure
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.
 
 def test_train_shows_epochs_and_accuracies_and_draws(trained: tuple[Path, Any]) -> None:
     folder, done = trained
+    assert done.stdout.startswith(
+        "training digits.mwpb_at: smallresnet-16 on 128 images of digits, on cpu, for 2 epochs (1 of them "
+        "warm-up), into runs/digits.mwpb_at\n"
+    )
+    assert done.stdout.endswith("\nreport: mwpb-fast report runs/digits.mwpb_at\n")
     assert re.search(r"epoch +1/2 warmup ", done.stdout)
     assert re.search(r"epoch +2/2 main ", done.stdout)
     for line in ("natural ", "pgd20 ", "radii of "):
@@ -98,11 +105,25 @@ def test_report_looks_at_the_images(trained: tuple[Path, Any], tmp_path: Path) -
 
 
 def test_warmup_that_never_ends_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "digits.mwpb_at", *TINY, "--warmup_epochs", "2", "--no-evaluate", "--out", str(tmp_path)]
-    assert cli.main(words) == 0
+    words = ["train", "digits.mwpb_at", *TINY, "--warmup_epochs", "2", "--optim.drops", "20,26", "--no-evaluate"]
+    assert cli.main([*words, "--out", str(tmp_path)]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert "none of the 2 epochs will have budget margin" in line
-    assert "--warmup_epochs 1" in line
+    assert "the learning rate will not drop in epoch 20 and 26, beyond the last of 2" in line
+    assert line.endswith("--warmup_epochs 1 --optim.drops 2")
+
+
+def test_the_parts_of_a_schedule_that_never_come_are_named() -> None:
+    def said(*words: str) -> str:
+        return unreached(configure("digits.mwpb_at", {}, words))
+
+    assert said() == said("--epochs=0") == said("--epochs=26") == ""
+    assert said("--epochs=25") == (
+        "the learning rate will not drop in epoch 26, beyond the last of 25; --epochs does not scale that: in "
+        "proportion it is --optim.drops 17,22"
+    )
+    assert "drop" not in said("--epochs=10", "--optim.drops=[]")
+    assert said("--epochs=1").endswith("in proportion it is --warmup_epochs 0 --optim.drops []")
 
 
 def test_sigterm_in_training_leaves_with_143_and_goes_on(tmp_path: Path) -> None:

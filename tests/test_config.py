@@ -201,6 +201,11 @@ def test_yaml_that_cannot_be_read(tmp_path: Path) -> None:
         read_yaml(tmp_path / "binary.yaml")
 
 
+def test_a_recipe_has_one_name_however_it_is_spelt() -> None:
+    assert configure("table1.mwpb-at", {}, []) == configure("table1.mwpb_at", {}, [])
+    assert configure("fair-digits.mwpb", {}, []).recipe == "fair_digits.mwpb"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

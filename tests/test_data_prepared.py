@@ -18,6 +18,7 @@ from mwpb_fast.data import (
     load_encoded,
     load_split,
     prepare,
+    require_prepared,
 )
 
 
@@ -44,9 +45,13 @@ def test_encoded_needs_image_files(tmp_path: Path) -> None:
     assert load_encoded(Config(name="digits")) is None
 
 
-def test_a_missing_set_tells_the_command(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="run `mwpb-fast data prepare cifar10`"):
-        load_split(Config(dir=str(tmp_path)), "train")
+def test_a_missing_set_tells_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="run `mwpb-fast data prepare cifar10 --dir '/no where'` first, or say"):
+        load_split(Config(dir="/no where"), "train")
+    with pytest.raises(DataError, match=r"missing; run `mwpb-fast data prepare cifar10` first, or say"):
+        require_prepared(Config(dir="data"))
+    require_prepared(Config(name="digits"))
     with pytest.raises(DataError, match="does not exist"):
         prepare("cifar10", source=tmp_path / "gone", dir=tmp_path)
     with pytest.raises(DataError, match="--data-dir"):

@@ -75,10 +75,25 @@ def test_an_own_radius_takes_the_own_step_along() -> None:
         assert attack.norm == ("l2" if "l2" in name else None)
 
 
-@pytest.mark.parametrize("name", ["pgd20x2-weighted", "cw20-reversed", "pgd20-nope", "pgd-l2", "spsa20-l2"])
+MEANT = {
+    "pgd20x2-weighted": "pgd20-weighted",
+    "cw20-reversed": "pgd20-reversed",
+    "pgd20-nope": "pgd20",
+    "pgd-l2": "pgd20-l2",
+    "spsa20-l2": "spsa20",
+    "pgd-50": "pgd50",
+    "AA": "aa",
+}
+
+
+@pytest.mark.parametrize("name", MEANT)
 def test_names_that_there_are_not(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"no attack '{name}'; there are .*pgd20-l2, cw20-l2, pgd20-weighted"):
+    with pytest.raises(ConfigError, match=rf"no attack '{name}'; did you mean {MEANT[name]}\?$"):
         find_attack(name)
+    with pytest.raises(
+        ConfigError, match=r"no attack 'autoattack'; there are .*pgd20-l2, cw20-l2, pgd20-weighted"
+    ):
+        find_attack("autoattack")
 
 
 def test_a_trust_report_has_them_beside_the_uniform_radius() -> None:

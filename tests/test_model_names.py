@@ -18,7 +18,9 @@ from mwpb_fast.models import available, build_model, parse_name
     [
         ("vgg-16", f"unknown model 'vgg-16'; available: {', '.join(available())}"),
         ("_layers-1", r"unknown model"),
-        ("resnet18", r"unknown model 'resnet18'; available"),
+        ("resnet18", r"unknown model 'resnet18'; available: .*; did you mean resnet-18\?$"),
+        ("WRN-28-10", r"did you mean wrn-28-10\?$"),
+        ("wrn2810", r"available: .* \(such as wrn-34-10\)$"),
         ("wrn-34x10", r"not of the form"),
         ("../resnet-18", r"not of the form"),
         ("", r"not of the form"),

@@ -94,8 +94,8 @@ def told(name, call, *words):
             result = f"{type(error).__name__}: {error}"
     print(json.dumps([type(kind).__name__, name, str(result), err.getvalue(), out.getvalue()]), flush=True)
 
-TRAIN = ["train", "digits.mwpb_at", "--epochs", "1", "--warmup_epochs", "0", "--data.subset", "64",
-         "--evaluation.subset", "5", "--out", "run"]
+TRAIN = ["train", "digits.mwpb_at", "--epochs", "1", "--warmup_epochs", "0", "--optim.drops", "[]",
+         "--data.subset", "64", "--evaluation.subset", "5", "--out", "run"]
 told("run", cli.main, [*TRAIN, "--evaluation.attacks", "natural"])
 told("aa", cli.main, [*TRAIN, "--evaluation.attacks", "aa"])
 told("doctor", cli.main, ["doctor", "--json"])

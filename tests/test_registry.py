@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 import typing
 from fractions import Fraction
 from pathlib import Path
@@ -84,7 +85,8 @@ def test_what_an_axis_does_not_offer_is_refused(axis: str, capsys: pytest.Captur
     package = __import__(f"mwpb_fast.{kind}", fromlist=[kind])
     for name in ["nope", "__init__", *private(package)]:
         assert cli.main(["train", START, f"--{axis}", name]) == 2
-        assert f"no {name!r} among the {kind}: {', '.join(names(kind))}\n" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert re.search(rf"no {name!r} among the {kind}: {', '.join(names(kind))}(; did you mean \w+\?)?\n", said)
         with pytest.raises(ConfigError, match=name):
             blank(to_dict(recipe(START)) | {axis: {"name": name}})
 

@@ -7,6 +7,7 @@ import dataclasses
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,7 +17,7 @@ from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import ConfigError, EvaluationConfig
 from mwpb_fast.config.option_values import path, whole
 from mwpb_fast.config.radius import parse_radius
-from mwpb_fast.evaluation.catalog import find_attack
+from mwpb_fast.evaluation.catalog import find_attack, there_are
 from mwpb_fast.evaluation.named import is_name
 from mwpb_fast.evaluation.request import Request
 from mwpb_fast.system import ranks
@@ -31,10 +32,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser = Parser(
         "evaluate",
         "Attack a run's checkpoint, show the accuracies and save them as JSON beside it.",
-        "Attacks: natural, fgsm, pgdN, cwN (N steps; pgd20x5 for the worst of 5 starts), aa, aa-l2 (AutoAttack),\n"
-        "aa-rand, pgd20-eot10, cw20-eot10 (for randomised models: means of gradients over several passes),\n"
-        "apgd-ce, apgd-t, fab, square (its parts alone), spsa (spsaN for N pairs). pgd20@6/255 has a radius of\n"
-        "its own, and any other attack likewise.\n\n"
+        textwrap.fill(f"Attacks: {there_are()}.", 105, break_on_hyphens=False)
+        + "\nThe number is that of the steps, or of spsa's pairs. aa is AutoAttack; apgd-ce, apgd-t, fab and\n"
+        "square are its parts alone, aa-fast is a preview of it; aa-rand and pgd20-eot10 are for models that\n"
+        "are randomised.\n\n"
         "A file of weights from elsewhere needs a recipe that says what model and data set it belongs to:\n"
         "  mwpb-fast evaluate weights.pt --recipe table1.at --model.name resnet-18 --attacks natural,pgd20\n\n"
         "A model in code is named as MODULE:NAME or FILE.py:NAME: a module, a function from images to logits, or\n"

@@ -13,82 +13,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from mwpb_fast import options
 from mwpb_fast.cli import attack_commands, completion, export, reproduce
 from mwpb_fast.cli.parser import Parser
-from mwpb_fast.config import ConfigError, all_recipes, axis_name, load
+from mwpb_fast.cli.train import draw, train
+from mwpb_fast.config import ConfigError, all_recipes, load
 from mwpb_fast.config.option_values import path
-from mwpb_fast.runs.tracker import PACKAGES, require
-from mwpb_fast.system import ranks
-
-
-def train(arguments: Sequence[str]) -> int:
-    """train a recipe, attack its best checkpoint, show the result"""
-    parser = Parser(
-        "train",
-        "Train a recipe, or go on with an earlier run of it; then attack its best checkpoint, draw the learning\n"
-        "curves and show the accuracies.",
-        "Any value of the configuration is set by an option of its name:\n"
-        "  mwpb-fast train digits.mwpb_at --epochs 6 --warmup_epochs 4 --optim.drops 4,5 --objective mart\n"
-        "`mwpb-fast train RECIPE --help` lists them with that recipe's values.",
-    )
-    add = parser.add_argument
-    add("recipe", nargs="?", metavar="RECIPE", help="such as table1.mwpb_at; `mwpb-fast recipes` lists them")
-    own = [
-        add("--config", type=path, action="append", default=[], metavar="FILE.yaml",
-            help="values in place of the recipe's; a run's config.yaml repeats that run"),
-        add("--out", type=path, metavar="DIR", help="the run's folder (default: runs/RECIPE)"),
-        add("--no-resume", action="store_true", help="begin anew where the folder holds a run"),
-        add("--no-evaluate", action="store_true", help="do not attack the trained model"),
-        add("--quiet", action="store_true", help="no line while it works, but for what is wrong"),
-        add("--json", action="store_true", help="objects in place of lines, for programs"),
-        add("--track", choices=PACKAGES, metavar="trackio|wandb", help="send each epoch's record there too"),
-    ]  # fmt: skip
-    asked = [word for word in arguments if word in ("-h", "--help")]
-    given, overrides = parser.parse_with_overrides(own, [word for word in arguments if word not in asked])
-    files = {file: options.read_yaml(file) for file in given.config}
-    name = given.recipe or next((str(c["recipe"]) for c in files.values() if "recipe" in c), "")
-    if asked:
-        print(parser.format_help())
-        if name:
-            print(options.listing(options.configure(name, files, overrides)))
-        return 0
-    if not name:
-        parser.error("which recipe?")
-    config = options.configure(name, files, overrides)
-    folder = given.out or Path("runs") / config.recipe
-    if 0 < config.epochs <= config.warmup_epochs:
-        _note(
-            f"NOTE: none of the {config.epochs} epochs will have budget {axis_name('budgets', config.budget)} "
-            f"(0 epochs of MWPB): all are in the warm-up of {config.warmup_epochs}, which --epochs does not "
-            f"scale; the paper's share of it would be --warmup_epochs {config.epochs * 8 // 11}"
-        )
-
-    if given.track:
-        require(given.track)
-
-    from mwpb_fast import train as training
-    from mwpb_fast.runs.view import View
-
-    if not given.no_evaluate:
-        options.check_needs(config)
-    view = View("quiet" if given.quiet else "json" if given.json else "lines", given.track or "")
-    training.run(config, folder, resume=not given.no_resume, view=view)
-    if not given.no_evaluate and (ranks.leads() or (folder / "checkpoints").is_dir()):  # else another machine's
-        from mwpb_fast.evaluation.checkpoint import evaluate_run
-        from mwpb_fast.evaluation.request import Request
-        from mwpb_fast.evaluation.score import format_table
-
-        where, device = config.data.dir, config.precision.device  # the command's: a checkpoint's may be older
-        request = Request(folder, config.evaluation, data_dir=where, device=device, show=view.form == "lines")
-        attack_commands.long_ahead(request)
-        view.result(evaluate_run(request), format_table)  # several processes share its shards
-    try:
-        if ranks.leads():
-            _draw([folder], folder, view.form != "json")
-    except ConfigError as error:  # no matplotlib: the run is none the worse
-        _note(str(error))
-    return 0
+from mwpb_fast.meant import meant
 
 
 def data(arguments: Sequence[str]) -> int:
@@ -160,7 +90,7 @@ def bench(arguments: Sequence[str]) -> int:
     if not names:
         raise ConfigError("bench needs a checkout of the repository: the package is installed without its scripts")
     if given.name not in names:
-        raise ConfigError(f"no benchmark {given.name!r}; there are {', '.join(names)}")
+        raise ConfigError(f"no benchmark {given.name!r}{meant(given.name, names)}")
     return subprocess.run([sys.executable, str(folder / f"{given.name}.py"), *given.rest]).returncode
 
 
@@ -172,7 +102,7 @@ def plot(arguments: Sequence[str]) -> int:
     given = parser.parse_intermixed_args(arguments)
     if given.out is None and len(given.runs) > 1:
         parser.error("several runs: say where to with --out DIR")
-    _draw(given.runs, given.out or given.runs[0])
+    draw(given.runs, given.out or given.runs[0])
     return 0
 
 
@@ -229,17 +159,6 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 }
 
 PRINTING = ("data list", "recipes", "doctor", "completion")  # all that they do is to print
-
-
-def _draw(runs: Sequence[Path], folder: Path, tell: bool = True) -> None:
-    from mwpb_fast.runs import plots
-
-    for run in runs:
-        if tell and (line := plots.read_run(run).radii_line()):
-            print(line if len(runs) == 1 else f"{run}: {line}")
-    for picture in plots.write(runs, folder):
-        if tell:
-            print(f"drawn: {picture}")
 
 
 def _sets(folder: Path) -> list[str]:

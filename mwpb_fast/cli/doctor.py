@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,15 +18,15 @@ from mwpb_fast.system.files import to_json
 from mwpb_fast.system.optional import Attempt, attempt, version_of
 from mwpb_fast.system.units import counted
 
-OK, MISSING, BROKEN, NOTE = "ok", "missing", "broken", "note"
+OK, MISSING, OPTIONAL, BROKEN, NOTE = "ok", "missing", "optional", "broken", "note"
 SLOW = "CPU ops run as plain PyTorch, several times slower; mend that, then "
 AGAIN = "install the checkout anew, as the README says: pip install --no-build-isolation ./kernels"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. status: ok, missing, broken (there, and of no use) or note. cost: what goes without
-    it, how to get it."""
+    """One line of the report. status: ok, missing, optional (not there, and wanted for one purpose alone), broken
+    (there, and of no use) or note. cost: what goes without it, how to get it."""
 
     name: str
     status: str
@@ -46,14 +47,21 @@ def report(as_json: bool = False) -> str:
     width = max(len(finding.name) for finding in found)
     lines = []
     for finding in found:
-        lines.append(f"{finding.status:7s}  {finding.name:{width}s}  {finding.detail}".rstrip())
+        lines.append(f"{finding.status:8s}  {finding.name:{width}s}  {finding.detail}".rstrip())
         if finding.cost:
-            lines.append(f"{'':9s}{'':{width}s}  {finding.cost}")
-    lines += [
-        "",
-        *text_tables.plain(["op", "cpu", "cuda"], [[op, on["cpu"], on["cuda"]] for op, on in ops.items()]),
-    ]
-    return "\n".join(lines)
+            lines.append(f"{'':10s}{'':{width}s}  {finding.cost}")
+    return "\n".join([*lines, "", *_of_ops(ops)])
+
+
+def _of_ops(ops: dict[str, dict[str, str]]) -> list[str]:
+    """What runs most of the ops, in a line, and a table of those that something else runs."""
+    usual = Counter((on["cpu"], on["cuda"]) for on in ops.values()).most_common(1)[0][0]
+    others = [[op, on["cpu"], on["cuda"]] for op, on in ops.items() if (on["cpu"], on["cuda"]) != usual]
+    which = f"{len(ops) - len(others)} of {len(ops)}" if others else f"all {len(ops)}"
+    line = f"ops: {which} are {usual[0]} on the CPU and {usual[1]} on CUDA"
+    if not others:
+        return [line]
+    return [f"{line}, the others (reference is plain PyTorch):", *text_tables.plain(["op", "cpu", "cuda"], others)]
 
 
 def implementations() -> dict[str, dict[str, str]]:
@@ -83,7 +91,12 @@ def machine() -> Iterator[Finding]:
         yield Finding("cpu bf16", NOTE, "not in this processor: training on the CPU is fp32")
     if channels := vector_floats():
         detail = f"weight gradients of 1x1 convolutions with stride and fewer than {channels} input channels"
-        yield Finding("cpu oneDNN", NOTE, detail, "it gets them wrong on this processor, so they take a detour")
+        yield Finding(
+            "cpu oneDNN",
+            NOTE,
+            detail,
+            "it gets them wrong on this processor, so they are computed another way; there is nothing to do",
+        )
     yield from _cuda()
     free = shutil.disk_usage(".").free
     yield Finding("disk", OK if free > 5e9 else NOTE, f"{free / 1e9:.0f} GB free in the current folder")
@@ -93,14 +106,15 @@ def _cuda() -> Iterator[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        detail = "none that PyTorch sees"
+        detail, status = "none that PyTorch sees", NOTE
         if torch.version.cuda is None:
             cost = "training runs on the CPU; for an NVIDIA GPU install a CUDA build of PyTorch"
             if os.path.exists("/proc/driver/nvidia/version"):
-                detail = "an NVIDIA driver is loaded, but this PyTorch is built for the CPU only"
+                detail, status = "an NVIDIA driver is loaded, but this PyTorch is built for the CPU only", MISSING
         else:
+            status = MISSING
             cost = "training runs on the CPU; check the NVIDIA driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
-        yield Finding("cuda", MISSING, detail, cost)
+        yield Finding("cuda", status, detail, cost)
         return
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
@@ -169,14 +183,16 @@ def _package(name: str, cost: str, extra: str = "", *, module: str = "", also: s
     found = attempt(*filter(None, (module or name, also)))
     if found.module is not None:
         return Finding(name, OK, version_of(name) or "version unknown")
-    return _useless(name, found, f"{cost}; {found.cure(name, extra)}", version_of(name))
+    return _useless(
+        name, found, f"{cost}; {found.cure(name, extra)}", version_of(name), OPTIONAL if extra else MISSING
+    )
 
 
-def _useless(name: str, found: Attempt, cost: str, number: str | None) -> Finding:
-    """Missing, or broken: then with the version that is there, and what it raised."""
+def _useless(name: str, found: Attempt, cost: str, number: str | None, absent: str = OPTIONAL) -> Finding:
+    """Not there, of which `absent` is the status, or broken: then with the version, and what it raised."""
     if found.broken:
         return Finding(name, BROKEN, f"{number or ''} {found.why}".strip(), cost)
-    return Finding(name, MISSING, found.why.removeprefix("is "), cost)
+    return Finding(name, absent, found.why.removeprefix("is "), cost)
 
 
 def _dali() -> Finding:
@@ -221,4 +237,4 @@ def _apex() -> Finding:
         return Finding("apex", OK, "NVIDIA's; --optim.fused apex uses its FusedSGD")
     detail = found.why.removeprefix("NVIDIA apex ").removeprefix("is ")
     cost = f"not needed: PyTorch's own fused SGD is the default; for apex's, {cure}"
-    return Finding("apex", BROKEN if found.broken else NOTE, detail, cost)
+    return Finding("apex", BROKEN if found.broken else OPTIONAL, detail, cost)

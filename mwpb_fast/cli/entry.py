@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from mwpb_fast.cli.commands import COMMANDS, PRINTING
 from mwpb_fast.config import ConfigError
+from mwpb_fast.meant import meant
 from mwpb_fast.runs.log import own_version
 from mwpb_fast.system import ranks, threads
 from mwpb_fast.system.memory import none_left
@@ -88,7 +89,7 @@ def _dispatch(words: Sequence[str]) -> int:
         print(f"mwpb-fast {own_version()}")
         return 0
     if words[0] not in COMMANDS:
-        raise ConfigError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+        raise ConfigError(f"no command {words[0]!r}{meant(words[0], COMMANDS)}")
     if ranks.launched() > 1 and words[0] not in (*SHARED, *APART):
         raise ConfigError(f"{words[0]} is the work of one process: call mwpb-fast {words[0]} without torchrun")
     threads.prepare()

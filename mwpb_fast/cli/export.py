@@ -22,7 +22,8 @@ def export(arguments: Sequence[str]) -> int:
         f"({CARD}) beside it: recipe, radius, accuracies, trust verdicts, and how it is loaded. What was written\n"
         "is read back and held to the model on random images before it is said to be there.",
         "safetensors    the weights alone\n"
-        "robustbench    a state dict that RobustBench's own classes load strictly\n"
+        "robustbench    a state dict that RobustBench's own classes load strictly; of the models that it has:\n"
+        "               resnet, preactresnet, wrn and wrnsilu, not smallresnet\n"
         "torch-export   a program of torch.export, for any batch size\n"
         "onnx           the same for ONNX runtimes; needs the extra `export`\n\n"
         "--push-to-hub (the extra `hub`) sends file and card to the Hugging Face hub as well. The token is that\n"

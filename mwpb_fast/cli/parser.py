@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import re
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import NoReturn
 
 from mwpb_fast.config import ConfigError
+from mwpb_fast.meant import near
 from mwpb_fast.options import FIELDS
 
 _made: ContextVar[list[Parser] | None] = ContextVar("_made", default=None)  # where parsers are being collected
@@ -30,7 +32,9 @@ class Parser(argparse.ArgumentParser):
             made.append(self)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {self.prog} --help)")
+        found = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        close = near(found[1], self._option_string_actions) if found else []
+        raise ConfigError(f"{message}{f'; did you mean {close[0]}?' if close else ''} (see {self.prog} --help)")
 
     def parse_with_overrides(
         self, own: Sequence[argparse.Action], arguments: Sequence[str]
@@ -38,6 +42,10 @@ class Parser(argparse.ArgumentParser):
         """What this parser's options `own` say, and the overrides of the configuration's values."""
         names = [name for action in own for name in action.option_strings]
         words, overrides = split(arguments, [*names, "--help"])
+        for word in overrides:
+            name = word.removeprefix("--").partition("=")[0]
+            if name not in FIELDS and (close := near(name, [*names, *FIELDS])) and close[0] in names:
+                raise ConfigError(f"no option {name!r}; did you mean {close[0]}?")
         return self.parse_intermixed_args(words), overrides
 
 

@@ -22,7 +22,9 @@ def reproduce(arguments: Sequence[str]) -> int:
     parser = Parser(
         "reproduce",
         f"Run what a table of the paper needs, and render it with ours beside: {', '.join(tables.TABLES)}.\n"
-        "The same command goes on after any stop, and does nothing twice. docs/reproduce.md tells more.",
+        "The same command goes on after any stop, and does nothing twice. Runs go to DIR/runs, the table as\n"
+        "text, CSV, JSON and picture to DIR/TABLE; several processes with one --out share the runs.\n"
+        "docs/reproduce.md of the repository tells more.",
         "Any value of the configuration is set for every row by an option of its name, as in train:\n"
         "  mwpb-fast reproduce table1 --rows mwpb_mart --budget.alpha 0.6",
     )

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from mwpb_fast.config.schema import Config, ConfigError
+from mwpb_fast.meant import meant
 from mwpb_fast.method import CONFIGS, lacking
 
 
@@ -31,8 +32,13 @@ def load(kind: str, name: str) -> ModuleType:
     except (ModuleNotFoundError, ValueError):
         found = False
     if not found:
-        raise ConfigError(f"no {name!r} among the {kind}: {', '.join(names(kind))}")
+        raise ConfigError(no_such(kind, name))
     return importlib.import_module(path)
+
+
+def no_such(kind: str, name: str) -> str:
+    """What to say of a name that is no module of mwpb_fast.<kind>."""
+    return f"no {name!r} among the {kind}{meant(name, names(kind), ': ')}"
 
 
 def axis_config(kind: str, name: str) -> Any:
@@ -50,10 +56,12 @@ def axis_config(kind: str, name: str) -> Any:
 
 
 def recipe(name: str) -> Config:
-    """The configuration that the recipe `module.function` returns, such as table1.mwpb_at."""
+    """The configuration that the recipe `module.function` returns, such as table1.mwpb_at; table1.mwpb-at is the
+    same one, and is called table1.mwpb_at in it."""
+    name = name.replace("-", "_")
     module_name, _, function = name.rpartition(".")
     module = load("recipes", module_name or name)
-    make = module.__dict__.get(function.replace("-", "_")) if module_name else None
+    make = module.__dict__.get(function) if module_name else None
     if not callable(make) or function.startswith("_") or getattr(make, "__module__", "") != module.__name__:
         raise ConfigError(f"no recipe {name!r}; {module_name or name} has {', '.join(recipes_of(module))}")
     return dataclasses.replace(make(), recipe=name)

@@ -132,12 +132,12 @@ class PrecisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """attacks: of natural, fgsm, pgdN, pgdNxR, cwN, cwNxR, aa, aa-l2, aa-rand, apgd-ce, apgd-t, fab, square, spsa,
-    spsaN; N steps (pairs for spsa), R starts; pgd20@6/255 has a radius of its own, aa-l2 has 128/255 by itself,
-    pgd20-eot10 takes the mean of 10 gradients. eps, step_size: of the others, the latter of pgd and cw, in the
-    units of images in [0, 1]; since these attacks are linf, at most 1. subset: attack only so many test images,
-    stratified by class (results are then labelled a preview); 0 for all. costly_subset: the same for spsa and the
-    planted examples of trust. validate_every: epochs between validations by PGD-10. engine: what AutoAttack
+    """attacks: such as natural, pgd20, pgd20x5 (5 starts), cw20, aa; `mwpb-fast evaluate --help` lists them;
+    pgd20@6/255 has a radius of its own, aa-l2 has 128/255 by itself, pgd20-eot10 takes the mean of 10 gradients.
+    eps, step_size: of the others, the latter of pgd and cw, in the units of images in [0, 1]; since these attacks
+    are linf, at most 1. subset: attack only so many test images, stratified by class (results are then labelled a
+    preview); 0 for all. costly_subset: the same for spsa and the planted examples of trust. validate_every: epochs
+    between validations by PGD-10. engine: what AutoAttack
     searches on: auto, the model's folded twin in float32 where it is held to the model, which judges every image;
     or eager, the model itself. tf32: on CUDA the twin's convolutions in TF32, not full float32."""
 

@@ -27,6 +27,7 @@ from mwpb_fast.data.dataset import (
 )
 from mwpb_fast.data.identity import KIND, difference, identity, identity_of, require_same
 from mwpb_fast.data.prepare import find_set, known_sets, load_encoded, load_split, prepare
+from mwpb_fast.data.prepared import require_prepared
 from mwpb_fast.data.resident import ResidentLoader, eval_batches
 from mwpb_fast.system import ranks
 from mwpb_fast.system.lazy import torch
@@ -55,6 +56,7 @@ __all__ = [
     "make_loader",
     "memory_budget",
     "prepare",
+    "require_prepared",
     "require_same",
     "smallest_batch",
     "split_indices",

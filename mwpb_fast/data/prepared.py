@@ -11,11 +11,13 @@ import importlib
 import json
 import pkgutil
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mwpb_fast.data.dataset import Config, DataError, Images
 from mwpb_fast.data.store import read_tensors
+from mwpb_fast.meant import meant
 from mwpb_fast.system.files import is_whole
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def find_set(name: str) -> ModuleType:
             if label and hasattr(module, "images"):
                 raise DataError(f"{full!r}: {name} is embedded, and there is one of it")
             return module
-    raise DataError(f"{name!r} is not a known data set; there are {', '.join(known_sets())}")
+    raise DataError(f"{name!r} is not a known data set{meant(name, known_sets())}")
 
 
 def known_sets() -> list[str]:
@@ -84,6 +86,12 @@ def load_split(config: Config, split: str) -> Images:
     return Images(images.permute(0, 3, 1, 2), labels, tuple(meta["classes"]), origin=str(path), content=content)
 
 
+def require_prepared(config: Config) -> None:
+    """Raises DataError where the configured set is not there; its images are not read."""
+    if not hasattr(find_set(config.name), "images"):
+        read_meta(set_folder(config.dir, config.name), config.name)
+
+
 def load_encoded(config: Config) -> Packed | None:
     """The image files of the training split, in the order of `load_split`, or None if they were not kept."""
     from mwpb_fast.data.decode import Packed
@@ -114,7 +122,11 @@ def read_meta(folder: Path, name: str) -> dict[str, Any]:
     """The description of a prepared set; DataError where it is not there, damaged, or of a set of another name."""
     path = folder / "meta.json"
     if not path.is_file():
-        raise DataError(f"{path}: missing; run `mwpb-fast data prepare {name}` first")
+        where = "" if folder.parent == Path("data") else f" --dir {shlex.quote(str(folder.parent))}"
+        raise DataError(
+            f"{path}: missing; run `mwpb-fast data prepare {name}{where}` first, or say where it is: "
+            "--data.dir DIR (--data-dir DIR of evaluate, trust, verify and reproduce)"
+        )
     try:
         meta = json.loads(path.read_bytes())
         complete = meta["format"] == FORMAT and all(

@@ -27,6 +27,7 @@ from mwpb_fast.evaluation.prefilter import prefiltered
 from mwpb_fast.evaluation.randomised import drawn_right
 from mwpb_fast.evaluation.spsa import SPSA
 from mwpb_fast.inner_losses import carlini_wagner, cross_entropy
+from mwpb_fast.meant import meant
 from mwpb_fast.method import Batch
 from mwpb_fast.system.lazy import ops, torch
 
@@ -70,16 +71,26 @@ def _named(base: str) -> EvaluationAttack:
     match = re.fullmatch(r"([a-z]+)([1-9]\d{0,4})(?:x([1-9]\d{0,2}))?(-[a-z0-9]+)?", base)
     family = "" if match is None else match[1] + (match[4] or "")
     if match is None or family not in MAKERS or (match[3] and family not in RESTARTED):
-        known = ", ".join([*NAMED, *(f"{name}20" for name in FAMILIES)])
-        others = ", ".join(name.replace("-", "20-") for name in VARIANTS)
-        raise ConfigError(
-            f"evaluation.attacks: no attack {base!r}; there are {known}, with any number in place of 20, "
-            f"pgd20x5 for 5 starts, {others}, pgd20-eot10 for means of 10 gradients, and pgd20@6/255 for a radius "
-            "of its own"
-        )
+        number = re.match(r"[A-Za-z]+[-_]?([1-9]\d*)", base)
+        known = [name.replace("20", number[1] if number else "20") for name in (*NAMED, *_numbered())]
+        raise ConfigError(f"evaluation.attacks: no attack {base!r}{meant(base, known, listed=there_are())}")
     if match[3]:
         return RESTARTED[family](int(match[2]), int(match[3]))
     return MAKERS[family](int(match[2]))
+
+
+def there_are() -> str:
+    """The names of all attacks, for people."""
+    simple, variants = _numbered()[: len(FAMILIES)], _numbered()[len(FAMILIES) :]
+    return (
+        f"{', '.join([*NAMED, *simple])}, with any number in place of 20, pgd20x5 for 5 starts, "
+        f"{', '.join(variants)}, pgd20-eot10 for means of 10 gradients, and pgd20@6/255 for a radius of its own"
+    )
+
+
+def _numbered() -> list[str]:
+    """The names of the attacks that have a number, with 20 as theirs."""
+    return [f"{family}20{dash}{rest}" for family, dash, rest in (name.partition("-") for name in MAKERS)]
 
 
 def shard_name(name: str) -> str:

@@ -27,6 +27,7 @@ from mwpb_fast.evaluation.request import Request
 from mwpb_fast.evaluation.session import TestSet, choose
 from mwpb_fast.evaluation.trust_checks import CHECKS, RESTARTS, STEPS, Results, measures
 from mwpb_fast.evaluation.trust_report import markdown
+from mwpb_fast.meant import meant
 from mwpb_fast.system.files import write_atomically
 
 UNEQUAL = ("pgd20-weighted", "pgd20-reversed")
@@ -50,7 +51,7 @@ def trust_run(
     evaluation = request.evaluation or Subject(request).evaluation
     names = plan(evaluation)
     if unknown := sorted(set(without) - set(names)):
-        raise ConfigError(f"no attack {unknown[0]!r} in the trust report; there are {', '.join(names)}")
+        raise ConfigError(f"no attack {unknown[0]!r} in the trust report{meant(unknown[0], names)}")
     beside = None if control is None else _read_control(control, request.which, evaluation)
     named = dataclasses.replace(evaluation, attacks=tuple(name for name in names if name not in without))
     subject = Subject(dataclasses.replace(request, evaluation=named))

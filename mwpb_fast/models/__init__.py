@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mwpb_fast.meant import meant
 from mwpb_fast.models._counterpart import Counterpart
 from mwpb_fast.models._files import read_checkpoint
 from mwpb_fast.models._weights import Loaded, load_weights
@@ -54,7 +55,11 @@ def parse_name(name: str) -> tuple[str, tuple[int, ...]]:
     if "." in file:
         return file, numbers
     if file not in available():
-        raise ValueError(f"unknown model {name!r}; available: {', '.join(available())} (such as wrn-34-10)")
+        own = re.findall(r"[0-9]+", name)
+        # wrn3410 may be many models
+        known = ["-".join([file, *own]) for file in available()] if max(map(len, own), default=0) < 4 else []
+        listed = f"{', '.join(available())} (such as wrn-34-10)"
+        raise ValueError(f"unknown model {name!r}{meant(name, known, '; available: ', listed=listed)}")
     return f"{__name__}.{file}", numbers
 
 

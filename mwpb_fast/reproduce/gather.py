@@ -10,7 +10,7 @@ from typing import Any
 
 from mwpb_fast.config import to_dict
 from mwpb_fast.evaluation.score import interval, statistics
-from mwpb_fast.reproduce.layout import Column, Row, Table
+from mwpb_fast.reproduce.layout import CONTROL, TWO_PHASE, Column, Row, Table
 from mwpb_fast.reproduce.plan import PlannedRun, changes, read_results, result_key, test_images
 from mwpb_fast.runs.log import read_records
 
@@ -41,11 +41,12 @@ def gather(table: Table, runs: Sequence[PlannedRun], failures: dict[str, str] | 
         for row in rows
         for column in columns
     }
+    controlled = any(TWO_PHASE in row.label for row in rows)
     return {
         "format": FORMAT,
         "table": table.name,
         "title": table.title,
-        "notes": list(table.notes),
+        "notes": [note for note in table.notes if controlled or note != CONTROL],
         "changes": changes(runs),
         "seeds": sorted({run.config.seed for run in runs}),
         "images": _images(runs),

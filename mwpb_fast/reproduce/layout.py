@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mwpb_fast.config import ConfigError
+from mwpb_fast.meant import meant
+
+TWO_PHASE = "two-phase control"  # in the labels of the rows that are one
+CONTROL = f"The paper has no {TWO_PHASE}: alpha = 0, the same warm-up and schedule, radius 8/255 after it."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,8 @@ class Table:
         for row in self.rows:
             if row.name == name.replace("-", "_"):
                 return row
-        raise ConfigError(f"{self.name} has no row {name!r}; it has {', '.join(row.name for row in self.rows)}")
+        rows = [row.name for row in self.rows]
+        raise ConfigError(f"{self.name} has no row {name!r}{meant(name, rows, '; it has ', 3)}")
 
 
 def attacked(steps: int) -> tuple[Column, ...]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from mwpb_fast.config import ConfigError
+from mwpb_fast.meant import meant
 from mwpb_fast.reproduce import paper, questions
-from mwpb_fast.reproduce.layout import LOGGED, Column, Row, Table, attacked
+from mwpb_fast.reproduce.layout import CONTROL, LOGGED, Column, Row, Table, attacked
 
 
 def find_table(name: str) -> Table:
     """Raises ConfigError, naming the tables, where there is none of that name."""
     if name not in TABLES:
-        raise ConfigError(f"no table {name!r}; there are {', '.join(TABLES)}")
+        raise ConfigError(f"no table {name!r}{meant(name, TABLES)}")
     return TABLES[name]
 
 
@@ -37,7 +38,6 @@ A3 = (
     Column(key="radius_min", label="smallest radius (A.3)", attack="min", source="radii", digits=4),
     Column(key="radius_max", label="largest radius (A.3)", attack="max", source="radii", digits=4),
 )
-CONTROL = "The paper has no two-phase control: alpha = 0, the same warm-up and schedule, radius 8/255 after it."
 
 
 def _table1() -> Table:

@@ -23,6 +23,7 @@ from mwpb_fast.system.streams import to_terminal
 from mwpb_fast.system.units import duration, pace
 
 Item = TypeVar("Item")
+NOTICED = 0.1  # seconds that a checkpoint holds the training up, from which on they are told
 
 
 class RunLog:
@@ -201,10 +202,10 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     """One epoch's record in one line."""
     accuracy = f"natural {record['natural']:5.2f} % robust {record['robust']:5.2f} %" if "robust" in record else ""
     radii = radius_text(*(record[f"radius_{name}"] for name in ("min", "mean", "max")))
+    stall = f" checkpoint {record['checkpoint']:.1f} s" if record["checkpoint"] >= NOTICED else ""
     return (
         f"epoch {record['epoch']:3d}/{epochs} {record['phase']:6s} loss {record['loss']:.4f} {accuracy} {radii} "
-        f"lr {record['learning_rate']:.2g} {pace(record['images_per_second'], 'images')} "
-        f"checkpoint {record['checkpoint']:.2f} s"
+        f"lr {record['learning_rate']:.2g} {pace(record['images_per_second'], 'images')}{stall}"
     )
 
 

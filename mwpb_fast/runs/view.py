@@ -12,6 +12,7 @@ from mwpb_fast.runs.log import Progress, epoch_line, note, radius_text
 from mwpb_fast.runs.tracker import Tracker
 from mwpb_fast.system.files import to_json
 from mwpb_fast.system.lazy import torch
+from mwpb_fast.system.text_tables import counted
 from mwpb_fast.system.units import duration
 
 Form = Literal["lines", "json", "quiet"]
@@ -20,10 +21,12 @@ Form = Literal["lines", "json", "quiet"]
 @dataclass
 class View:
     """form: lines, a live view where standard error is a terminal; json, an object a line on standard output, with
-    its kind as "event"; or quiet. track: package of a tracker that gets the records too, see `tracker`."""
+    its kind as "event"; or quiet. track: package of a tracker that gets the records too, see `tracker`. warning:
+    what is said on standard error as a run begins."""
 
     form: Form = "lines"
     track: str = ""
+    warning: str = ""
     _accuracies: str = field(default="", init=False)
     _beside: float = field(default=0.0, init=False)
 
@@ -33,6 +36,25 @@ class View:
             print(to_json({"event": event, **about}), flush=True)
         elif self.form == "lines":
             print(line, flush=True)
+
+    def begin(self, config: Config, folder: Path, images: int, device: str, done: int, checkpoint: str) -> None:
+        """What is trained, where, and from where it goes on. images: that it is trained on. done: epochs that are.
+        checkpoint: with which the run goes on; empty for a new one."""
+        epochs, warmup = config.epochs, config.warmup_epochs
+        if checkpoint and done >= epochs:
+            then = "a larger --epochs goes on, --no-resume begins anew"
+            line = f"already complete: {folder} has done {counted(done, 'epoch')}; {then}"
+            self.tell(line, "complete", folder=str(folder), epochs=done)
+            return
+        about = {"recipe": config.recipe, "model": config.model.name, "data": config.data.name, "images": images}
+        about |= {"device": device, "epochs": epochs, "warmup_epochs": warmup, "folder": str(folder)}
+        line = f"training {config.recipe}: {config.model.name} on {images:,} images of {config.data.name}"
+        first = f" ({warmup} of them warm-up)" if 0 < warmup < epochs else ""
+        self.tell(f"{line}, on {device}, for {counted(epochs, 'epoch')}{first}, into {folder}", "start", **about)
+        if self.warning:
+            note(f"NOTE: {self.warning}")
+        if checkpoint:
+            self.tell(f"resuming from {checkpoint}", "resumed", checkpoint=checkpoint)
 
     def epoch(self, record: dict[str, Any], epochs: int) -> None:
         """An epoch is done."""
