@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
@@ -39,8 +40,8 @@ class Part:
         return self.name.partition(":")[0]
 
 
-def pytest(*words: str) -> Callable[[Path], Count]:
-    """A part of the test suite, on two processes where there is more than a file: each test is a case."""
+def pytest(*words: str, threads: int = 1) -> Callable[[Path], Count]:
+    """A part of the test suite, on two processes of one thread or on one of two: each test is a case."""
 
     def work(folder: Path) -> Count:
         named = [word for word in words if word.startswith("tests/")]
@@ -49,9 +50,11 @@ def pytest(*words: str) -> Callable[[Path], Count]:
             raise FileNotFoundError(f"no {' '.join(named)}")
         options = [word for word in words if word not in named]
         report = folder / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "load"]
-        command += [*found, *options, f"--junitxml={report}", f"--basetemp={folder / 'tests'}"]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--dist", "load"]
+        command += [f"-n{2 // threads}", *found, *options]
+        command += [f"--junitxml={report}", f"--basetemp={folder / 'tests'}"]
+        environment = os.environ | {"OMP_NUM_THREADS": f"{threads}"}
+        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
         if not report.exists():
             raise RuntimeError(f"pytest: {(ended.stdout + ended.stderr).strip()[-300:]}")
         count = Count()
@@ -205,6 +208,6 @@ def parts() -> list[Part]:
                       "-m", "slow"))
           for names in batched(op_names(), 4)),
         Part("large", "ops equal their reference on anything", "strides and counts beyond 2^31 elements",
-             pytest("tests/ops/test_large.py", *ALL, "-n", "1")),
+             pytest("tests/ops/test_large.py", *ALL, threads=2)),
     ]  # fmt: skip
     return found

@@ -14,6 +14,7 @@ from mwpb_fast import cli
 from mwpb_fast.data.dataset import Config, Images
 from mwpb_fast.evaluation import checkpoint
 from mwpb_fast.evaluation.request import Request
+from mwpb_fast.runs.view import View
 
 TINY = [
     "digits.mwpb_at", "--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--precision.device", "cpu",
@@ -55,6 +56,21 @@ def test_the_commands_evaluation_is_what_runs(
     assert train(tmp_path, *NATURAL, *moved) == 0
     assert attacked(tmp_path)["attacks"].keys() == {"natural", "pgd2"}  # type: ignore[attr-defined]
     assert (seen[0].data_dir, seen[0].device) == (str(tmp_path), "auto")
+
+
+def test_a_long_attack_ahead_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkpoint, "evaluate_run", lambda request: {})
+    monkeypatch.setattr(View, "result", lambda *words: None)
+    for words in ((), ("--evaluation.attacks", "natural,spsa2,aa"), ("--quiet", "--evaluation.attacks", "aa")):
+        told = [word for word in TINY if word != "--quiet"]
+        assert cli.main(["train", *told, *NATURAL, *words, "--out", str(tmp_path / "a run")]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "--no-evaluate" in line]
+    assert told == [
+        "mwpb-fast: spsa2, aa may take longer than the training; it can be stopped, and mwpb-fast evaluate "
+        f"'{tmp_path}/a run' goes on; train --no-evaluate leaves it for later"
+    ]
 
 
 def test_attack_whose_package_is_missing_is_refused_before_training(

@@ -106,6 +106,8 @@ def test_the_files_normalisation_is_left_to_the_code(theirs: Path, capsys: pytes
         ("theirs/model.py:Needy", "name a function without arguments that makes the model"),
         ("theirs/model.py:Nett", "there is no attribute 'Nett'; did you mean Net?"),
         ("theirs.model:Nett", "there is no attribute 'Nett'; did you mean Net?"),
+        ("theirs.user:net", "named theirs/user.py:net, it finds what lies in its own folder"),
+        ("theirs/member.py:net", "is named PACKAGE.MODULE:NAME"),
         ("theirs/modell.py:Net", "theirs/modell.py: there is no such file"),
         ("theirs.modell:Net", "No module named 'theirs.modell' in the current folder or among the installed"),
         ("theirs/model.py:Net --weights theirs/model.py", "theirs/model.py: is code"),
@@ -118,6 +120,8 @@ def test_the_files_normalisation_is_left_to_the_code(theirs: Path, capsys: pytes
 @pytest.mark.usefixtures("theirs")
 def test_what_cannot_be_is_one_line(words: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"conv.weight": torch.zeros(3)}, "other.pth")
+    Path("theirs/user.py").write_text("import their_neighbour\n", encoding="utf-8")
+    Path("theirs/member.py").write_text("from .their_layers import SIZE\n", encoding="utf-8")
     assert evaluate(*words.split()) == 2
     said = capsys.readouterr().err
     assert reason in said
@@ -173,6 +177,7 @@ def test_a_result_of_other_settings_is_kept(weights: Path, capsys: pytest.Captur
             ["w.pt", "--recipe", "table1.at", "--data.name", "digits"],
             "FILE.py:NAME --weights w.pt --recipe table1.at",
         ),
+        (["net.pt", "--recipe", "digits.at"], "unexpected module.a.weight; are they another"),
         (["model.py"], "as model.py:NAME or MODULE:NAME"),
         (["model.py", "--recipe", "digits.at"], "as model.py:NAME or MODULE:NAME"),
         (["theirs/model:Net"], "code is named MODULE:NAME or FILE.py:NAME"),
@@ -182,6 +187,7 @@ def test_files_that_say_too_little(
     words: list[str], reason: str, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (weights / "model.py").write_text("net = None\n", encoding="utf-8")
+    torch.save({"net": {"module.a.weight": torch.zeros(3)}, "optimizer": {"state": {}}}, "net.pt")
     assert cli.main(["evaluate", *words, "--device", "cpu"]) == 2
     said = capsys.readouterr().err
     assert reason in said

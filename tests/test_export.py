@@ -154,6 +154,8 @@ def test_the_card_has_results_of_this_checkpoint_alone(tmp_path: Path) -> None:
     for line in ("| aa | 51.25 % | 50.00 to 52.50 | linf 8/255 |", "- ok: more steps: no stronger"):
         assert line in card.read_text().splitlines()
     assert re.search(r"radius.*8/255", card.read_text())
+    assert card.read_text().count("# table1.mwpb_at, changed\n") == 1
+    assert "| changed from it | model.name wrn-10-1 instead of resnet-18 |" in card.read_text()
     assert "## Licence" in card.read_text()
     for name in ("evaluation-best.json", "trust-best.json"):
         content = json.loads((tmp_path / name).read_text())

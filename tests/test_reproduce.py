@@ -202,6 +202,12 @@ def test_long_attacks_may_have_fewer_images_and_leave_out_the_last_checkpoint(tm
         ("best", ("aa",), 500),
         ("last", ("natural", "pgd20", "cw20"), 1000),
     ]
+    # `train` alone is to end in minutes on a CPU
+    assert (recipe("small.mwpb_at").evaluation.subset, run.start.evaluation.subset) == (200, 1000)
+    assert gather(find_table("small"), [run])["changes"] == []
+    (fewer,) = runs_of("small", tmp_path, "mwpb_at", seeds=1, overrides=("--evaluation.subset=100",))
+    assert {e.subset for _, e in fewer.evaluations} == {100}
+    assert gather(find_table("small"), [fewer])["changes"] == ["evaluation.subset 100 instead of 1000"]
     (run,) = runs_of("table1", tmp_path, "at", seeds=1)
     every = ("natural", "pgd20", "cw20", "aa")
     assert [(which, e.attacks, e.subset) for which, e in run.evaluations] == [

@@ -189,6 +189,26 @@ def test_each_verdict_turns_where_it_says(right: dict[str, int], doubted: set[st
     assert Fake(**right).doubts() == doubted
 
 
+@pytest.mark.parametrize("check", [("pgd20x5", "more starts"), ("pgd100", "more steps"), ("cw20", "another loss")])
+@pytest.mark.parametrize(("standard", "verdict"), [(35, "note"), (36, "note"), (37, "doubt"), (None, "doubt")])
+def test_a_stronger_pgd_is_a_note_where_autoattack_is_as_strong(
+    check: tuple[str, str], standard: int | None, verdict: str
+) -> None:
+    """In the report, or in the run's evaluation where the report is without."""
+    attack, title = check
+    for own in (True, False):
+        fake = Fake(**{attack: 36, "square": 36})
+        aa = fake.attacks.pop("aa")
+        flags = "" if standard is None else "1" * standard + "0" * (100 - standard)
+        if own and flags:
+            fake.attacks["aa"] = aa | {"flags": flags}
+        report = judge({"attacks": fake.attacks}, DIGITS, "" if own else flags)
+        (found,) = [v for v in report["verdicts"] if v["check"] == title]
+        assert found["verdict"] == verdict
+        said = f": PGD-20 alone is too weak; AutoAttack leaves {standard}.00 % of these images, and stands"
+        assert found["text"].endswith(said) is (verdict == "note")
+
+
 def test_far_end_is_doubted_where_its_whole_interval_is_above_1_percent() -> None:
     for interval, doubted in (([1.0, 5.0], False), ([1.1, 5.0], True)):
         fake = Fake(**{sweep(DIGITS)[-1]: 2})

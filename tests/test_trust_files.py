@@ -19,8 +19,11 @@ from test_trust import verdicts
 
 from mwpb_fast import cli
 from mwpb_fast.config import ConfigError, EvaluationConfig, recipe
-from mwpb_fast.evaluation import sharded
+from mwpb_fast.data import Images
+from mwpb_fast.evaluation import sharded, trust
+from mwpb_fast.evaluation.checkpoint import Subject
 from mwpb_fast.evaluation.request import Request
+from mwpb_fast.evaluation.session import choose
 from mwpb_fast.evaluation.trust import judge, plan, probes, trust_run
 from mwpb_fast.evaluation.trust_report import markdown
 from mwpb_fast.runs import checkpoint
@@ -123,6 +126,27 @@ def test_a_run_is_judged_at_its_own_radius_unless_another_is_asked_for(folder: P
     report = trust_run(Request(folder, show=False), without=[name for name in plan(own) if name != "natural"])
     assert (Fraction(report["eps"]), Fraction(report["step_size"])) == (own.eps, own.step_size)
     assert list(report["attacks"]) == ["natural", *probes(recipe("digits.mwpb_at").budget)]
+
+
+@pytest.mark.parametrize("whole", [0, 64, 8])
+def test_the_evaluations_autoattack_is_taken_on_the_images_of_the_report(folder: Path, whole: int) -> None:
+    """whole: of which the evaluation is, 0 for all; the report is of 16."""
+    request = Request(folder, SMALL, show=False)
+    images = Subject(request).images
+    assert isinstance(images, Images)
+    index, own = choose(images.labels, whole)[0].tolist(), choose(images.labels, 16)[0].tolist()
+    result = {"sha256": "a", "split_sha256": "b", "norm": "linf", "eps": "1/4", "n": 16, "preview": True}
+    entry = {"eps": "1/4", "flags": "".join("01"[image % 3 == 0] for image in index)}
+    found: dict[str, Any] = {**result, "n": len(index), "preview": whole > 0, "attacks": {"aa": entry}}
+    (folder / "evaluation-best.json").write_text(json.dumps(found))
+    expected = "".join("01"[image % 3 == 0] for image in own) if whole != 8 else ""
+    assert trust._autoattack(request, result, images) == expected
+    for change in ({"sha256": "c"}, {"eps": "1/5"}, {"attacks": {"aa": entry | {"eps": "1/5"}}}, {"attacks": {}}):
+        (folder / "evaluation-best.json").write_text(json.dumps(found | change))
+        assert trust._autoattack(request, result, images) == ""
+    for damaged in ("", "[]", json.dumps({**found, "attacks": {"aa": {"eps": "1/4", "flags": "1"}}})):
+        (folder / "evaluation-best.json").write_text(damaged)
+        assert trust._autoattack(request, result, images) == ""
 
 
 def test_refusals_come_before_work(folder: Path) -> None:

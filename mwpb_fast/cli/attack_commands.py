@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -130,6 +131,17 @@ def verify(arguments: Sequence[str]) -> int:
     for holds, text in checks:
         print(f"{'note' if holds is None else 'ok' if holds else 'wrong'}: {text}")
     return int(any(holds is False for holds, _ in checks))
+
+
+def long_ahead(request: Request) -> None:
+    """Where a run's attacks may take longer than its training, says how to leave them for later."""
+    attacks = request.evaluation.attacks if request.show and request.evaluation and ranks.leads() else ()
+    if long := [name for name in attacks if find_attack(name).long]:
+        print(
+            f"mwpb-fast: {', '.join(long)} may take longer than the training; it can be stopped, and mwpb-fast "
+            f"evaluate {shlex.quote(str(request.target))} goes on; train --no-evaluate leaves it for later",
+            file=sys.stderr,
+        )
 
 
 def _close(result: dict[str, Any], lines: Sequence[str], stream: TextIO | None = None) -> None:

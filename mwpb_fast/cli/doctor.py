@@ -16,6 +16,7 @@ from pathlib import Path
 from mwpb_fast.system import text_tables
 from mwpb_fast.system.files import to_json
 from mwpb_fast.system.optional import Attempt, attempt, version_of
+from mwpb_fast.system.units import counted
 
 OK, MISSING, OPTIONAL, BROKEN, NOTE = "ok", "missing", "optional", "broken", "note"
 SLOW = "CPU ops run as plain PyTorch, several times slower; mend that, then "
@@ -155,7 +156,7 @@ def choices() -> Iterator[Finding]:
     from mwpb_fast.choice import cache
 
     kept = list(cache.kept())
-    yield Finding("engine cache", OK, f"{text_tables.counted(len(kept), 'choice')} in {cache.folder()}")
+    yield Finding("engine cache", OK, f"{counted(len(kept), 'choice')} in {cache.folder()}")
     for record in kept[:3]:
         about = record.circumstances
         model, size = about.get("model", {}).get("name"), about.get("images")

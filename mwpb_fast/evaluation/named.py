@@ -70,7 +70,18 @@ def _find(name: str) -> tuple[Any, bool]:
                 f"{name}: No module named {error.name!r} in the current folder or among the installed packages; "
                 "code in any other file is named FILE.py:NAME"
             ) from error
-        raise EvaluationError(f"{name}: {type(error).__name__}: {reason}") from error
+        raise EvaluationError(f"{name}: {type(error).__name__}: {reason}{_otherwise(name, error)}") from error
+
+
+def _otherwise(name: str, error: Exception) -> str:
+    """How code is named whose own imports failed under this name; "" for other errors."""
+    place, _, attribute = name.rpartition(":")
+    if place.endswith(".py"):
+        relative = isinstance(error, ImportError) and "relative import" in str(error)
+        return "; code of a package is named PACKAGE.MODULE:NAME, from the folder that holds it" * relative
+    file = Path(*place.split(".")).with_suffix(".py")
+    beside = isinstance(error, ModuleNotFoundError) and file.is_file()
+    return f"; named {file}:{attribute}, it finds what lies in its own folder" * beside
 
 
 def _import(place: str) -> types.ModuleType:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from mwpb_fast.config import ConfigError, EvaluationConfig
+from mwpb_fast.data import Images
 from mwpb_fast.evaluation.checkpoint import Subject, read_weights, result_path
 from mwpb_fast.evaluation.contract import EvaluationAttack
 from mwpb_fast.evaluation.indicators import slopes, trace
 from mwpb_fast.evaluation.planted import planted
 from mwpb_fast.evaluation.probes import gradients, weighted
 from mwpb_fast.evaluation.request import Request
+from mwpb_fast.evaluation.session import TestSet, choose
 from mwpb_fast.evaluation.trust_checks import CHECKS, RESTARTS, STEPS, Results, measures
 from mwpb_fast.evaluation.trust_report import markdown
 from mwpb_fast.meant import meant
@@ -54,7 +56,7 @@ def trust_run(
     named = dataclasses.replace(evaluation, attacks=tuple(name for name in names if name not in without))
     subject = Subject(dataclasses.replace(request, evaluation=named))
     result = subject.attack(probes(subject.config.budget))
-    report = judge(result, evaluation)
+    report = judge(result, evaluation, _autoattack(request, result, subject.images))
     if beside is not None:
         split = beside["split_sha256"]
         if split not in (None, result["split_sha256"]):  # None: made by a version that did not write it
@@ -64,6 +66,25 @@ def trust_run(
     stem = subject.write(path, report, tell)
     write_atomically(Path(f"{stem}.md"), (markdown(report) + "\n").encode("utf-8", "backslashreplace"))
     return report
+
+
+def _autoattack(request: Request, result: dict[str, Any], images: TestSet) -> str:
+    """AutoAttack's flags on the result's images, from the evaluation of the same weights at the same radius; ""
+    where there is none that saw all of them."""
+    try:
+        path = Path(f"{result_path(request.target, request.which)}.json")
+        found = json.loads(path.read_bytes())
+        entry = found["attacks"]["aa"]
+        same = all(found[k] == result[k] for k in ("sha256", "split_sha256", "norm", "eps"))
+        if not same or entry["eps"] != result["eps"] or not isinstance(images, Images):
+            return ""
+        seen, own = (
+            choose(images.labels, one["n"] if one["preview"] else 0)[0].tolist() for one in (found, result)
+        )
+        flags = dict(zip(seen, entry["flags"], strict=True))
+        return "".join(flags[image] for image in own)
+    except (OSError, ValueError, KeyError, TypeError):  # none, of a model in code, or not what is written there
+        return ""
 
 
 def probes(budget_config: Any) -> dict[str, EvaluationAttack]:
@@ -92,11 +113,12 @@ def sweep(evaluation: EvaluationConfig) -> list[str]:
     return names
 
 
-def judge(result: dict[str, Any], evaluation: EvaluationConfig) -> dict[str, Any]:
-    """The result of an evaluation by `plan` and the probes, with "sweep", "measures" and "verdicts" added."""
+def judge(result: dict[str, Any], evaluation: EvaluationConfig, autoattack: str = "") -> dict[str, Any]:
+    """The result of an evaluation by `plan` and the probes, with "sweep", "measures" and "verdicts" added.
+    autoattack: see `Results`."""
     attacks = result["attacks"]
     named = [name for name in sweep(evaluation) if name in attacks]
-    results = Results(attacks, result.get("warnings", {}), named)
+    results = Results(attacks, result.get("warnings", {}), named, autoattack)
     verdicts = []
     for title, needs, check in CHECKS:
         needs = needs or tuple(sweep(evaluation))
@@ -105,7 +127,8 @@ def judge(result: dict[str, Any], evaluation: EvaluationConfig) -> dict[str, Any
             verdicts.append({"check": title, "verdict": "not run", "text": f"without {', '.join(missing)}"})
             continue
         ok, text = check(results)
-        verdicts.append({"check": title, "verdict": "ok" if ok else "doubt", "text": text})
+        verdict = {True: "ok", False: "doubt", None: "note"}[ok]
+        verdicts.append({"check": title, "verdict": verdict, "text": text})
     return {**result, "sweep": results.sweep, "measures": measures(results), "verdicts": verdicts}
 
 

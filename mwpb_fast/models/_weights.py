@@ -88,7 +88,8 @@ def load_weights(
     whole = [found for found in sets if found.count == len(needed)]
     chosen = _the_one(whole, needed) if whole else max(sets, key=lambda found: found.count, default=None)
     if chosen is None:
-        chosen = _Found((), content, {str(name): str(name) for name in content}, "", 0)
+        path, most_like = max(_dictionaries(content), key=lambda item: _tensors(item[1]))
+        chosen = _Found(path, most_like, {str(name): str(name) for name in most_like}, "", 0)
     weights, unexpected, left_out = _sort(chosen, whole, own, bool(choice))
     statistics = find_statistics(model, content, chosen.path, [f.prefix for f in whole if f.path == chosen.path])
     doubt = add_options(statistics, model, content) if normalize else statistics.left_out()
@@ -105,6 +106,12 @@ def _dictionaries(
     for key, value in content.items():
         if isinstance(value, Mapping) and len(path) < DEPTH:
             yield from _dictionaries(value, (*path, str(key)))
+
+
+def _tensors(content: Mapping[Any, Any]) -> int:
+    import torch
+
+    return sum(isinstance(value, torch.Tensor) for value in content.values())
 
 
 def _sets(path: tuple[str, ...], content: Mapping[Any, Any], own: Mapping[str, Any]) -> Iterator[_Found]:

@@ -1,7 +1,8 @@
 """CIFAR-10 in minutes on a CPU: a small ResNet, 5,000 training images, a tenth of the paper's schedule.
 
 For trying things out, for tests, and for `mwpb-fast reproduce small`, whose nine runs take two CPU cores about an
-hour; its accuracies say nothing about the paper's.
+hour; its accuracies say nothing about the paper's. `train` attacks 200 test images, so that AutoAttack, too, takes
+minutes; `reproduce` attacks more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ SETTING = Setting(
     data=dataset.Config(name="cifar10", subset=5000),
     model="smallresnet-16",
     optim=OptimConfig(lr=0.1, weight_decay=5e-4, drops=(8, 9)),
-    evaluation=EvaluationConfig(attacks=("natural", "pgd20", "cw20", "aa"), subset=1000),
+    evaluation=EvaluationConfig(attacks=("natural", "pgd20", "cw20", "aa"), subset=200),
     epochs=11,
     warmup_epochs=8,
 )

@@ -10,6 +10,7 @@ from mwpb_fast.report.markup import Markup, element, join
 
 WIDTH, HEIGHT = 420, 250  # in units of the SVG: about the pixels of a phone, so that text is as large there
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 36
+LETTERS, SLANT, LETTER = 11, 50, 7.5  # of a name below: how many at most, at which angle, how wide each is at most
 Point = tuple[float, float]
 
 
@@ -64,12 +65,23 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def shortened(name: str) -> str:
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}\u2026"
+
+
+def below_slanted(names: Iterable[str]) -> int:
+    """The room that slanted names take below a chart: none of them is cut off."""
+    longest = LETTER * max(len(shortened(name)) for name in names)
+    return BOTTOM + math.ceil(longest * math.sin(math.radians(SLANT))) - 15
+
+
 class Chart:
     """Marks are drawn in the order of the calls. css: a class of the page's style, which has the colour. labelled:
-    whether there are numbers along the x axis."""
+    whether there are numbers along the x axis. bottom: room below the axis, by which the whole is higher."""
 
-    def __init__(self, title: str, x: Axis, y: Axis, labelled: bool = True) -> None:
-        self.title, self.x, self.y, self.height, self.labelled = title, x, y, HEIGHT, labelled
+    def __init__(self, title: str, x: Axis, y: Axis, labelled: bool = True, bottom: int = BOTTOM) -> None:
+        self.title, self.x, self.y, self.labelled = title, x, y, labelled
+        self.bottom, self.height = bottom, HEIGHT + bottom - BOTTOM
         self._marks: list[Markup] = []
         self._behind: list[Markup] = []
         self._legend: list[Markup] = []
@@ -79,7 +91,7 @@ class Chart:
         return LEFT + self.x.share(value) * (WIDTH - LEFT - RIGHT)
 
     def top(self, value: float) -> float:
-        return self.height - BOTTOM - self.y.share(value) * (self.height - TOP - BOTTOM)
+        return self.height - self.bottom - self.y.share(value) * (self.height - TOP - self.bottom)
 
     def line(self, points: Sequence[Point], css: str, *, dashed: bool = False, steps: bool = False) -> None:
         """steps: each value holds around its x, as those of an epoch do."""
@@ -126,17 +138,19 @@ class Chart:
         left, right = self.left(max(low, self.x.low)), self.left(min(high, self.x.high))
         self._behind.append(
             element("rect", x=f"{left:.1f}", y=TOP, width=f"{max(right - left, 0):.1f}",
-                    height=self.height - TOP - BOTTOM, class_="shade")
+                    height=self.height - TOP - self.bottom, class_="shade")
         )  # fmt: skip
         if right - left > 60:
-            self._behind.append(element("text", name, x=f"{left + 6:.1f}", y=self.height - BOTTOM - 7))
+            self._behind.append(element("text", name, x=f"{left + 6:.1f}", y=self.height - self.bottom - 7))
 
     def upright(self, x: float, name: str, css: str = "ink") -> None:
         """A line across the chart at x, with its name."""
         if self.x.low <= x <= self.x.high:
             at = self.left(x)
             near_end = at > WIDTH - 90
-            self._marks.append(element("path", d=f"M{at:.1f} {TOP}V{self.height - BOTTOM}", class_=f"rule {css}"))
+            self._marks.append(
+                element("path", d=f"M{at:.1f} {TOP}V{self.height - self.bottom}", class_=f"rule {css}")
+            )
             self._marks.append(
                 element("text", name, x=f"{at + (-4 if near_end else 4):.1f}", y=TOP + 9, class_="mark",
                         text_anchor="end" if near_end else None)
@@ -144,10 +158,10 @@ class Chart:
 
     def below(self, x: float, name: str, slanted: bool) -> None:
         """A name under the chart."""
-        short = name if len(name) <= 11 else f"{name[:10]}\u2026"
-        at, foot = f"{self.left(x):.1f}", self.height - BOTTOM + (11 if slanted else 15)
+        short = shortened(name)
+        at, foot = f"{self.left(x):.1f}", self.height - self.bottom + (11 if slanted else 15)
         turn = (
-            {"text_anchor": "end", "transform": f"rotate(-35 {at} {foot})"}
+            {"text_anchor": "end", "transform": f"rotate({-SLANT} {at} {foot})"}
             if slanted
             else {"text_anchor": "middle"}
         )
@@ -175,7 +189,7 @@ class Chart:
 
     def figure(self) -> Markup:
         """The chart with its title, its legend and what it tells."""
-        foot, right = self.height - BOTTOM, WIDTH - RIGHT
+        foot, right = self.height - self.bottom, WIDTH - RIGHT
         marks: list[Markup] = []
         for tick in self.y.ticks():
             at = f"{self.top(tick):.1f}"

@@ -8,9 +8,11 @@ from fractions import Fraction
 from typing import Any
 
 from mwpb_fast.config.radius import parse_radius
-from mwpb_fast.report.chart import Axis, Chart, epochs, number, span
+from mwpb_fast.evaluation.score import wilson
+from mwpb_fast.report.chart import BOTTOM, Axis, Chart, below_slanted, epochs, number, span
 from mwpb_fast.report.markup import Markup
 from mwpb_fast.report.read import Attack, Result, Run, number_in
+from mwpb_fast.system.units import counted
 
 QUANTILES = ("min", "p05", "p25", "p50", "p75", "p95", "max")
 SHARES = (0.05, 0.20, 0.25, 0.25, 0.20, 0.05)  # of the images, between two of them
@@ -103,7 +105,9 @@ def heat(run: Run) -> Markup | None:
     whole = [(epoch, edges) for epoch, edges in rows if edges]
     if not whole:
         return None
-    y = span([edge for _, edges in whole for edge in edges], "radius in 1/255", zero=True)
+    bounds = _bounds(run)
+    tops = [edge for _, edges in whole for edge in edges] + [r for _, line in bounds for _, r in line]
+    y = span(tops, "radius in 1/255", zero=True)
     chart = Chart("Radii of the training images", _epochs([run]), y)
     floor = (y.high - y.low) / 60  # as high as a cell is drawn at least
     every = max(1, math.ceil(len(whole) / COLUMNS))
@@ -116,6 +120,10 @@ def heat(run: Run) -> Markup | None:
             chart.bar((epoch - 0.5, epoch - 0.5 + every), (low, high), "c0", 0.12 + 0.88 * density**0.7, 2.0, told)
     chart.line([(e, 255 * v) for e, v in run.column("radius_mean")], "c1", steps=True)
     chart.legend("c1", "mean")
+    for name, line in bounds:
+        chart.line(line, "c2", dashed=True, steps=True)
+        if name:
+            chart.legend("c2", name, dashed=True)
     chart.tell("The stronger the colour, the more images have such a radius.")
     return chart.figure()
 
@@ -178,25 +186,23 @@ def budget(run: Run, axis: str = "budget") -> tuple[float | None, float | None]:
     return eps, number_in(run.option(f"{axis}.alpha")) if run.option(f"{axis}.share", "own") == "own" else None
 
 
-def schedule(run: Run) -> list[Markup]:
-    """eps and alpha over the epochs: what the records say, or the two phases of the configuration; nothing where
-    both stay as they are."""
-    found, last = [], max(run.last_epoch, run.count("epochs"))
+def _bounds(run: Run) -> list[tuple[str, list[tuple[float, float]]]]:
+    """eps and exp(-alpha) eps to exp(alpha) eps in 1/255 over the epochs, with their names: what the records
+    say, or the two phases of the configuration; nothing of a budget without alpha."""
+    last = max(run.last_epoch, run.count("epochs"))
     warmup = min(run.count("warmup_epochs"), last)
-    for i, (name, unit) in enumerate((("eps", "1/255"), ("alpha", "alpha"))):
-        scale = 255 if name == "eps" else 1
-        points = [(epoch, scale * value) for epoch, value in run.column(name)]
-        if not points and 0 < warmup < last:
-            before, after = (budget(run, axis)[i] for axis in ("warmup", "budget"))
-            if after is not None:
-                points = [(float(e), (before or 0.0) if e <= warmup else after) for e in range(1, last + 1)]
-        if len({value for _, value in points}) > 1:
-            y = span((value for _, value in points), unit, zero=True)
-            chart = Chart(f"{name} of the budget", epochs(1, last), y)
-            _shade_warmup(chart, [run])
-            chart.line(points, "c2", steps=True)
-            found.append(chart.figure())
-    return found
+    told: list[dict[float, float]] = []
+    for i, (name, scale) in enumerate((("eps", 255), ("alpha", 1))):
+        points = {epoch: scale * value for epoch, value in run.column(name)}
+        before, after = (budget(run, axis)[i] for axis in ("warmup", "budget"))
+        if not points and after is not None:
+            points = {float(e): (before or 0.0) if e <= warmup else after for e in range(1, last + 1)}
+        told.append(points)
+    eps, alpha = told
+    if not any(alpha.values()):
+        return []
+    lines = [[(e, eps[e] * math.exp(side * alpha[e])) for e in eps if e in alpha] for side in (0, -1, 1)]
+    return list(zip(("eps, and exp(\u00b1alpha) eps", "", ""), lines, strict=True))
 
 
 def scatter(points: Sequence[tuple[float, float, str]], eps: float | None) -> Markup | None:
@@ -249,8 +255,11 @@ def classes(result: Result) -> Markup | None:
             chart.line([(i + 0.5, value) for i, value in enumerate(values)], css, steps=True)
             chart.legend(css, name)
     else:
-        chart = Chart("Accuracy by class", Axis("", -0.5, len(rows) - 0.5), Axis("%", 0, 102), labelled=False)
-        slanted = max(len(name) for _, _, name in rows) > 3
+        names = [name for *_, name in rows]
+        slanted = max(map(len, names)) > 3
+        bottom = below_slanted(names) if slanted else BOTTOM
+        x = Axis("", -0.5, len(rows) - 0.5)
+        chart = Chart("Accuracy by class", x, Axis("%", 0, 102), labelled=False, bottom=bottom)
         for i, (r, n, name) in enumerate(rows):
             chart.bar((i - 0.4, i + 0.4), (0, n), "c1", 0.35, told=f"{name}: natural {n:.1f} %")
             chart.bar((i - 0.25, i + 0.25), (0, r), "c0", told=f"{name}: robust {r:.1f} %")
@@ -259,6 +268,13 @@ def classes(result: Result) -> Markup | None:
         chart.legend("c0", "robust (worst case)")
     low, high = rows[0], rows[-1]
     chart.tell(f"Weakest: {low[2]}, {low[0]:.1f} %. Strongest: {high[2]}, {high[0]:.1f} %.")
+    if counts := [n for n in result.counts if n]:
+        few, many = min(counts), max(counts)
+        ends = wilson(few // 2, few)
+        told = f"{few:,} to {many:,} test images" if few < many else counted(few, "test image")
+        chart.tell(
+            f"{told} of each class: an accuracy of 50 % is known to ±{50 * (ends[1] - ends[0]):.0f} points."
+        )
     return chart.figure()
 
 

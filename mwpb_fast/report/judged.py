@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from mwpb_fast.report.compare import attacked
 from mwpb_fast.report.read import Attack, Result, Run
-from mwpb_fast.system.text_tables import counted
+from mwpb_fast.system.units import counted
 
 WORDS = {
     "ok": "Can be believed",
@@ -57,7 +58,8 @@ def judge(run: Run) -> Judgement:
     reasons += [("doubt", f"warning ({kind}): {message}") for kind, message in result.warnings.items()]
     if trust is not None:
         reasons += [("doubt", f"{check}: {text}") for check, verdict, text in trust.verdicts if verdict == "doubt"]
-        if skipped := [check for check, verdict, _ in trust.verdicts if verdict not in ("ok", "doubt")]:
+        reasons += [("ok", f"{check}: {text}") for check, verdict, text in trust.verdicts if verdict == "note"]
+        if skipped := [check for check, verdict, _ in trust.verdicts if verdict not in ("ok", "doubt", "note")]:
             reasons.append(("open", f"not run in the trust report: {', '.join(skipped)}: mwpb-fast trust {place}"))
     else:
         reasons.append(("open", f"no trust report of this checkpoint: mwpb-fast trust {place}"))
@@ -73,7 +75,7 @@ def judge(run: Run) -> Judgement:
             ("open", f"the trust report is a preview: {trust.n:,} of {result.n:,} images: mwpb-fast trust {place}")
         )
     if not _autoattack(result):
-        strongest = [name for name in result.attacks if name not in ("natural", "worst")]
+        strongest = list(attacked(result))
         attacks, cure = ", ".join(strongest) or "no attack", ",".join(["natural", *strongest, "aa"])
         reasons.append(("open", f"no AutoAttack: the robust accuracy is an upper bound, from {attacks}: "
                                 f"mwpb-fast evaluate {place} --attacks {cure}"))  # fmt: skip
@@ -104,10 +106,9 @@ def trust_report(run: Run) -> Result | None:
 
 
 def _autoattack(result: Result) -> bool:
-    return any(name.partition("@")[0] == "aa" for name in result.attacks)
+    return any(name.partition("@")[0] == "aa" for name in attacked(result))
 
 
 def robust_of(result: Result) -> Attack | None:
-    """The point-wise worst case, where an attack is among them."""
-    attacked = [name for name in result.attacks if name not in ("natural", "worst")]
-    return result.worst if attacked else None
+    """The point-wise worst case, where an attack is in it: previews and those at other radii are not."""
+    return result.worst if attacked(result) else None

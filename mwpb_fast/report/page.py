@@ -106,7 +106,7 @@ def _overview(runs: Sequence[Run]) -> Markup:
     for i, (run, found) in enumerate(zip(runs, judged, strict=True)):
         result, own = found.headline, parts.percent(found.robust)
         result = result if found.robust else None
-        over = f"{', '.join(compare.attacked(result))} at {result.norm} {result.eps}" if result else ""
+        over = f"{', '.join(compare.attacked(result))} at {parts.ball(result)}" if result else ""
         level = element("span", parts.SIGNS[found.level], " ", WORDS[found.level], class_=f"is-{found.level}")
         natural = parts.percent(found.natural)
         if common:
@@ -183,7 +183,7 @@ def _paired(methods: Sequence[Method]) -> list[Markup]:
         "Image by image on the same test images, at the same radius. The interval is over the choice of test "
         "images alone: another seed of training may move a run by more."
     )
-    title, shown = f"Against {base.label}, image by image", table(header, rows, "accuracy, in points")
+    title, shown = f"Against {base.label}, image by image", table(header, rows, "accuracy, in points", stack=True)
     if pooled(methods):  # what is said of the seeds says more
         return [details(title, shown, element("p", told, class_="told"))]
     return [element("h3", title), shown, element("p", told, class_="told")]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
+from mwpb_fast.evaluation.trust_report import in_255
 from mwpb_fast.report import curves
 from mwpb_fast.report.compare import Difference
 from mwpb_fast.report.judged import WORDS, headline, judge, trust_report
 from mwpb_fast.report.markup import Markup, details, element, join, table
 from mwpb_fast.report.read import Attack, Result, Run
+from mwpb_fast.system.units import counted, duration
 
 SIGNS = {"ok": "\u2713", "doubt": "\u2717", "open": "?", "none": "?"}
 
@@ -35,9 +38,22 @@ def what(run: Run) -> Markup:
     """A run in one sentence."""
     name, data = run.option("model.name", "?"), run.option("data.name", "?")
     method = f"{axis(run, 'objective')} with budget {axis(run, 'budget')}, attack {axis(run, 'attack')}"
-    about = soft(f"{name} on {data}: {method}. Folder {run.folder}")
+    about = soft(f"{name} on {data}: {method}. {_when(run)}Folder {run.folder}")
     told = departures(run)
     return join(element("p", element("b", told), class_="is-open") if told else None, about)
+
+
+def _when(run: Run) -> str:
+    if run.until is None:
+        return ""
+    seconds = sum(value for _, value in run.column("seconds"))
+    spent = f", {duration(seconds)} in training steps" if seconds else ""
+    return f"Trained until {datetime.fromtimestamp(run.until, UTC):%Y-%m-%d %H:%M} UTC{spent}. "
+
+
+def ball(result: Result) -> str:
+    """The norm and radius of an evaluation."""
+    return f"{result.norm} {in_255(str(result.eps)) if result.norm == 'linf' else result.eps}"
 
 
 def axis(run: Run, name: str) -> str:
@@ -63,14 +79,14 @@ def first(run: Run) -> Markup:
     else:
         shown = [
             _big(attack.accuracy, name, "95 %: {:.1f} to {:.1f}".format(*attack.interval))
-            for name, attack in (("robust", found.robust), ("natural", found.natural))
+            for name, attack in ((f"robust at {ball(result)}", found.robust), ("natural", found.natural))
             if attack is not None
         ]
         under = f", {found.robust.ball}" if found.robust else ""
         epoch = f", epoch {result.epoch}" if result.epoch is not None else ""
         numbers = join(
             element("div", shown, class_="numbers"),
-            soft(f"Worst case{under}; {result.norm} eps {result.eps}; {result.n:,} test images; "
+            soft(f"Worst case{under}; {counted(result.n, 'test image')}; "
                  f"{result.which} checkpoint{epoch}."),
         )  # fmt: skip
     reasons = [
@@ -179,7 +195,7 @@ def difference_bar(found: Difference) -> Markup:
 
 
 def _verdicts(trust: Result) -> Markup:
-    level = {"ok": "ok", "doubt": "doubt"}
+    level = {"ok": "ok", "note": "ok", "doubt": "doubt"}
     rows = []
     for check, verdict, text in trust.verdicts:
         name = level.get(verdict, "open")

@@ -14,7 +14,7 @@ from mwpb_fast.config import ConfigError, yaml_file
 from mwpb_fast.config.changes import changed
 from mwpb_fast.runs.found import require_run
 from mwpb_fast.runs.log import parse_records
-from mwpb_fast.system.text_tables import counted
+from mwpb_fast.system.units import counted
 
 BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, ZeroDivisionError, OverflowError)
 
@@ -45,8 +45,8 @@ class Attack:
 @dataclass(frozen=True)
 class Result:
     """An evaluation or a trust report. file: its name. stale: it is of another checkpoint than the run has now;
-    None where that cannot be told. verdicts: (check, verdict, text) of a trust report. sweep: its attacks at
-    rising radii."""
+    None where that cannot be told. counts: images of each class, empty where they are not known. verdicts: (check,
+    verdict, text) of a trust report. sweep: its attacks at rising radii."""
 
     file: str
     which: str
@@ -57,6 +57,7 @@ class Result:
     epoch: int | None
     data: str
     classes: tuple[str, ...]
+    counts: tuple[int, ...]
     attacks: dict[str, Attack]
     warnings: dict[str, str]
     notes: tuple[str, ...]
@@ -72,8 +73,8 @@ class Result:
 @dataclass
 class Run:
     """A run as its files tell it. problems: what is missing or cannot be read, a line each. changed: in what it
-    departs from its recipe, None where that is not known. method: the name that it shares with runs of other
-    seeds. colour: of its lines."""
+    departs from its recipe, None where that is not known. until: when the last record was written, seconds since
+    1970. method: the name that it shares with runs of other seeds. colour: of its lines."""
 
     folder: Path
     label: str
@@ -85,6 +86,7 @@ class Run:
     results: list[Result] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     changed: list[str] | None = field(default_factory=list)
+    until: float | None = None
     method: str = ""
     colour: str = "c0"
 
@@ -128,6 +130,9 @@ def read(folder: Path) -> Run:
     run.records, bad = _try(run, folder / "metrics.jsonl", _records, ([], {}))
     if bad:
         run.problems.append(f"metrics.jsonl: left out, as no records: {counted(len(bad), 'line')}")
+    run.until = (
+        _try(run, folder / "metrics.jsonl", lambda path: path.stat().st_mtime, None) if run.records else None
+    )
     run.radii = _try(run, folder / "radii.json", _radii, [])
     run.environment = _try(run, folder / "environment.json", _mapping, {})
     run.engine = _try(run, folder / "engine.json", _mapping, {})
@@ -184,6 +189,7 @@ def _result(path: Path) -> Result:
         epoch=int(found["epoch"]) if "epoch" in found else None,
         data=str(found.get("data_sha256", "")),
         classes=tuple(map(str, found.get("classes", []))),
+        counts=_counts(found),
         attacks=attacks,
         warnings={str(kind): str(entry["message"]) for kind, entry in found["warnings"].items()},
         notes=tuple(map(str, found.get("notes", []))),
@@ -191,6 +197,13 @@ def _result(path: Path) -> Result:
         sweep=sweep,
         stale=_stale(path.parent, which, found),
     )
+
+
+def _counts(found: Mapping[str, Any]) -> tuple[int, ...]:
+    """By the confusion table of no attack, whose rows are the classes; empty where that leaves an image out."""
+    table = found["attacks"].get("natural", {}).get("confusion") or []
+    counts = tuple(sum(map(int, row)) for row in table)
+    return counts if len(counts) == len(found.get("classes", [])) and sum(counts) == found["n"] else ()
 
 
 def _attack(name: str, entry: Mapping[str, Any]) -> Attack:

@@ -63,13 +63,14 @@ svg text.mark{fill:var(--ink);font-size:11px;paint-order:stroke;stroke:var(--car
 .key.c3{background:var(--c3)}.key.c4{background:var(--c4)}.key.c5{background:var(--c5)}
 tbody th:has(>.key){position:relative;padding-left:1.25rem}
 tbody th>.key{position:absolute;left:0;top:.65rem}
-.stack thead th{white-space:normal;vertical-align:bottom}
+.stack thead th{white-space:normal;overflow-wrap:normal;vertical-align:bottom}
 .scroll{overflow-x:auto;margin:.2rem 0 .8rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.93rem}
 th,td{padding:.3rem .8rem .3rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 td{white-space:nowrap}
 thead th{color:var(--soft);font-weight:500;white-space:nowrap}
 tbody th{font-weight:600;min-width:6rem;max-width:14rem;overflow-wrap:break-word}
+tbody th .told{font-weight:400}
 .wide td:last-child{white-space:normal;min-width:14rem}
 td .wrap{display:inline-block;white-space:normal;min-width:8rem;max-width:18rem}
 td svg{display:block;margin-top:.2rem;width:190px;height:18px}

@@ -42,7 +42,7 @@ def _numbers(run: Run) -> Markup:
 def radii(run: Run, looked: Looked | str) -> list[Markup]:
     eps = curves.budget(run)[0]
     points = [] if isinstance(looked, str) else looked.points
-    charts = [curves.heat(run), curves.histogram(run), curves.scatter(points, eps), *curves.schedule(run)]
+    charts = [curves.heat(run), curves.histogram(run), curves.scatter(points, eps)]
     drawn = [chart for chart in charts if chart is not None]
     found = [element("div", drawn, class_="charts")] if drawn else []
     if not run.radii:
@@ -51,8 +51,10 @@ def radii(run: Run, looked: Looked | str) -> list[Markup]:
         found.append(soft(f"No margins of test images: {looked}"))
     elif not points:
         found.append(soft("No margins against radii: the attack of this run finds its radii itself."))
-    if not curves.schedule(run):
-        found.append(soft(f"eps and alpha stay as they are: {axis(run, 'budget')}."))
+    warmup, last = run.count("warmup_epochs"), run.count("epochs")
+    before = f"{axis(run, 'warmup')} up to epoch {min(warmup, last)}" if warmup else ""
+    after = axis(run, "budget") if warmup < last else ""
+    found.append(soft(f"Budget: {', then '.join(filter(None, (before, after)))}."))
     return found
 
 
@@ -62,10 +64,12 @@ def classes(run: Run) -> list[Markup]:
         return [soft("No accuracies of the classes: there is no evaluation, or one that is older than they are.")]
     shown = [attack for attack in result.attacks.values() if len(attack.per_class) == len(result.classes)]
     rows = [
-        [name, *("" if (value := attack.per_class[i]) is None else f"{value:.1f} %" for attack in shown)]
+        [name, *(f"{n:,}" for n in result.counts[i : i + 1]),
+         *("" if (value := attack.per_class[i]) is None else f"{value:.1f} %" for attack in shown)]
         for i, name in enumerate(result.classes)
-    ]
-    numbers = table(["class", *(attack.name for attack in shown)], rows, result.file)
+    ]  # fmt: skip
+    images = ["images"] if result.counts else []
+    numbers = table(["class", *images, *(attack.name for attack in shown)], rows, result.file)
     return [element("div", chart, class_="charts"), details("All classes in numbers", numbers)]
 
 
@@ -88,7 +92,7 @@ def grid(looked: Looked | str) -> list[Markup]:
         wrong = [name != shown.label for name in shown.predicted]
         sign = "doubt" if wrong[1] else "ok"
         before, after = shown.predicted
-        fate = f"seen as {before}, {'attacked too' if after == before else f'attacked as {after}'}"
+        fate = f"seen as {before}, {'also when attacked' if after == before else f'attacked as {after}'}"
         margins = "margin {:+.2f}, attacked {:+.2f}".format(*shown.margins)
         line = element("p", element("b", SIGNS[sign], class_=f"is-{sign}"), f" {shown.label}: {fate}",
                        element("br"), element("span", f"{margins}, test image {shown.index}"))  # fmt: skip

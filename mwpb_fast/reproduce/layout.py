@@ -43,7 +43,8 @@ class Column:
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """name: of the module of the rows' recipes. last: whether the last checkpoint is attacked by all the attacks
-    or by the cheap ones only. long_subset: test images for the long attacks, 0 for as many as for the others.
+    or by the cheap ones only. test_subset: test images, 0 for as many as the recipes have. long_subset: the same
+    for the long attacks, 0 for as many as for the others.
     axis: what x of rows or columns is. compared: whether what counts are the differences to the control rows,
     which are then shown with their 95 % intervals, and beside them the radii over the epochs. numbers: row ->
     column key -> the paper's number."""
@@ -54,6 +55,7 @@ class Table:
     columns: tuple[Column, ...]
     axis: str = ""
     last: Literal["all", "cheap"] = "all"
+    test_subset: int = 0
     long_subset: int = 0
     notes: tuple[str, ...] = ()
     compared: bool = False

@@ -27,7 +27,8 @@ TOLD = {"evaluation.attacks", "evaluation.step_size", "evaluation.subset", "eval
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """A run of a row. start: its recipe, unchanged. evaluations: checkpoint (best or last), how it is attacked."""
+    """A run of a row. start: its recipe, on the table's test images. evaluations: checkpoint (best or last), how
+    it is attacked."""
 
     row: Row
     config: Config
@@ -98,9 +99,12 @@ def plan_runs(
     for row in dict.fromkeys(table.row(name) for name in rows) or table.rows:
         name = f"{table.name}.{row.name}"
         start = options.find_recipe(name)
+        images = table.test_subset or start.evaluation.subset
+        start = dataclasses.replace(start, evaluation=dataclasses.replace(start.evaluation, subset=images))
         try:
             config = options.configure(name, {}, overrides)
-            config = options.configure(name, {}, [*_scaled(start, config, epochs, overrides), *overrides])
+            schedule_words = _scaled(start, config, epochs, overrides)
+            config = options.configure(name, {}, [f"--evaluation.subset={images}", *schedule_words, *overrides])
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
         folder = out / "runs" / f"{_title(config)}-{identity(config)}"

@@ -12,6 +12,7 @@ from mwpb_fast.config import ConfigError
 from mwpb_fast.reproduce.gather import CHECKPOINTS
 from mwpb_fast.system import text_tables
 from mwpb_fast.system.files import to_json, write_atomically
+from mwpb_fast.system.units import counted
 
 MISSING = "-"
 FIELDS = (
@@ -128,7 +129,7 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
 def _runs(result: dict[str, Any]) -> Iterator[str]:
     runs = [(f"{row['recipe']} seed {run['seed']}", run) for row in result["rows"] for run in row["runs"]]
     done = sum(run["state"] == "done" for _, run in runs)
-    yield f"{done} of {text_tables.counted(len(runs), 'run')} {'is' if len(runs) == 1 else 'are'} complete."
+    yield f"{done} of {counted(len(runs), 'run')} {'is' if len(runs) == 1 else 'are'} complete."
     for name, run in runs:
         if run["state"] != "done":
             yield f"- {name}: {'failed: ' + run['failure'] if run['failure'] else run['state']}"

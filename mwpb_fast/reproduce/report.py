@@ -12,6 +12,7 @@ from mwpb_fast.reproduce.layout import Table
 from mwpb_fast.reproduce.plan import PlannedRun, changes
 from mwpb_fast.system import text_tables
 from mwpb_fast.system.lock import turn
+from mwpb_fast.system.units import counted
 
 
 def publish(
@@ -50,7 +51,7 @@ def plan_lines(table: Table, runs: Sequence[PlannedRun], out: Path) -> Iterator[
     """What is done and what is left, a line a run."""
     states = [run.state() for run in runs]
     done = states.count("done")
-    yield f"{table.name}: {table.title}; {text_tables.counted(len(runs), 'run')} in {out / 'runs'}, {done} done"
+    yield f"{table.name}: {table.title}; {counted(len(runs), 'run')} in {out / 'runs'}, {done} done"
     if departures := changes(runs):
         yield f"reduced setting: {'; '.join(departures)}"
     rows = [[run.row.name, str(run.config.seed), state, "/".join(run.folder.parts[-2:])]

@@ -131,6 +131,7 @@ def _small() -> Table:
         rows=_method("at", "AT"),
         columns=attacked(20),
         last="cheap",
+        test_subset=1000,
         long_subset=500,
         notes=(note,),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mwpb_fast.config import ConfigError
-from mwpb_fast.system.text_tables import counted
+from mwpb_fast.system.units import counted
 
 DEEPEST = 3  # below the folder: those of `reproduce` are OUT/runs/NAME/seed0
 NAMED = 3

@@ -1,4 +1,4 @@
-"""Tables as text, for a terminal and in Markdown: rows of cells in, lines out; and counted things."""
+"""Tables as text, for a terminal and in Markdown: rows of cells in, lines out."""
 
 from __future__ import annotations
 
@@ -24,11 +24,6 @@ def markdown(
         if number == 0:
             rule = ("-" * (max(w, 1) + 1) + (":" if i in right else "-") for i, w in enumerate(widths))
             yield f"|{'|'.join(rule)}|"
-
-
-def counted(n: int, name: str) -> str:
-    """Such as 1 run, 1,200 runs. name: in the singular, with a regular plural."""
-    return f"{n:,} {name}{'' if n == 1 else 's'}"
 
 
 def _widths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:

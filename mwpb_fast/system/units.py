@@ -1,4 +1,4 @@
-"""Speeds and times as people read them."""
+"""Speeds, times and counts as people read them."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit} {int(seconds % size // part)} {smaller}"
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def counted(n: int, name: str) -> str:
+    """Such as 1 run, 1,200 runs. name: in the singular, with a regular plural."""
+    return f"{n:,} {name}{'' if n == 1 else 's'}"
