@@ -198,6 +198,12 @@ def test_figures_of_an_epoch_are_those_of_all_its_parts(
     assert before == [64 * {1: 2, 4: 3}[cut]]
 
 
+def test_a_smaller_last_batch_counts_as_what_it_is(tmp_path: Path) -> None:
+    config = tiny("--data.subset=150", "--data.last_batch=keep", "--epochs=1", "--warmup_epochs=0")
+    record = train.run(config, tmp_path, quiet=True)
+    assert record["images_per_second"] * record["seconds"] == pytest.approx(150)
+
+
 def test_progress_counts_from_where_the_work_stood(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

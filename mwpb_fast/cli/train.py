@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mwpb_fast import options
-from mwpb_fast.cli import attack_commands
+from mwpb_fast.cli.attack_commands import long_ahead
 from mwpb_fast.cli.parser import Parser
 from mwpb_fast.config import Config, ConfigError, axis_name
 from mwpb_fast.config.option_values import path
@@ -70,7 +70,7 @@ def train(arguments: Sequence[str]) -> int:
 
         where, device = config.data.dir, config.precision.device  # the command's: a checkpoint's may be older
         request = Request(folder, config.evaluation, data_dir=where, device=device, show=view.form == "lines")
-        attack_commands.long_ahead(request)
+        long_ahead(request)
         view.result(evaluate_run(request), format_table)  # several processes share its shards
     try:
         if ranks.leads():
