@@ -12,8 +12,7 @@ from mwpb_fast.runs.log import Progress, epoch_line, note, radius_text
 from mwpb_fast.runs.tracker import Tracker
 from mwpb_fast.system.files import to_json
 from mwpb_fast.system.lazy import torch
-from mwpb_fast.system.text_tables import counted
-from mwpb_fast.system.units import duration
+from mwpb_fast.system.units import counted, duration
 
 Form = Literal["lines", "json", "quiet"]
 
