@@ -18,7 +18,7 @@ from mwpb_fast.runs.view import View
 
 TINY = [
     "digits.mwpb_at", "--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--precision.device", "cpu",
-    "--model.name", "smallresnet-8", "--attack.steps", "2", "--quiet",
+    "--optim.drops", "[]", "--model.name", "smallresnet-8", "--attack.steps", "2", "--quiet",
 ]  # fmt: skip
 NATURAL = ["--evaluation.attacks", "natural", "--evaluation.subset", "40"]
 
