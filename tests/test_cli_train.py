@@ -17,8 +17,8 @@ from mwpb_fast.evaluation.request import Request
 from mwpb_fast.runs.view import View
 
 TINY = [
-    "digits.mwpb_at", "--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--optim.drops", "2",
-    "--model.name", "smallresnet-8", "--attack.steps", "2", "--precision.device", "cpu", "--quiet",
+    "digits.mwpb_at", "--data.subset", "128", "--epochs", "2", "--warmup_epochs", "1", "--precision.device", "cpu",
+    "--optim.drops", "[]", "--model.name", "smallresnet-8", "--attack.steps", "2", "--quiet",
 ]  # fmt: skip
 NATURAL = ["--evaluation.attacks", "natural", "--evaluation.subset", "40"]
 

@@ -111,7 +111,15 @@ def test_a_collapse_is_told_and_the_run_goes_on(
 def test_a_collapse_ends_the_run(
     tmp_path: Path, collapse: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", "digits.mwpb_at", *SMALL, "--model.name=smallresnet-4", "--epochs=4", "--guard.action=stop"]
+    words = [
+        "train",
+        "digits.mwpb_at",
+        *SMALL,
+        "--model.name=smallresnet-4",
+        "--epochs=4",
+        "--optim.drops=[]",
+        "--guard.action=stop",
+    ]
     assert cli.main([*words, "--quiet", "--no-evaluate", f"--out={tmp_path}"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mwpb-fast: error: epoch 3: catastrophic overfitting")

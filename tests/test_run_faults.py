@@ -24,7 +24,7 @@ from mwpb_fast.runs.writer import Writer
 from mwpb_fast.system.files import to_json
 
 WORDS = ["train", "digits.mwpb_at", "--data.subset=64", "--data.batch_size=16", "--model.name=smallresnet-4",
-         "--warmup_epochs=0", "--attack.steps=1", "--no-evaluate", "--quiet"]  # fmt: skip
+         "--warmup_epochs=0", "--optim.drops=[]", "--attack.steps=1", "--no-evaluate", "--quiet"]  # fmt: skip
 
 
 def strict(path: Path) -> list[Any]:

@@ -36,7 +36,8 @@ def test_a_signal_checkpoints_and_leaves_with_its_status(
     pipe = subprocess.PIPE
     process = subprocess.Popen([*COMMAND, *ENDLESS], stdout=pipe, stderr=pipe, text=True, cwd=tmp_path)
     assert process.stdout is not None
-    assert "epoch" in process.stdout.readline()
+    assert process.stdout.readline().startswith("training ")
+    assert process.stdout.readline().startswith("epoch ")
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == status
@@ -56,11 +57,13 @@ def test_what_was_ignored_at_the_start_stays_ignored(tmp_path: Path) -> None:
         [*COMMAND, *ENDLESS], stdout=pipe, stderr=pipe, text=True, cwd=tmp_path, preexec_fn=nohup
     )
     assert process.stdout is not None
-    assert "epoch" in process.stdout.readline()
+    assert process.stdout.readline().startswith("training ")
+    assert process.stdout.readline().startswith("epoch ")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGINT)
     for _ in range(3):  # it goes on
-        assert "epoch" in process.stdout.readline()
+        assert process.stdout.readline().startswith("training ")
+    assert process.stdout.readline().startswith("epoch ")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 143, err

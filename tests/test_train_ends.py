@@ -117,7 +117,16 @@ def test_a_stop_after_the_last_look_ends_the_command_before_its_evaluation(
 
     monkeypatch.setattr(train.Trainer, "_write_radii", stopped)
     monkeypatch.setattr("mwpb_fast.evaluation.checkpoint.evaluate_run", None)
-    words = ["train", "digits.mwpb_at", *TINY, "--evaluation.attacks=natural", "--quiet", "--out", str(tmp_path)]
+    words = [
+        "train",
+        "digits.mwpb_at",
+        *TINY,
+        "--optim.drops=[]",
+        "--evaluation.attacks=natural",
+        "--quiet",
+        "--out",
+        str(tmp_path),
+    ]
     assert cli.main(words) == 130
     assert capsys.readouterr().err == "mwpb-fast: stopped by SIGINT; the same command goes on from here\n"
 
