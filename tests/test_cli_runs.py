@@ -136,7 +136,8 @@ def test_sigterm_in_training_leaves_with_143_and_goes_on(tmp_path: Path) -> None
         cwd=tmp_path,
     )
     assert process.stdout is not None
-    assert "epoch" in process.stdout.readline()
+    assert process.stdout.readline().startswith("training ")
+    assert process.stdout.readline().startswith("epoch ")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 143
