@@ -44,7 +44,8 @@ class Parser(argparse.ArgumentParser):
         words, overrides = split(arguments, [*names, "--help"])
         for word in overrides:
             name = word.removeprefix("--").partition("=")[0]
-            if name.partition(".")[0] not in FIELDS and (close := near(name, [*names, *FIELDS])) and close[0] in names:
+            of_configuration = name.partition(".")[0] in FIELDS
+            if not of_configuration and (close := near(name, [*names, *FIELDS])) and close[0] in names:
                 raise ConfigError(f"no option {name!r}; did you mean {close[0]}?")
         return self.parse_intermixed_args(words), overrides
 
