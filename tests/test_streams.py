@@ -19,7 +19,8 @@ from mwpb_fast.runs.log import read_records
 from mwpb_fast.system.streams import Lasting
 
 RUN = (f"{sys.executable} -m mwpb_fast train digits.at --epochs 3 --optim.drops=[] --data.subset 32 "
-       "--data.batch_size 16 --attack.steps 1 --data.validation 0 --model.name smallresnet-16 --no-evaluate --out run")  # fmt: skip
+       "--data.batch_size 16 --data.validation 0 --attack.steps 1 --model.name smallresnet-16 "
+       "--no-evaluate --out run")  # fmt: skip
 
 
 def shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
